@@ -1,0 +1,3 @@
+//! Core of the mmusim simulator.
+pub mod addr;
+pub use addr::*;
