@@ -1,3 +1,14 @@
-//! Core of the mmusim simulator.
+//! Core of the mmusim simulator: formats, walkers, table memory, TLBs and cost sheets. Imports nothing of ours.
+
+pub mod access;
 pub mod addr;
+pub mod format;
+pub mod geometry;
+pub mod image;
+pub mod tlb;
+pub mod walk;
+
+pub use access::*;
 pub use addr::*;
+pub use format::*;
+pub use geometry::*;

@@ -1,0 +1,5 @@
+//! Translation caches.
+
+mod perms;
+
+pub use perms::Perms;
