@@ -191,7 +191,7 @@ impl<F1: Format, F2: Format> NestedCursor<F1, F2> {
                 State::ReadEntry { .. } => self.read_entry(bus, caches),
                 State::Two(goal) => self.step_two(bus, caches, goal),
                 State::Update { next } => self.next_update(caches, next),
-                State::Write { index } => self.write(bus, index),
+                State::Write { index } => Some(self.write(bus, index)),
                 State::Done(translation) => Some(Step::Done(translation)),
                 State::Fault(fault) => Some(Step::Fault(fault)),
             };
@@ -386,7 +386,7 @@ impl<F1: Format, F2: Format> NestedCursor<F1, F2> {
         None
     }
 
-    fn write<B: Bus + ?Sized>(&mut self, bus: &mut B, index: u8) -> Option<NestedStep<F1::Fault, F2::Fault>> {
+    fn write<B: Bus + ?Sized>(&mut self, bus: &mut B, index: u8) -> NestedStep<F1::Fault, F2::Fault> {
         let OnPath { gpa, at, raw, level, .. } = self.path[index as usize];
         let new = self.updated(index);
         let reference = |raw| Reference { stage: Stage::One, level, at, raw };
@@ -394,13 +394,13 @@ impl<F1: Format, F2: Format> NestedCursor<F1, F2> {
             Ok(Exchange::Done) => {
                 self.path[index as usize].raw = new;
                 self.state = State::Update { next: index + 1 };
-                Some(Step::Update(reference(new)))
+                Step::Update(reference(new))
             }
             Ok(Exchange::Found(raw)) => {
                 self.state = State::Begin;
-                Some(Step::Restart(reference(raw)))
+                Step::Restart(reference(raw))
             }
-            Err(_) => Some(self.fault(NestedFault::One(self.one.bus_fault(&self.walk, level)))),
+            Err(_) => self.fault(NestedFault::One(self.one.bus_fault(&self.walk, level))),
         }
     }
 
