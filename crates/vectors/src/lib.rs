@@ -1,0 +1,20 @@
+//! Replays translation vectors recorded from real emulators through the public walkers.
+//!
+//! A vector file is JSON lines (plain or xz): one table image per line with its configuration and many cases; a case
+//! is one access and the emulator's answer. Every case starts from the image's memory with empty TLBs. Where emulator and
+//! manual differ, the file says so (`manual_differs`, `other`); such a case is *excepted* by the rule that names the quirk, never by
+//! its number, and every rule is a [`Quirk`] listed in the report.
+
+mod json;
+mod report;
+mod run;
+
+#[cfg(feature = "arm")]
+mod arm64;
+#[cfg(feature = "ppc")]
+mod ppc;
+#[cfg(feature = "x86")]
+mod x86;
+
+pub use report::{Disagreement, FileReport, Quirk};
+pub use run::{Limits, VectorError, check_file, check_reader};
