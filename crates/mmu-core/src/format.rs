@@ -222,6 +222,15 @@ pub enum UpdateTime {
     AfterNextStage,
 }
 
+/// What a first stage's flag updates ask of the stage below.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestUpdates {
+    /// The word's page must be writable, and becomes dirty (x86, Arm).
+    NeedWrite,
+    /// The translation made for the read serves the update too; nothing is checked or marked again (POWER radix).
+    ReadSuffices,
+}
+
 /// Pages a flush must cover.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FlushScope {
@@ -319,6 +328,8 @@ pub trait Format: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
     const NAME: &'static str;
     /// When accessed and dirty flags are set relative to the next stage.
     const UPDATE_TIME: UpdateTime;
+    /// What it asks of a first stage's walk that sets flags in a table which this stage translates.
+    const GUEST_UPDATES: GuestUpdates = GuestUpdates::NeedWrite;
 
     // ---- shape ----
 
@@ -391,6 +402,12 @@ pub trait Format: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
 
     /// Where the walk of `walk.input` begins in the tree at `root`, or the fault that stops it before any reference.
     fn begin(&self, root: Hpa, walk: &Walk) -> Result<Begin, Self::Fault>;
+    /// Index of the entry for `input` in `table`, whose entries are of `level`. Formats in which the tree itself tells table
+    /// sizes (POWER radix) say how they differ from the geometry.
+    #[inline]
+    fn entry_index(&self, level: Level, table: Table, input: u64) -> u64 {
+        input >> self.geometry().shift(level) & ((1 << table.index_bits) - 1)
+    }
     /// What the walk does after reading `raw` at `level`. `acc` carries attributes from the levels above.
     fn entry(&self, walk: &Walk, level: Level, raw: u64, acc: &mut u64) -> Verdict<Self::Fault>;
     /// The word that the walk leaves behind at `level` of its successful path (`leaf`: the path's last entry); equal to

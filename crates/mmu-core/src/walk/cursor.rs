@@ -215,8 +215,7 @@ impl<F: Format> WalkCursor<F> {
 /// Address of the entry for `input` in `table`, whose entries are of `level`.
 #[inline]
 pub(super) fn entry_at<F: Format>(format: &F, level: Level, table: Table, input: u64) -> Hpa {
-    let index = input >> format.geometry().shift(level) & ((1 << table.index_bits) - 1);
-    table.base + index * 8
+    table.base + format.entry_index(level, table, input) * 8
 }
 
 /// Walks `input` through the tree at `root`, flags included, in one call.

@@ -9,7 +9,7 @@ use super::cursor::entry_at;
 use super::{Bus, Exchange, Reference, Stage, Step, Translation, WalkCursor};
 use crate::access::{Access, AccessKind, Purpose};
 use crate::addr::{Gpa, Hpa, Level};
-use crate::format::{Format, Mapped, PathPlace, Table, UpdateTime, Verdict, Walk};
+use crate::format::{Format, GuestUpdates, Mapped, PathPlace, Table, UpdateTime, Verdict, Walk};
 use crate::tlb::Perms;
 
 /// Caches that let a walk skip references. Every method defaults to "nothing cached".
@@ -372,7 +372,9 @@ impl<F1: Format, F2: Format> NestedCursor<F1, F2> {
             if self.updated(index) == entry.raw {
                 continue;
             }
-            if entry.host.contains(Perms::needed_by(&self.table_access(AccessKind::Write))) {
+            let granted = F2::GUEST_UPDATES == GuestUpdates::ReadSuffices
+                || entry.host.contains(Perms::needed_by(&self.table_access(AccessKind::Write)));
+            if granted {
                 self.state = State::Write { index };
             } else {
                 self.start_two(caches, entry.gpa, self.table_access(AccessKind::Write), Goal::UpdateEntry { index });
