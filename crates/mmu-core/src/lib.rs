@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod addr;
+pub mod assoc;
 pub mod format;
 pub mod geometry;
 pub mod image;

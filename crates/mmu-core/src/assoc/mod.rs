@@ -1,0 +1,481 @@
+//! The set-associative structure under TLBs, paging-structure caches and the reference-latency cache.
+//!
+//! # Design
+//!
+//! One type, [`SetAssoc`], holds keys and values in two flat arrays, so that a probe reads keys only: a set of four
+//! 16-byte keys is one cache line of the host. The replacement state lies apart, in a form chosen once from the
+//! [`Shape`]:
+//!
+//! - *narrow* (up to 16 ways): the recency order of a set is one word of nibbles, updated without branches; the set
+//!   is scanned;
+//! - *wide* (more ways, so every large fully associative structure): linked recency lists, and chained buckets by
+//!   tag, so that a probe of 256 ways costs about as much as one of 8;
+//! - *skewed*: time stamps, because the candidates for a block are not a set.
+//!
+//! All three keep the order of fill even for policies that ignore it: emptied ways sink to its end, hence "empty
+//! ways fill first" needs no search. Lookups allocate nothing.
+//!
+//! A [`Key`] says how a probe matches a stored key. Insertion compares by equality: inserting an equal key replaces
+//! the value in place. Two keys that match one probe without being equal (a global and an address-space-specific
+//! translation) may coexist, as in hardware; then the first in way order is found.
+//!
+//! # Not here
+//!
+//! Latencies, statistics, the meaning of keys: those belong to the owners. Random policies draw from the
+//! structure's own generator, so results depend on the seed and the sequence of calls only.
+
+mod index;
+mod order;
+mod replacement;
+mod shape;
+
+use std::fmt;
+
+pub use index::Index;
+use index::Indexer;
+use order::{Chains, Lists, NONE, packed};
+pub use replacement::Replacement;
+use replacement::{SplitMix, nru, tree};
+pub use shape::{Shape, ShapeError};
+
+/// What a structure is searched by.
+pub trait Key: Copy + Eq {
+    /// Marks an unused way. No probe may match it, and inserting it does nothing.
+    const EMPTY: Self;
+    /// The block number from which the set is computed.
+    fn number(&self) -> u64;
+    /// A word equal in every two keys that match.
+    fn tag(&self) -> u64;
+    /// Whether a probe with this key finds an entry stored under the other.
+    fn matches(&self, stored: &Self) -> bool;
+}
+
+/// Plain block numbers, for caches without tags. `u64::MAX` is the empty key.
+impl Key for u64 {
+    const EMPTY: Self = u64::MAX;
+    #[inline]
+    fn number(&self) -> u64 {
+        *self
+    }
+    #[inline]
+    fn tag(&self) -> u64 {
+        *self
+    }
+    #[inline]
+    fn matches(&self, stored: &Self) -> bool {
+        self == stored
+    }
+}
+
+/// Place of an entry, valid until the next insertion or removal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot {
+    set: u32,
+    slot: u32,
+}
+
+/// What an insertion did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Inserted<K, V> {
+    /// An empty way was filled.
+    Filled,
+    /// An equal key was there; this is its old value.
+    Replaced(V),
+    /// The set was full; this entry left it.
+    Evicted(K, V),
+}
+
+/// A set-associative array from keys to values. See the [module](self) for its design.
+///
+/// ```
+/// use mmu_core::assoc::{Shape, Inserted, SetAssoc};
+/// let mut cache: SetAssoc<u64, &str> = SetAssoc::new(Shape::new(4, 2)?, 0);
+/// cache.insert(2, "two");
+/// cache.insert(4, "four");
+/// assert_eq!(cache.lookup(&2), Some(&"two"));
+/// assert_eq!(cache.insert(6, "six"), Inserted::Evicted(4, "four"));
+/// # Ok::<(), mmu_core::assoc::ShapeError>(())
+/// ```
+#[derive(Clone)]
+pub struct SetAssoc<K, V> {
+    keys: Vec<K>,
+    values: Vec<V>,
+    layout: Layout,
+    /// Tree-PLRU or NRU bits per set; empty for other policies.
+    marks: Vec<u64>,
+    indexer: Indexer,
+    shape: Shape,
+    live: u32,
+    random: SplitMix,
+}
+
+#[derive(Clone)]
+enum Layout {
+    Narrow(Vec<u64>),
+    Wide(Lists, Chains),
+    Skewed(Stamps),
+}
+
+/// Last use (LRU) or fill (FIFO) of every slot; for NRU 1 or 0.
+#[derive(Clone)]
+struct Stamps {
+    of: Vec<u64>,
+    clock: u64,
+}
+
+impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
+    /// An empty structure. The seed matters to random policies only.
+    pub fn new(shape: Shape, seed: u64) -> Self {
+        let (sets, ways, entries) = (shape.sets(), shape.ways(), shape.entries());
+        let layout = if shape.index() == Index::Skewed {
+            Layout::Skewed(Stamps { of: vec![0; entries as usize], clock: 0 })
+        } else if shape.is_narrow() {
+            Layout::Narrow(vec![packed::initial(ways); sets as usize])
+        } else {
+            Layout::Wide(Lists::new(sets, ways), Chains::new(entries))
+        };
+        let marked = shape.replacement().has_marks();
+        Self {
+            keys: vec![K::EMPTY; entries as usize],
+            values: vec![V::default(); entries as usize],
+            layout,
+            marks: vec![0; if marked { sets as usize } else { 0 }],
+            indexer: Indexer::new(shape.index(), sets),
+            shape,
+            live: 0,
+            random: SplitMix(seed),
+        }
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+    /// Number of entries held.
+    pub fn len(&self) -> usize {
+        self.live as usize
+    }
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Finds an entry and counts this as a use of it.
+    #[inline]
+    pub fn lookup(&mut self, key: &K) -> Option<&V> {
+        let slot = self.find(key)?;
+        self.touch(slot);
+        Some(self.value(slot))
+    }
+
+    /// Finds an entry without counting a use.
+    #[inline]
+    pub fn peek(&self, key: &K) -> Option<&V> {
+        self.find(key).map(|slot| self.value(slot))
+    }
+
+    /// Finds the place of an entry without counting a use.
+    #[inline]
+    pub fn find(&self, key: &K) -> Option<Slot> {
+        self.search(key, |stored| key.matches(stored))
+    }
+
+    /// The value at a place.
+    #[inline]
+    pub fn value(&self, slot: Slot) -> &V {
+        &self.values[slot.slot as usize]
+    }
+    /// The value at a place, to be changed.
+    #[inline]
+    pub fn value_mut(&mut self, slot: Slot) -> &mut V {
+        &mut self.values[slot.slot as usize]
+    }
+
+    /// Counts a use of the entry at a place.
+    #[inline]
+    pub fn touch(&mut self, slot: Slot) {
+        if self.shape.replacement().reorders_on_hit() {
+            self.bring_to_front(slot);
+        } else {
+            self.mark(slot);
+        }
+    }
+
+    /// Puts an entry in, replacing the value under an equal key or else, in a full set, the policy's victim.
+    /// Counts as a use of the entry.
+    #[inline]
+    pub fn insert(&mut self, key: K, value: V) -> Inserted<K, V> {
+        if key == K::EMPTY {
+            return Inserted::Filled;
+        }
+        match self.search(&key, |stored| *stored == key) {
+            Some(slot) => {
+                self.touch(slot);
+                Inserted::Replaced(std::mem::replace(self.value_mut(slot), value))
+            }
+            None => self.insert_absent(key, value),
+        }
+    }
+
+    /// [`insert`](Self::insert) for a key that is known not to be there, without the search.
+    #[inline]
+    pub fn insert_absent(&mut self, key: K, value: V) -> Inserted<K, V> {
+        let slot = self.victim(key.number());
+        let at = slot.slot as usize;
+        let old = std::mem::replace(&mut self.keys[at], key);
+        let old_value = std::mem::replace(&mut self.values[at], value);
+        let filled = old == K::EMPTY;
+        if let Layout::Wide(_, chains) = &mut self.layout {
+            if !filled {
+                chains.unlink(old.tag(), slot.slot);
+            }
+            chains.link(key.tag(), slot.slot);
+        }
+        self.bring_to_front(slot);
+        self.mark(slot);
+        if filled {
+            self.live += 1;
+            Inserted::Filled
+        } else {
+            Inserted::Evicted(old, old_value)
+        }
+    }
+
+    /// Removes what a probe with this key finds, all of it, and returns how many entries that were.
+    pub fn invalidate(&mut self, key: &K) -> u64 {
+        self.retain_tagged(key, |stored, _| !key.matches(stored))
+    }
+
+    /// Keeps the entries for which `keep` says so (it may change their values) and returns how many went.
+    /// Looks at every entry.
+    pub fn retain(&mut self, mut keep: impl FnMut(&K, &mut V) -> bool) -> u64 {
+        if self.live == 0 {
+            return 0;
+        }
+        let before = self.live;
+        for slot in 0..self.shape.entries() {
+            self.keep_or_drop(slot, &mut keep);
+        }
+        u64::from(before - self.live)
+    }
+
+    /// [`retain`](Self::retain) restricted to entries with this key's [`Key::tag`]: looks at one set only.
+    pub fn retain_tagged(&mut self, key: &K, mut keep: impl FnMut(&K, &mut V) -> bool) -> u64 {
+        if self.live == 0 {
+            return 0;
+        }
+        let (before, tag) = (self.live, key.tag());
+        let mut keep = |stored: &K, value: &mut V| stored.tag() != tag || keep(stored, value);
+        if let Layout::Wide(_, chains) = &self.layout {
+            let mut slot = chains.first(tag);
+            while slot != NONE {
+                let Layout::Wide(_, chains) = &self.layout else { break };
+                let after = chains.after(slot);
+                self.keep_or_drop(slot, &mut keep);
+                slot = after;
+            }
+        } else {
+            for way in 0..self.shape.ways() {
+                self.keep_or_drop(self.slot_in_way(key.number(), way).slot, &mut keep);
+            }
+        }
+        u64::from(before - self.live)
+    }
+
+    /// Empties the structure and returns how many entries it held. Replacement state of emptied ways does not matter.
+    pub fn clear(&mut self) -> u64 {
+        self.retain(|_, _| false)
+    }
+
+    /// All entries, set by set.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.keys.iter().zip(&self.values).filter(|(key, _)| **key != K::EMPTY)
+    }
+
+    #[inline]
+    fn search(&self, key: &K, accept: impl Fn(&K) -> bool) -> Option<Slot> {
+        match &self.layout {
+            Layout::Narrow(_) => {
+                let ways = self.shape.ways();
+                let set = self.indexer.set(key.number());
+                let first = set * ways;
+                let keys = &self.keys[first as usize..(first + ways) as usize];
+                let way = keys.iter().position(accept)?;
+                Some(Slot { set, slot: first + way as u32 })
+            }
+            Layout::Wide(_, chains) => {
+                let mut slot = chains.first(key.tag());
+                while slot != NONE && !accept(&self.keys[slot as usize]) {
+                    slot = chains.after(slot);
+                }
+                (slot != NONE).then(|| Slot { set: self.indexer.set(key.number()), slot })
+            }
+            Layout::Skewed(_) => (0..self.shape.ways())
+                .map(|way| self.slot_in_way(key.number(), way))
+                .find(|slot| accept(&self.keys[slot.slot as usize])),
+        }
+    }
+
+    /// Where a block would lie in a way.
+    #[inline]
+    fn slot_in_way(&self, number: u64, way: u32) -> Slot {
+        let set = match self.layout {
+            Layout::Skewed(_) => self.indexer.set_of_way(number, way),
+            _ => self.indexer.set(number),
+        };
+        Slot { set, slot: set * self.shape.ways() + way }
+    }
+
+    #[inline]
+    fn way_of(&self, slot: Slot) -> u32 {
+        slot.slot - slot.set * self.shape.ways()
+    }
+
+    #[inline]
+    fn bring_to_front(&mut self, slot: Slot) {
+        let way = self.way_of(slot);
+        match &mut self.layout {
+            Layout::Narrow(orders) => {
+                let order = &mut orders[slot.set as usize];
+                *order = packed::to_front(*order, way);
+            }
+            Layout::Wide(lists, _) => lists.to_front(slot.set, slot.slot),
+            Layout::Skewed(stamps) if self.shape.replacement() != Replacement::Nru => {
+                stamps.clock += 1;
+                stamps.of[slot.slot as usize] = stamps.clock;
+            }
+            Layout::Skewed(stamps) => stamps.of[slot.slot as usize] = 1,
+        }
+    }
+
+    /// Notes a use in the marks of tree-PLRU or NRU.
+    #[inline]
+    fn mark(&mut self, slot: Slot) {
+        let (way, ways) = (self.way_of(slot), self.shape.ways());
+        match (self.shape.replacement(), &mut self.layout) {
+            (Replacement::Nru, Layout::Skewed(stamps)) => stamps.of[slot.slot as usize] = 1,
+            (Replacement::TreePlru, _) => {
+                let bits = &mut self.marks[slot.set as usize];
+                *bits = tree::touch(*bits, way, ways);
+            }
+            (Replacement::Nru, _) => {
+                let bits = &mut self.marks[slot.set as usize];
+                *bits = nru::touch(*bits, way, ways);
+            }
+            _ => {}
+        }
+    }
+
+    /// The way to fill for this block: an empty one if there is one, else the policy's choice.
+    #[inline]
+    fn victim(&mut self, number: u64) -> Slot {
+        if let Layout::Skewed(_) = self.layout {
+            return self.skewed_victim(number);
+        }
+        let set = self.indexer.set(number);
+        let last = self.from_back(set, 0);
+        if self.keys[last as usize] == K::EMPTY {
+            return Slot { set, slot: last };
+        }
+        let ways = self.shape.ways();
+        let slot = match self.shape.replacement() {
+            Replacement::Lru | Replacement::Fifo => last,
+            Replacement::Random => set * ways + self.random.below(ways),
+            Replacement::RandomHalf => {
+                let steps = self.random.below((ways / 2).max(1));
+                self.from_back(set, steps)
+            }
+            Replacement::TreePlru => set * ways + tree::victim(self.marks[set as usize], ways),
+            Replacement::Nru => set * ways + nru::victim(self.marks[set as usize], ways),
+        };
+        Slot { set, slot }
+    }
+
+    /// The slot `steps` before the end of a set's order.
+    #[inline]
+    fn from_back(&self, set: u32, steps: u32) -> u32 {
+        let ways = self.shape.ways();
+        match &self.layout {
+            Layout::Narrow(orders) => set * ways + packed::at(orders[set as usize], ways - 1 - steps),
+            Layout::Wide(lists, _) => lists.from_back(set, steps),
+            Layout::Skewed(_) => set * ways,
+        }
+    }
+
+    fn skewed_victim(&mut self, number: u64) -> Slot {
+        let ways = self.shape.ways();
+        let mut candidates = [(0, Slot { set: 0, slot: 0 }); replacement::MAX_MARKED_WAYS as usize];
+        let candidates = &mut candidates[..ways as usize];
+        for (way, candidate) in candidates.iter_mut().enumerate() {
+            let slot = self.slot_in_way(number, way as u32);
+            if self.keys[slot.slot as usize] == K::EMPTY {
+                return slot;
+            }
+            *candidate = (self.stamp(slot), slot);
+        }
+        match self.shape.replacement() {
+            Replacement::Random => candidates[self.random.below(ways) as usize].1,
+            Replacement::RandomHalf => {
+                candidates.sort_unstable_by_key(|candidate| candidate.0);
+                candidates[self.random.below((ways / 2).max(1)) as usize].1
+            }
+            Replacement::Nru => self.skewed_nru_victim(candidates),
+            _ => candidates.iter().min_by_key(|candidate| candidate.0).map_or(candidates[0].1, |oldest| oldest.1),
+        }
+    }
+
+    /// The first candidate without a mark; when all have one, all lose it.
+    fn skewed_nru_victim(&mut self, candidates: &[(u64, Slot)]) -> Slot {
+        if let Some(unused) = candidates.iter().find(|candidate| candidate.0 == 0) {
+            return unused.1;
+        }
+        if let Layout::Skewed(stamps) = &mut self.layout {
+            for (_, slot) in candidates {
+                stamps.of[slot.slot as usize] = 0;
+            }
+        }
+        candidates[0].1
+    }
+
+    fn stamp(&self, slot: Slot) -> u64 {
+        match &self.layout {
+            Layout::Skewed(stamps) => stamps.of[slot.slot as usize],
+            _ => 0,
+        }
+    }
+
+    #[inline]
+    fn keep_or_drop(&mut self, slot: u32, keep: &mut impl FnMut(&K, &mut V) -> bool) {
+        let key = self.keys[slot as usize];
+        if key != K::EMPTY && !keep(&key, &mut self.values[slot as usize]) {
+            self.drop_slot(key, slot);
+        }
+    }
+
+    fn drop_slot(&mut self, key: K, slot: u32) {
+        self.keys[slot as usize] = K::EMPTY;
+        self.live -= 1;
+        let ways = self.shape.ways();
+        let (set, way) = (slot / ways, slot % ways);
+        match &mut self.layout {
+            Layout::Narrow(orders) => {
+                let order = &mut orders[set as usize];
+                *order = packed::to_back(*order, way, ways);
+            }
+            Layout::Wide(lists, chains) => {
+                lists.to_back(set, slot);
+                chains.unlink(key.tag(), slot);
+            }
+            Layout::Skewed(stamps) => stamps.of[slot as usize] = 0,
+        }
+        if self.shape.replacement() == Replacement::Nru && !self.marks.is_empty() {
+            self.marks[set as usize] &= !(1 << way);
+        }
+    }
+}
+
+impl<K, V> fmt::Debug for SetAssoc<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SetAssoc").field("shape", &self.shape).field("live", &self.live).finish_non_exhaustive()
+    }
+}

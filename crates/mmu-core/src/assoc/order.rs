@@ -1,0 +1,209 @@
+//! Recency orders of the ways of a set.
+//!
+//! Both forms hold a permutation: the way at position 0 was used (or filled) last, the way at the end is the next victim.
+//! Emptied ways are moved to the end, so the last way is empty exactly when the set has an empty way: finding one
+//! never scans.
+
+/// A permutation of up to 16 ways in one word: nibble `i` is the way at position `i`.
+pub(super) mod packed {
+    const ONES: u64 = 0x1111_1111_1111_1111;
+    const HIGHS: u64 = 0x8888_8888_8888_8888;
+    /// Ways one word can order.
+    pub(in super::super) const MAX_WAYS: u32 = 16;
+
+    /// All ways empty; way 0 is filled first.
+    pub(in super::super) fn initial(ways: u32) -> u64 {
+        (0..ways).fold(0, |order, position| order | u64::from(ways - 1 - position) << (4 * position))
+    }
+
+    /// Four times the position of a way.
+    #[inline]
+    fn bit_of(order: u64, way: u32) -> u32 {
+        let difference = order ^ ONES.wrapping_mul(u64::from(way));
+        // The lowest flagged nibble of this is the lowest zero nibble; nibbles past the last way lie above it.
+        let zero = difference.wrapping_sub(ONES) & !difference & HIGHS;
+        zero.trailing_zeros() & !3
+    }
+
+    /// The order after `way` was used.
+    #[inline]
+    pub(in super::super) fn to_front(order: u64, way: u32) -> u64 {
+        let newer = (1 << bit_of(order, way)) - 1;
+        order & !((newer << 4) | 0xf) | ((order & newer) << 4) | u64::from(way)
+    }
+
+    /// The order after `way` was emptied.
+    #[inline]
+    pub(in super::super) fn to_back(order: u64, way: u32, ways: u32) -> u64 {
+        let newer: u64 = (1 << bit_of(order, way)) - 1;
+        let last = 4 * (ways - 1);
+        order & newer | (order >> 4) & !newer & ((1 << last) - 1) | u64::from(way) << last
+    }
+
+    /// The way at a position.
+    #[inline]
+    pub(in super::super) fn at(order: u64, position: u32) -> u32 {
+        (order >> (4 * position)) as u32 & 0xf
+    }
+}
+
+/// Circular lists, one per set, for any number of ways. Slots are numbered across sets.
+#[derive(Clone, Debug)]
+pub(super) struct Lists {
+    heads: Vec<u32>,
+    next: Vec<u32>,
+    prev: Vec<u32>,
+}
+
+impl Lists {
+    pub(super) fn new(sets: u32, ways: u32) -> Self {
+        let ring = |step: u32| {
+            (0..sets * ways).map(move |slot| slot / ways * ways + (slot % ways + step) % ways).collect::<Vec<_>>()
+        };
+        // Backwards, so that way 0 is last and filled first.
+        Self { heads: (0..sets).map(|set| set * ways + ways - 1).collect(), next: ring(ways - 1), prev: ring(1) }
+    }
+
+    /// The slot `steps` before the end of the order.
+    #[inline]
+    pub(super) fn from_back(&self, set: u32, steps: u32) -> u32 {
+        let last = self.prev[self.heads[set as usize] as usize];
+        (0..steps).fold(last, |slot, _| self.prev[slot as usize])
+    }
+
+    #[inline]
+    pub(super) fn to_front(&mut self, set: u32, slot: u32) {
+        if self.heads[set as usize] != slot {
+            self.place_last(set, slot);
+            self.heads[set as usize] = slot;
+        }
+    }
+
+    #[inline]
+    pub(super) fn to_back(&mut self, set: u32, slot: u32) {
+        if self.heads[set as usize] == slot {
+            self.heads[set as usize] = self.next[slot as usize];
+        } else {
+            self.place_last(set, slot);
+        }
+    }
+
+    /// Moves a slot that is not the head to the end of its ring.
+    #[inline]
+    fn place_last(&mut self, set: u32, slot: u32) {
+        let head = self.heads[set as usize];
+        let last = self.prev[head as usize];
+        if last == slot {
+            return;
+        }
+        let (before, after) = (self.prev[slot as usize], self.next[slot as usize]);
+        self.next[before as usize] = after;
+        self.prev[after as usize] = before;
+        self.next[last as usize] = slot;
+        self.prev[slot as usize] = last;
+        self.next[slot as usize] = head;
+        self.prev[head as usize] = slot;
+    }
+}
+
+/// Slots by tag, so that wide sets are not scanned: chained buckets over all sets.
+#[derive(Clone, Debug)]
+pub(super) struct Chains {
+    heads: Vec<u32>,
+    next: Vec<u32>,
+    shift: u32,
+}
+
+/// End of a chain.
+pub(super) const NONE: u32 = u32::MAX;
+
+impl Chains {
+    pub(super) fn new(slots: u32) -> Self {
+        let buckets = (2 * slots as usize).next_power_of_two();
+        Self { heads: vec![NONE; buckets], next: vec![NONE; slots as usize], shift: 64 - buckets.trailing_zeros() }
+    }
+
+    #[inline]
+    fn bucket(&self, tag: u64) -> usize {
+        // The low bits of a tag are nearly constant (page size, kind): fold before the multiplication.
+        ((tag ^ (tag >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
+    }
+
+    /// First slot that may hold the tag, or [`NONE`].
+    #[inline]
+    pub(super) fn first(&self, tag: u64) -> u32 {
+        self.heads[self.bucket(tag)]
+    }
+
+    /// The slot after this one, or [`NONE`].
+    #[inline]
+    pub(super) fn after(&self, slot: u32) -> u32 {
+        self.next[slot as usize]
+    }
+
+    #[inline]
+    pub(super) fn link(&mut self, tag: u64, slot: u32) {
+        let bucket = self.bucket(tag);
+        self.next[slot as usize] = self.heads[bucket];
+        self.heads[bucket] = slot;
+    }
+
+    #[inline]
+    pub(super) fn unlink(&mut self, tag: u64, slot: u32) {
+        let bucket = self.bucket(tag);
+        let after = self.next[slot as usize];
+        if self.heads[bucket] == slot {
+            self.heads[bucket] = after;
+            return;
+        }
+        let mut at = self.heads[bucket];
+        while at != NONE && self.next[at as usize] != slot {
+            at = self.next[at as usize];
+        }
+        if at != NONE {
+            self.next[at as usize] = after;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The plain form both orders are checked against.
+    fn replay(ways: u32, moves: &[(u32, bool)]) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..ways).rev().collect();
+        for &(way, front) in moves {
+            let way = way % ways;
+            order.retain(|&w| w != way);
+            order.insert(if front { 0 } else { order.len() }, way);
+        }
+        order
+    }
+
+    proptest! {
+        #[test]
+        fn packed_order_is_a_move_to_front_list(ways in 1u32..=16, moves in prop::collection::vec((0u32..16, any::<bool>()), 0..40)) {
+            let mut order = packed::initial(ways);
+            for &(way, front) in &moves {
+                let way = way % ways;
+                order = if front { packed::to_front(order, way) } else { packed::to_back(order, way, ways) };
+            }
+            let unpacked: Vec<u32> = (0..ways).map(|position| packed::at(order, position)).collect();
+            prop_assert_eq!(unpacked, replay(ways, &moves));
+        }
+
+        #[test]
+        fn lists_are_move_to_front_lists(ways in 1u32..=70, moves in prop::collection::vec((0u32..70, any::<bool>()), 0..60)) {
+            let mut lists = Lists::new(3, ways);
+            for &(way, front) in &moves {
+                let slot = ways + way % ways;
+                if front { lists.to_front(1, slot) } else { lists.to_back(1, slot) }
+            }
+            let order: Vec<u32> = (0..ways).rev().map(|steps| lists.from_back(1, steps) - ways).collect();
+            prop_assert_eq!(order, replay(ways, &moves));
+            prop_assert_eq!(lists.from_back(0, 0), 0);
+        }
+    }
+}

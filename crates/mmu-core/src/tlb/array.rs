@@ -1,0 +1,481 @@
+//! One TLB array: one or several page sizes in one set-associative structure.
+//!
+//! A look-up knows no page size, so an array that holds several is probed once per size - but only per size that has
+//! entries, which counters tell. With coalescing the smallest pages are stored in aligned groups with a mask of valid
+//! pages; a page joins its group's entry when its output continues the group's and everything else is equal, and
+//! otherwise takes the entry over (Arm Cortex-A76 TRM 100798, L2 TLB format).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::invalidate::{Select, Span};
+use super::key::GROUPED;
+use super::{CombinedByGpa, Input, Kind, Tag, TagRules, TlbEntry, TlbKey};
+use crate::addr::{Gpa, PageSize};
+use crate::assoc::{Inserted, SetAssoc, Shape};
+
+/// Who asks a TLB.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum Port {
+    /// Loads.
+    Load = 0,
+    /// Stores.
+    Store = 1,
+    /// Instruction fetches.
+    Fetch = 2,
+}
+
+impl Port {
+    /// All of them.
+    pub const ALL: [Port; 3] = [Port::Load, Port::Store, Port::Fetch];
+}
+
+/// What an array does with a page larger than any size it holds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LargerPages {
+    /// Stores the part around the access, of the largest size it holds (AMD calls this smashing).
+    #[default]
+    Fragment,
+    /// Does not store it.
+    Skip,
+}
+
+/// Hardware coalescing of pages that continue each other.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Coalesce {
+    /// Pages in an aligned group: 2, 4 or 8.
+    pub pages: u8,
+}
+
+/// Description of one array.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ArraySpec {
+    /// Name in statistics.
+    pub name: String,
+    /// Sets, ways, index and replacement.
+    pub shape: Shape,
+    /// Who asks it.
+    pub ports: Vec<Port>,
+    /// Page sizes it holds.
+    pub sizes: Vec<PageSize>,
+    /// Coalescing of the smallest of those sizes.
+    pub coalesce: Option<Coalesce>,
+    /// What happens to larger pages.
+    pub larger: LargerPages,
+}
+
+/// A description of which no array can be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ArrayError {
+    /// No page size, or more than eight.
+    Sizes,
+    /// A size below 4 KiB.
+    TooSmall(PageSize),
+    /// A size that is listed twice.
+    Twice(PageSize),
+    /// A group that is not 2, 4 or 8 pages.
+    Group(u8),
+    /// Nobody asks it.
+    Ports,
+}
+
+impl ArrayError {
+    /// What to write instead.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::Sizes => "list one to eight page sizes, for example sizes = [\"4K\", \"2M\"]",
+            Self::TooSmall(_) => "the smallest page is 4K",
+            Self::Twice(_) => "list every size once",
+            Self::Group(_) => "groups have 2, 4 or 8 pages; without coalescing leave the key out",
+            Self::Ports => "list who asks it, for example ports = [\"load\", \"store\"]",
+        }
+    }
+}
+
+impl fmt::Display for ArrayError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sizes => write!(f, "a TLB array holds one to eight page sizes"),
+            Self::TooSmall(size) => write!(f, "no TLB holds pages of {size}"),
+            Self::Twice(size) => write!(f, "page size {size} is listed twice"),
+            Self::Group(pages) => write!(f, "{pages} pages cannot be coalesced"),
+            Self::Ports => write!(f, "nobody asks this array"),
+        }
+    }
+}
+impl std::error::Error for ArrayError {}
+
+impl ArraySpec {
+    /// The first reason why no array can be made of this.
+    pub fn check(&self) -> Result<(), ArrayError> {
+        if self.ports.is_empty() {
+            return Err(ArrayError::Ports);
+        }
+        if self.sizes.is_empty() || self.sizes.len() > MAX_SIZES {
+            return Err(ArrayError::Sizes);
+        }
+        if let Some(&size) = self.sizes.iter().find(|&&size| size < PageSize::SIZE_4K) {
+            return Err(ArrayError::TooSmall(size));
+        }
+        if let Some(&size) = self.sizes.iter().find(|&size| self.sizes.iter().filter(|&s| s == size).count() > 1) {
+            return Err(ArrayError::Twice(size));
+        }
+        match self.coalesce {
+            Some(Coalesce { pages }) if !matches!(pages, 2 | 4 | 8) => Err(ArrayError::Group(pages)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Counters of one array.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct ArrayStats {
+    /// Look-ups answered here.
+    pub hits: u64,
+    /// Look-ups that asked this array's level and found nothing in any of its arrays.
+    pub misses: u64,
+    /// Translations put in, replacements of a present one included.
+    pub fills: u64,
+    /// Translations that had to leave for another.
+    pub evictions: u64,
+    /// Entries that an invalidation removed or, if coalesced, cut.
+    pub invalidations: u64,
+}
+
+const MAX_SIZES: usize = 8;
+const NO_CLASS: u8 = u8::MAX;
+
+/// One page size of an array.
+#[derive(Clone, Copy, Debug, Default)]
+struct Class {
+    /// Shift and flags of its keys.
+    key: u64,
+    page_shift: u32,
+    /// Entries of this size.
+    count: u32,
+}
+
+impl Class {
+    const fn key_shift(self) -> u32 {
+        (self.key & !GROUPED) as u32
+    }
+    const fn flags(self) -> u64 {
+        self.key & GROUPED
+    }
+    const fn is_grouped(self) -> bool {
+        self.flags() != 0
+    }
+    /// Which page of its group an address lies in.
+    const fn page_in_group(self, address: u64) -> u32 {
+        (address >> self.page_shift) as u32 & ((1 << (self.key_shift() - self.page_shift)) - 1)
+    }
+}
+
+/// Whether an insertion must look for an equal entry first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Known {
+    /// A look-up has just missed here.
+    Absent,
+    /// Unknown.
+    Unknown,
+}
+
+/// One TLB array.
+#[derive(Clone, Debug)]
+pub struct TlbArray {
+    name: String,
+    store: SetAssoc<TlbKey, TlbEntry>,
+    classes: [Class; MAX_SIZES],
+    class_count: u8,
+    /// Bit `i`: class `i` has entries.
+    present: u8,
+    /// Class that stores a page of this shift.
+    by_shift: [u8; 64],
+    rules: TagRules,
+    /// Counters.
+    pub(super) stats: ArrayStats,
+}
+
+impl TlbArray {
+    /// An empty array. The seed matters to random replacement only.
+    pub fn new(spec: &ArraySpec, rules: TagRules, seed: u64) -> Result<Self, ArrayError> {
+        spec.check()?;
+        let mut sizes = spec.sizes.clone();
+        sizes.sort_unstable();
+        let mut classes = [Class::default(); MAX_SIZES];
+        for (class, size) in classes.iter_mut().zip(&sizes) {
+            *class = Class { key: u64::from(size.shift()), page_shift: size.shift(), count: 0 };
+        }
+        if let Some(Coalesce { pages }) = spec.coalesce {
+            classes[0].key = (classes[0].key + u64::from(pages.trailing_zeros())) | GROUPED;
+        }
+        let by_shift = std::array::from_fn(|shift| {
+            let class = sizes.iter().rposition(|size| size.shift() as usize <= shift);
+            match class {
+                Some(class) if sizes[class].shift() as usize == shift || spec.larger == LargerPages::Fragment => {
+                    class as u8
+                }
+                _ => NO_CLASS,
+            }
+        });
+        Ok(Self {
+            name: spec.name.clone(),
+            store: SetAssoc::new(spec.shape, seed),
+            classes,
+            class_count: sizes.len() as u8,
+            present: 0,
+            by_shift,
+            rules,
+            stats: ArrayStats::default(),
+        })
+    }
+
+    /// Name in statistics.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    /// Counters since it was made.
+    pub fn stats(&self) -> ArrayStats {
+        self.stats
+    }
+    /// Entries held; a coalesced group is one.
+    pub fn len(&self) -> usize {
+        self.store.len()
+    }
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.store.is_empty()
+    }
+    /// Its shape.
+    pub fn shape(&self) -> Shape {
+        self.store.shape()
+    }
+
+    /// Entries with their keys, a group as its parts.
+    pub fn entries(&self) -> impl Iterator<Item = (TlbKey, TlbEntry)> + '_ {
+        self.store.iter().flat_map(move |(&key, &entry)| {
+            (0..8).filter(move |index| entry.valid >> index & 1 == 1).map(move |index| {
+                (key, if key.is_grouped() { self.page_of_group(entry, index, key.kind()) } else { entry })
+            })
+        })
+    }
+
+    /// Looks an address up and counts a use of what it finds.
+    pub fn lookup(&mut self, tag: Tag, input: Input) -> Option<TlbEntry> {
+        let found = self.find(input, self.rules.context(tag, input.kind()));
+        self.stats.misses += u64::from(found.is_none());
+        found
+    }
+
+    /// Looks an address up without any trace.
+    pub fn peek(&self, tag: Tag, input: Input) -> Option<TlbEntry> {
+        let context = self.rules.context(tag, input.kind());
+        self.probe(input, context).map(|(_, entry)| entry)
+    }
+
+    /// Puts a translation in; an entry with the same key is replaced, so one array never holds two versions of one
+    /// page under one tag.
+    pub fn fill(&mut self, tag: Tag, input: Input, entry: TlbEntry) {
+        let _ = self.put(input, self.rules.context(tag, input.kind()), entry, Known::Unknown);
+    }
+
+    /// [`lookup`](Self::lookup) with the context worked out, without counting a miss.
+    #[inline]
+    pub(super) fn find(&mut self, input: Input, context: u64) -> Option<TlbEntry> {
+        let (slot, entry) = self.probe(input, context)?;
+        self.store.touch(slot);
+        self.stats.hits += 1;
+        Some(entry)
+    }
+
+    #[inline]
+    fn probe(&self, input: Input, context: u64) -> Option<(crate::assoc::Slot, TlbEntry)> {
+        let mut present = self.present;
+        while present != 0 {
+            let class = self.classes[present.trailing_zeros() as usize];
+            present &= present - 1;
+            let key = TlbKey::new(input, class.key_shift(), class.flags(), context);
+            let Some(slot) = self.store.find(&key) else { continue };
+            let entry = *self.store.value(slot);
+            if !class.is_grouped() {
+                return Some((slot, entry));
+            }
+            let index = class.page_in_group(input.raw());
+            if entry.valid >> index & 1 == 1 {
+                return Some((slot, self.page_of_group(entry, index, input.kind())));
+            }
+        }
+        None
+    }
+
+    /// Guest-physical entries have their address in the key; linear ones have none.
+    #[inline]
+    fn stores_gpa(&self, kind: Kind) -> bool {
+        kind == Kind::Combined && self.rules.combined_by_gpa == CombinedByGpa::Stored
+    }
+
+    fn page_of_group(&self, group: TlbEntry, index: u32, kind: Kind) -> TlbEntry {
+        let page = group.group_page(index);
+        if self.stores_gpa(kind) { page } else { TlbEntry { gpa: Gpa::new(0), ..page } }
+    }
+
+    /// The shift of the pages as which a page of this size would be stored.
+    #[inline]
+    pub(super) fn stored_shift(&self, size: PageSize) -> Option<u32> {
+        let class = self.by_shift[size.shift() as usize & 63];
+        (class != NO_CLASS).then(|| self.classes[class as usize].page_shift)
+    }
+
+    /// [`fill`](Self::fill) with the context worked out; returns the entry that had to leave.
+    #[inline]
+    pub(super) fn put(
+        &mut self,
+        input: Input,
+        context: u64,
+        entry: TlbEntry,
+        known: Known,
+    ) -> Option<(TlbKey, TlbEntry)> {
+        let index = self.by_shift[entry.size.shift() as usize & 63];
+        if index == NO_CLASS {
+            return None;
+        }
+        let class = self.classes[index as usize];
+        let mut entry = entry;
+        if entry.size.shift() != class.page_shift {
+            entry = entry.fragment(input.raw(), PageSize::from_shift(class.page_shift)?);
+        }
+        if !self.stores_gpa(input.kind()) {
+            entry.gpa = Gpa::new(0);
+        }
+        self.stats.fills += 1;
+        let key = TlbKey::new(input, class.key_shift(), class.flags(), context).with_reach(entry.reach);
+        let inserted = if class.is_grouped() {
+            self.join_group(key, class.page_in_group(input.raw()), entry)
+        } else if known == Known::Absent {
+            self.store.insert_absent(key, entry)
+        } else {
+            self.store.insert(key, entry)
+        };
+        self.account(index as usize, inserted)
+    }
+
+    #[inline]
+    fn account(&mut self, class: usize, inserted: Inserted<TlbKey, TlbEntry>) -> Option<(TlbKey, TlbEntry)> {
+        if let Inserted::Replaced(_) = inserted {
+            return None;
+        }
+        self.classes[class].count += 1;
+        self.present |= 1 << class;
+        let Inserted::Evicted(key, entry) = inserted else { return None };
+        self.stats.evictions += 1;
+        self.forget(key.class());
+        Some((key, entry))
+    }
+
+    /// One entry less of a class.
+    #[inline]
+    fn forget(&mut self, key_class: u64) {
+        Self::forget_in(&mut self.classes[..self.class_count as usize], &mut self.present, key_class);
+    }
+
+    fn forget_in(classes: &mut [Class], present: &mut u8, key_class: u64) {
+        if let Some(index) = classes.iter().position(|class| class.key == key_class) {
+            classes[index].count -= 1;
+            if classes[index].count == 0 {
+                *present &= !(1 << index);
+            }
+        }
+    }
+
+    /// Adds page `index` to the entry of its group, or takes the entry over when the page does not continue it.
+    fn join_group(&mut self, key: TlbKey, index: u32, entry: TlbEntry) -> Inserted<TlbKey, TlbEntry> {
+        let mut group = entry.group_base(index, 1 << index);
+        if !self.stores_gpa(key.kind()) {
+            group.gpa = Gpa::new(0);
+        }
+        if let Some(slot) = self.store.find(&key) {
+            let present = *self.store.value(slot);
+            if (TlbEntry { valid: group.valid, ..present }) == group {
+                group.valid |= present.valid;
+            }
+        }
+        self.store.insert(key, group)
+    }
+
+    /// Takes out what look-ups of this address and context find here, because it moves to another level.
+    pub(super) fn take(&mut self, input: Input, context: u64) {
+        let key = TlbKey::new(input, self.classes[0].page_shift, 0, context);
+        let counted = self.stats.invalidations;
+        self.invalidate(&Select::block(&key, self.rules));
+        self.stats.invalidations = counted;
+    }
+
+    /// Removes what the selection reaches and returns how many entries that touched.
+    pub(super) fn invalidate(&mut self, select: &Select) -> u64 {
+        if self.present == 0 {
+            return 0;
+        }
+        let before = self.stats.invalidations;
+        match select.input_span() {
+            Some(span) if self.is_short(span) => self.invalidate_pages(select, span),
+            _ => {
+                let Self { store, classes, present, stats, class_count, .. } = self;
+                let classes = &mut classes[..*class_count as usize];
+                store.retain(|key, entry| strike(select, key, entry, stats, classes, present));
+            }
+        }
+        self.stats.invalidations - before
+    }
+
+    /// Whether probing a span block by block is cheaper than looking at every entry.
+    fn is_short(&self, span: Span) -> bool {
+        let smallest = self.classes[0].key_shift();
+        let further_blocks = (span.last >> smallest) - (span.first >> smallest);
+        further_blocks < u64::from(self.shape().entries() / 64).max(1)
+    }
+
+    fn invalidate_pages(&mut self, select: &Select, span: Span) {
+        let Self { store, classes, present, stats, class_count, .. } = self;
+        let classes = &mut classes[..*class_count as usize];
+        for index in 0..classes.len() {
+            let class = classes[index];
+            if class.count == 0 {
+                continue;
+            }
+            for block in span.first >> class.key_shift()..=span.last >> class.key_shift() {
+                for kind in select.kinds() {
+                    let input = Input::of(kind, block << class.key_shift());
+                    let key = TlbKey::new(input, class.key_shift(), class.flags(), 0);
+                    store.retain_tagged(&key, |key, entry| strike(select, key, entry, stats, classes, present));
+                }
+            }
+        }
+    }
+}
+
+/// Applies an invalidation to one entry; false when nothing of it is left.
+#[inline]
+fn strike(
+    select: &Select,
+    key: &TlbKey,
+    entry: &mut TlbEntry,
+    stats: &mut ArrayStats,
+    classes: &mut [Class],
+    present: &mut u8,
+) -> bool {
+    let kept = select.survivors(key, entry);
+    if kept == entry.valid {
+        return true;
+    }
+    stats.invalidations += 1;
+    entry.valid = kept;
+    if kept == 0 {
+        TlbArray::forget_in(classes, present, key.class());
+    }
+    kept != 0
+}

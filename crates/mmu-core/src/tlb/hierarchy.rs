@@ -1,0 +1,281 @@
+//! Two levels of TLB arrays.
+//!
+//! The order of events is the one on which independent simulators agree to the count: a first-level miss looks up
+//! the second level; a second-level hit fills the first; a walk fills the second level, then the first; a first-level hit
+//! leaves the second alone; an eviction in one level leaves the other alone. [`Inclusion`] names the two other
+//! disciplines.
+
+use serde::{Deserialize, Serialize};
+
+use super::array::Known;
+use super::invalidate::{Nothing, Select};
+use super::{ArrayError, ArraySpec, ArrayStats, Input, Invalidate, Port, Tag, TagRules, TlbArray, TlbEntry, TlbKey};
+use crate::addr::{Cycles, PageSize};
+
+/// How the contents of the two levels relate.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Inclusion {
+    /// They do not.
+    #[default]
+    NonInclusive,
+    /// What leaves the second level leaves the first as well.
+    Inclusive,
+    /// A translation is in one level: walks fill the first, what leaves it goes to the second, and a second-level
+    /// hit moves back.
+    Exclusive,
+}
+
+/// Description of a hierarchy.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TlbSpec {
+    /// First-level arrays.
+    pub l1: Vec<ArraySpec>,
+    /// Second-level arrays; may be empty.
+    pub l2: Vec<ArraySpec>,
+    /// How the levels relate.
+    pub inclusion: Inclusion,
+    /// What is compared.
+    pub rules: TagRules,
+    /// Cycles a second-level hit costs a load or store, over a first-level hit.
+    pub l2_hit_extra: Cycles,
+    /// The same for an instruction fetch.
+    pub l2_hit_extra_fetch: Cycles,
+}
+
+/// Where a look-up ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    /// In the first level.
+    L1(TlbEntry),
+    /// In the second level, and the first has been filled.
+    L2(TlbEntry),
+    /// Nowhere: walk, then [`Tlb::fill`].
+    Miss,
+}
+
+impl Lookup {
+    /// The translation, wherever it was.
+    #[inline]
+    pub const fn entry(&self) -> Option<&TlbEntry> {
+        match self {
+            Lookup::L1(entry) | Lookup::L2(entry) => Some(entry),
+            Lookup::Miss => None,
+        }
+    }
+}
+
+/// The arrays of one level, and which of them each port asks.
+#[derive(Clone, Debug)]
+struct Arrays {
+    arrays: Vec<TlbArray>,
+    routes: [Vec<u8>; 3],
+}
+
+impl Arrays {
+    fn new(specs: &[ArraySpec], rules: TagRules, seed: u64) -> Result<Self, ArrayError> {
+        let arrays = specs.iter().zip(0..).map(|(spec, n): (_, u64)| TlbArray::new(spec, rules, seed ^ (n << 32)));
+        let route = |port| {
+            specs.iter().zip(0..).filter(|(spec, _)| spec.ports.contains(&port)).map(|(_, n): (_, u8)| n).collect()
+        };
+        Ok(Self { arrays: arrays.collect::<Result<_, _>>()?, routes: Port::ALL.map(route) })
+    }
+
+    #[inline]
+    fn find(&mut self, port: Port, input: Input, context: u64) -> Option<TlbEntry> {
+        let route = &self.routes[port as usize];
+        for &array in route {
+            if let Some(entry) = self.arrays[array as usize].find(input, context) {
+                return Some(entry);
+            }
+        }
+        for &array in route {
+            self.arrays[array as usize].stats.misses += 1;
+        }
+        None
+    }
+
+    /// The array of a port that stores a page of this size in the largest pieces.
+    #[inline]
+    fn home(&self, port: Port, size: PageSize) -> Option<usize> {
+        let mut best: Option<(u32, usize)> = None;
+        for &array in &self.routes[port as usize] {
+            let Some(shift) = self.arrays[array as usize].stored_shift(size) else { continue };
+            if shift == size.shift() {
+                return Some(array as usize);
+            }
+            if best.is_none_or(|(most, _)| shift > most) {
+                best = Some((shift, array as usize));
+            }
+        }
+        best.map(|(_, array)| array)
+    }
+
+    #[inline]
+    fn put(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) -> Put {
+        match self.home(port, entry.size) {
+            Some(array) => Put::Stored(self.arrays[array].put(input, context, entry, known)),
+            None => Put::NoPlace,
+        }
+    }
+
+    fn invalidate(&mut self, select: &Select) -> u64 {
+        self.arrays.iter_mut().map(|array| array.invalidate(select)).sum()
+    }
+
+    fn take(&mut self, port: Port, input: Input, context: u64) {
+        for &array in &self.routes[port as usize] {
+            self.arrays[array as usize].take(input, context);
+        }
+    }
+}
+
+/// What became of a translation offered to a level.
+enum Put {
+    Stored(Option<(TlbKey, TlbEntry)>),
+    NoPlace,
+}
+
+impl Put {
+    fn evicted(self) -> Option<(TlbKey, TlbEntry)> {
+        match self {
+            Put::Stored(evicted) => evicted,
+            Put::NoPlace => None,
+        }
+    }
+}
+
+/// The TLBs of one vCPU's hardware thread.
+///
+/// ```
+/// use mmu_core::machine::Machine;
+/// use mmu_core::tlb::{Input, Lookup, Perms, Port, Tag, Tlb, TlbEntry};
+/// use mmu_core::{Gva, Hpa, PageSize};
+/// let machine = Machine::builtin("arm-neoverse-n1").unwrap();
+/// let mut tlb = Tlb::new(&machine.tlb, 0)?;
+/// let (tag, va) = (Tag::default(), Input::Combined(Gva::new(0x5000)));
+/// assert_eq!(tlb.lookup(Port::Load, tag, va), Lookup::Miss);
+/// tlb.fill(Port::Load, tag, va, TlbEntry::new(Hpa::new(0x9000), PageSize::SIZE_4K, Perms::RW));
+/// assert!(matches!(tlb.lookup(Port::Load, tag, va), Lookup::L1(entry) if entry.output == Hpa::new(0x9000)));
+/// # Ok::<(), mmu_core::tlb::ArrayError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Tlb {
+    l1: Arrays,
+    l2: Arrays,
+    inclusion: Inclusion,
+    rules: TagRules,
+    l2_hit_extra: [Cycles; 3],
+}
+
+impl Tlb {
+    /// Empty TLBs. The seed matters to random replacement only.
+    pub fn new(spec: &TlbSpec, seed: u64) -> Result<Self, ArrayError> {
+        Ok(Self {
+            l1: Arrays::new(&spec.l1, spec.rules, seed)?,
+            l2: Arrays::new(&spec.l2, spec.rules, !seed)?,
+            inclusion: spec.inclusion,
+            rules: spec.rules,
+            l2_hit_extra: [spec.l2_hit_extra, spec.l2_hit_extra, spec.l2_hit_extra_fetch],
+        })
+    }
+
+    /// What is compared.
+    pub fn rules(&self) -> TagRules {
+        self.rules
+    }
+
+    /// Cycles a second-level hit costs this port, over a first-level hit.
+    #[inline]
+    pub fn l2_hit_extra(&self, port: Port) -> Cycles {
+        self.l2_hit_extra[port as usize]
+    }
+
+    /// Looks an address up. The caller checks permissions on the entry; when they do not suffice (a store without
+    /// [`super::Perms::DIRTY`]) it walks, and [`fill`](Self::fill) replaces the entry.
+    #[inline]
+    pub fn lookup(&mut self, port: Port, tag: Tag, input: Input) -> Lookup {
+        let context = self.rules.context(tag, input.kind());
+        match self.l1.find(port, input, context) {
+            Some(entry) => Lookup::L1(entry),
+            None => self.lookup_l2(port, input, context),
+        }
+    }
+
+    #[inline]
+    fn lookup_l2(&mut self, port: Port, input: Input, context: u64) -> Lookup {
+        let Some(entry) = self.l2.find(port, input, context) else { return Lookup::Miss };
+        if self.inclusion == Inclusion::Exclusive {
+            self.l2.take(port, input, context);
+            self.put_l1_exclusive(port, input, context, entry, Known::Absent);
+        } else {
+            self.l1.put(port, input, context, entry, Known::Absent);
+        }
+        Lookup::L2(entry)
+    }
+
+    /// Puts the result of a walk in. An entry with the same page, tag and reach is replaced; one that differs in reach
+    /// (global or not) or size stays beside it until it is invalidated, as hardware allows.
+    pub fn fill(&mut self, port: Port, tag: Tag, input: Input, entry: TlbEntry) {
+        let context = self.rules.context(tag, input.kind());
+        match self.inclusion {
+            Inclusion::NonInclusive => {
+                self.l2.put(port, input, context, entry, Known::Unknown);
+                self.l1.put(port, input, context, entry, Known::Unknown);
+            }
+            Inclusion::Inclusive => {
+                let evicted = self.l2.put(port, input, context, entry, Known::Unknown).evicted();
+                if let Some((key, _)) = evicted {
+                    self.l1.invalidate(&Select::block(&key, self.rules));
+                }
+                self.l1.put(port, input, context, entry, Known::Unknown);
+            }
+            Inclusion::Exclusive => {
+                self.l2.take(port, input, context);
+                self.put_l1_exclusive(port, input, context, entry, Known::Unknown);
+            }
+        }
+    }
+
+    fn put_l1_exclusive(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) {
+        match self.l1.put(port, input, context, entry, known) {
+            Put::Stored(None) => {}
+            Put::Stored(Some((key, victim))) => self.demote(port, key, victim),
+            Put::NoPlace => {
+                self.l2.put(port, input, context, entry, Known::Unknown);
+            }
+        }
+    }
+
+    /// Moves what left the first level to the second; of a coalesced group every valid page.
+    fn demote(&mut self, port: Port, key: TlbKey, victim: TlbEntry) {
+        let start = key.input().raw();
+        for index in (0..8).filter(|index| victim.valid >> index & 1 == 1) {
+            let page = if key.is_grouped() { victim.group_page(index) } else { victim };
+            let address = start + (u64::from(index) << victim.size.shift());
+            self.l2.put(port, Input::of(key.kind(), address), key.context(), page, Known::Unknown);
+        }
+    }
+
+    /// Removes what the invalidation reaches from both levels and returns how many entries that were. Entries of upper-level
+    /// tables are the [`super::PscSet`]'s.
+    pub fn invalidate(&mut self, what: Invalidate) -> u64 {
+        match Select::new(what, self.rules) {
+            Ok(select) => self.l1.invalidate(&select) + self.l2.invalidate(&select),
+            Err(Nothing) => 0,
+        }
+    }
+
+    /// First-level arrays.
+    pub fn l1(&self) -> &[TlbArray] {
+        &self.l1.arrays
+    }
+    /// Second-level arrays.
+    pub fn l2(&self) -> &[TlbArray] {
+        &self.l2.arrays
+    }
+    /// Counters of every array by name, first level first.
+    pub fn stats(&self) -> impl Iterator<Item = (&str, ArrayStats)> {
+        self.l1.arrays.iter().chain(&self.l2.arrays).map(|array| (array.name(), array.stats()))
+    }
+}
