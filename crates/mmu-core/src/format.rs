@@ -360,6 +360,12 @@ pub trait Format: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
 
     /// A word is present exactly when `raw & present_mask() != 0`.
     fn present_mask(&self) -> u64;
+    /// Whether software holds `raw` for a mapping. Hardware presence, unless the format keeps mappings that hardware
+    /// must not see (KVM on EPT without accessed flags: access-tracked entries) or markers that it does see (KVM's
+    /// MMIO entries).
+    fn is_mapped(&self, raw: u64) -> bool {
+        raw & self.present_mask() != 0
+    }
     /// Whether a *present* word at `level` is a leaf (cheap, no legality check).
     fn is_leaf(&self, level: Level, raw: u64) -> bool;
     /// Output address bits of a present leaf (cheap, no legality check).
