@@ -298,3 +298,18 @@ fn s1_gives_the_agreed_tlb_counts() {
     }
     assert_eq!((hits, second_hits), (5065, 1315));
 }
+
+/// The figures in `traces/README.md`.
+#[test]
+fn the_shipped_trace_is_what_its_readme_says() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../traces/sqlite3.mmut.xz");
+    let info = info(path, &ReadOptions::default()).unwrap();
+    let counts = info.counts;
+    assert_eq!(
+        [counts.fetches, counts.loads, counts.stores, counts.modifies],
+        [6_134_508, 1_389_463, 1_905_856, 35_195]
+    );
+    assert_eq!((counts.references(), info.pages_4k, info.page_splits), (9_500_217, 718, 3_749));
+    assert_eq!((info.lowest, info.highest), (Some(Gva::new(0x108040)), Some(Gva::new(0x1fff000fee))));
+    assert_eq!(info.header.unwrap().references, Some(9_500_217));
+}
