@@ -1,0 +1,99 @@
+//! The Arm sample, and files that are not what they claim.
+#![cfg(feature = "arm")]
+
+use std::io::Read;
+use std::path::Path;
+
+use mmu_vectors::{FileReport, Limits, VectorError, check_file, check_reader};
+
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/arm64-sample.jsonl.xz");
+
+fn check(path: &Path) -> FileReport {
+    match check_file(path, Limits::default()) {
+        Ok(report) => report,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn sample_text() -> String {
+    let file = std::fs::File::open(SAMPLE).expect("the sample is committed");
+    let mut text = String::new();
+    lzma_rust2::XzReader::new(file, true).read_to_string(&mut text).expect("the sample is xz text");
+    text
+}
+
+fn check_text(text: &str) -> Result<FileReport, VectorError> {
+    check_reader("text", text.as_bytes(), Limits::default())
+}
+
+#[test]
+fn the_sample_passes() {
+    let report = check(Path::new(SAMPLE));
+    assert!(report.passed(), "{report:#?}");
+    assert!(report.cases >= 500, "{report:#?}");
+    let excepted: u64 = report.excepted.iter().map(|(_, count)| count).sum();
+    assert_eq!(report.agreeing + excepted, report.cases);
+    assert!(excepted > 0 && excepted * 20 < report.cases, "few exceptions, each by its rule: {:?}", report.excepted);
+    assert!(report.excepted.iter().all(|(quirk, _)| quirk.why.contains("Arm ARM")), "{:?}", report.excepted);
+}
+
+/// Whole files can be checked by naming them: `ARM64_VECTORS=a.jsonl.xz:b.jsonl.xz cargo test -p mmu-vectors --test arm64`.
+#[test]
+fn named_files_pass() {
+    for path in std::env::var_os("ARM64_VECTORS").iter().flat_map(std::env::split_paths) {
+        let report = check(&path);
+        println!("{report:#?}");
+        assert!(report.passed());
+    }
+}
+
+/// A judge that agrees with everything would be worthless: each kind of recorded answer, changed, must be noticed.
+#[test]
+fn changed_answers_are_noticed() {
+    let text = sample_text();
+    for (from, to) in [
+        ("\"pa\":\"0x", "\"pa\":\"0x1"),
+        ("\"par_attr\":\"0xff\"", "\"par_attr\":\"0x44\""),
+        ("\"par_sh\":3", "\"par_sh\":2"),
+        ("\"par_sh\":2", "\"par_sh\":0"),
+        ("\"level\":3,\"fsc\":7", "\"level\":2,\"fsc\":6"),
+        ("\"type\":\"permission\"", "\"type\":\"translation\""),
+        ("\"type\":\"access_flag\"", "\"type\":\"permission\""),
+        ("\"hpfar_el2\":\"0x", "\"hpfar_el2\":\"0x7"),
+        ("\"esr_el2\":\"0x93", "\"esr_el2\":\"0x83"),
+        ("\"far_el2\":\"0x", "\"far_el2\":\"0x7"),
+        ("\"wnr\":1", "\"wnr\":0"),
+        ("\"par_el1\":\"0xa", "\"par_el1\":\"0x8"),
+        ("\"memory_after\":[[\"0x", "\"memory_after\":[[\"0x1"),
+        ("model ('fault', 'address_size', 1)", "model ('fault', 'address_size', 2)"),
+    ] {
+        assert!(text.contains(from), "the sample has no {from}");
+        let report = check_text(&text.replace(from, to)).unwrap_or_else(|error| panic!("{from}: {error}"));
+        assert!(!report.passed(), "{from} -> {to} went unnoticed");
+        let told = report.disagreements.first().expect("one is explained");
+        assert!(told.got.contains("level") && !told.expected.is_empty() && told.line > 0, "{told:?}");
+    }
+}
+
+#[test]
+fn what_is_not_of_the_format_is_named() {
+    let text = sample_text();
+    let line = text.lines().next().expect("one image");
+    for (from, to, name) in [
+        ("\"via\":\"", "\"via\":\"un", "unknown variant"),
+        ("\"ipa\":", "\"gpa\":", "gpa"),
+        ("\"result\":{", "\"result\":{\"surprise\":1,", "surprise"),
+        ("\"T0SZ\":", "\"T0SZ\":9,\"T1SZ\":", "T1SZ"),
+        ("\"SL0\":", "\"SL0\":7,\"IRGN0\":0,\"X\":", "X"),
+        ("\"VM\":1", "\"VM\":0", "HCR_EL2.VM"),
+        ("\"granule\":\"", "\"granule\":\"1", "granule"),
+        ("\"kind\":\"r\"", "\"kind\":\"x\"", "access.kind"),
+        ("\"privileged\":true", "\"privileged\":false", "access.privileged"),
+        ("\"memory\":[[\"0x", "\"memory\":[[\"0y", "64-bit number"),
+        ("\"ID_AA64MMFR0_EL1\":", "\"ID\":", "ID"),
+    ] {
+        assert!(line.contains(from), "the first image has no {from}");
+        let error = check_text(&line.replacen(from, to, 1)).expect_err(from).to_string();
+        assert!(error.contains(name) && error.contains("line 1"), "{from} -> {to}: {error}");
+    }
+}
