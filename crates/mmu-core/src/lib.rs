@@ -3,6 +3,7 @@
 pub mod access;
 pub mod addr;
 pub mod assoc;
+pub mod conformance;
 pub mod format;
 pub mod geometry;
 pub mod image;
