@@ -7,6 +7,7 @@ pub mod conformance;
 pub mod format;
 pub mod geometry;
 pub mod image;
+pub mod machine;
 pub mod tlb;
 pub mod walk;
 

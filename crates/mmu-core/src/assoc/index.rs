@@ -47,7 +47,7 @@ impl Indexer {
     }
 
     /// The set of a block in a structure whose ways all share one index function.
-    #[inline]
+    #[inline(always)]
     pub(super) fn set(&self, number: u64) -> u32 {
         match self.rule {
             Rule::Mask => number as u32 & (self.sets - 1),

@@ -2,8 +2,8 @@
 //!
 //! # Design
 //!
-//! One type, [`SetAssoc`], holds keys and values in two flat arrays, so that a probe reads keys only: a set of four
-//! 16-byte keys is one cache line of the host. The replacement state lies apart, in a form chosen once from the
+//! One type, [`SetAssoc`], holds entries in three flat arrays: the words that decide most comparisons (tags), the rest of
+//! the keys, and the values. A probe scans tags only; a set of eight is one cache line of the host. The replacement state lies apart, in a form chosen once from the
 //! [`Shape`]:
 //!
 //! - *narrow* (up to 16 ways): the recency order of a set is one word of nibbles, updated without branches; the set
@@ -38,32 +38,45 @@ pub use replacement::Replacement;
 use replacement::{SplitMix, nru, tree};
 pub use shape::{Shape, ShapeError};
 
-/// What a structure is searched by.
+/// What a structure is searched by: a word that is compared first, and the rest.
 pub trait Key: Copy + Eq {
-    /// Marks an unused way. No probe may match it, and inserting it does nothing.
-    const EMPTY: Self;
-    /// The block number from which the set is computed.
-    fn number(&self) -> u64;
+    /// What the tag leaves out.
+    type Rest: Copy + Eq + Default;
+    /// Tag of an unused way. No probe may have it; inserting a key with it does nothing.
+    const EMPTY: u64;
     /// A word equal in every two keys that match.
     fn tag(&self) -> u64;
-    /// Whether a probe with this key finds an entry stored under the other.
-    fn matches(&self, stored: &Self) -> bool;
+    /// What the tag leaves out.
+    fn rest(&self) -> Self::Rest;
+    /// The key of these parts.
+    fn join(tag: u64, rest: Self::Rest) -> Self;
+    /// The block number from which the set is computed.
+    fn number(&self) -> u64;
+    /// Whether a probe with this key finds an entry stored under the same tag with this rest.
+    fn accepts(&self, stored: Self::Rest) -> bool;
 }
 
 /// Plain block numbers, for caches without tags. `u64::MAX` is the empty key.
 impl Key for u64 {
-    const EMPTY: Self = u64::MAX;
-    #[inline]
-    fn number(&self) -> u64 {
-        *self
-    }
-    #[inline]
+    type Rest = ();
+    const EMPTY: u64 = u64::MAX;
+    #[inline(always)]
     fn tag(&self) -> u64 {
         *self
     }
-    #[inline]
-    fn matches(&self, stored: &Self) -> bool {
-        self == stored
+    #[inline(always)]
+    fn rest(&self) {}
+    #[inline(always)]
+    fn join(tag: u64, (): ()) -> Self {
+        tag
+    }
+    #[inline(always)]
+    fn number(&self) -> u64 {
+        *self
+    }
+    #[inline(always)]
+    fn accepts(&self, (): ()) -> bool {
+        true
     }
 }
 
@@ -72,6 +85,27 @@ impl Key for u64 {
 pub struct Slot {
     set: u32,
     slot: u32,
+}
+
+/// Which of up to 16 tags equal this one, as bits.
+// PERF: without early exit, because the way of a hit is random to the host's branch predictor.
+#[inline(always)]
+fn scan(tags: &[u64], tag: u64) -> u32 {
+    #[inline(always)]
+    fn bits<const N: usize>(tags: &[u64; N], tag: u64) -> u32 {
+        let mut hits = 0;
+        for way in 0..N {
+            hits |= u32::from(tags[way] == tag) << way;
+        }
+        hits
+    }
+    if let Ok(four) = <&[u64; 4]>::try_from(tags) {
+        return bits(four, tag);
+    }
+    if let Ok(twelve) = <&[u64; 12]>::try_from(tags) {
+        return bits(twelve, tag);
+    }
+    tags.iter().rev().fold(0, |hits, &stored| hits << 1 | u32::from(stored == tag))
 }
 
 /// What an insertion did.
@@ -97,9 +131,14 @@ pub enum Inserted<K, V> {
 /// # Ok::<(), mmu_core::assoc::ShapeError>(())
 /// ```
 #[derive(Clone)]
-pub struct SetAssoc<K, V> {
-    keys: Vec<K>,
+pub struct SetAssoc<K: Key, V> {
+    tags: Vec<u64>,
+    rests: Vec<K::Rest>,
     values: Vec<V>,
+    /// Whether the layout is the narrow one, asked on every probe.
+    narrow: bool,
+    /// Recency order per set of a narrow structure.
+    orders: Vec<u64>,
     layout: Layout,
     /// Tree-PLRU or NRU bits per set; empty for other policies.
     marks: Vec<u64>,
@@ -111,7 +150,7 @@ pub struct SetAssoc<K, V> {
 
 #[derive(Clone)]
 enum Layout {
-    Narrow(Vec<u64>),
+    Narrow,
     Wide(Lists, Chains),
     Skewed(Stamps),
 }
@@ -130,14 +169,18 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         let layout = if shape.index() == Index::Skewed {
             Layout::Skewed(Stamps { of: vec![0; entries as usize], clock: 0 })
         } else if shape.is_narrow() {
-            Layout::Narrow(vec![packed::initial(ways); sets as usize])
+            Layout::Narrow
         } else {
             Layout::Wide(Lists::new(sets, ways), Chains::new(entries))
         };
+        let narrow = matches!(layout, Layout::Narrow);
         let marked = shape.replacement().has_marks();
         Self {
-            keys: vec![K::EMPTY; entries as usize],
+            tags: vec![K::EMPTY; entries as usize],
+            rests: vec![K::Rest::default(); entries as usize],
             values: vec![V::default(); entries as usize],
+            narrow,
+            orders: if narrow { vec![packed::initial(ways); sets as usize] } else { Vec::new() },
             layout,
             marks: vec![0; if marked { sets as usize } else { 0 }],
             indexer: Indexer::new(shape.index(), sets),
@@ -161,7 +204,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     }
 
     /// Finds an entry and counts this as a use of it.
-    #[inline]
+    #[inline(always)]
     pub fn lookup(&mut self, key: &K) -> Option<&V> {
         let slot = self.find(key)?;
         self.touch(slot);
@@ -175,9 +218,9 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     }
 
     /// Finds the place of an entry without counting a use.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, key: &K) -> Option<Slot> {
-        self.search(key, |stored| key.matches(stored))
+        self.search(key, |rest| key.accepts(rest))
     }
 
     /// The value at a place.
@@ -192,12 +235,14 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     }
 
     /// Counts a use of the entry at a place.
-    #[inline]
+    #[inline(always)]
     pub fn touch(&mut self, slot: Slot) {
-        if self.shape.replacement().reorders_on_hit() {
-            self.bring_to_front(slot);
+        if !self.shape.replacement().reorders_on_hit() {
+            self.mark(slot.set, slot.slot);
+        } else if self.narrow {
+            self.reorder(slot.set, slot.slot);
         } else {
-            self.mark(slot);
+            self.bring_to_front(slot.set, slot.slot);
         }
     }
 
@@ -205,10 +250,10 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     /// Counts as a use of the entry.
     #[inline]
     pub fn insert(&mut self, key: K, value: V) -> Inserted<K, V> {
-        if key == K::EMPTY {
+        if key.tag() == K::EMPTY {
             return Inserted::Filled;
         }
-        match self.search(&key, |stored| *stored == key) {
+        match self.search(&key, |rest| rest == key.rest()) {
             Some(slot) => {
                 self.touch(slot);
                 Inserted::Replaced(std::mem::replace(self.value_mut(slot), value))
@@ -221,29 +266,46 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     #[inline]
     pub fn insert_absent(&mut self, key: K, value: V) -> Inserted<K, V> {
         let slot = self.victim(key.number());
+        let (rest, old_value) = (self.rests[slot.slot as usize], self.values[slot.slot as usize]);
+        let tag = self.place(slot, key, value);
+        if tag == K::EMPTY { Inserted::Filled } else { Inserted::Evicted(K::join(tag, rest), old_value) }
+    }
+
+    /// [`insert_absent`](Self::insert_absent) for callers who only ask for the tag of what left ([`Key::EMPTY`] if nothing did).
+    #[inline]
+    pub fn displace(&mut self, key: K, value: V) -> u64 {
+        let slot = self.victim(key.number());
+        self.place(slot, key, value)
+    }
+
+    /// Puts an entry into a slot and returns the tag it had.
+    #[inline]
+    fn place(&mut self, slot: Slot, key: K, value: V) -> u64 {
         let at = slot.slot as usize;
-        let old = std::mem::replace(&mut self.keys[at], key);
-        let old_value = std::mem::replace(&mut self.values[at], value);
-        let filled = old == K::EMPTY;
+        let old = std::mem::replace(&mut self.tags[at], key.tag());
+        self.rests[at] = key.rest();
+        self.values[at] = value;
         if let Layout::Wide(_, chains) = &mut self.layout {
-            if !filled {
-                chains.unlink(old.tag(), slot.slot);
+            if old != K::EMPTY {
+                chains.unlink(old, slot.slot);
             }
             chains.link(key.tag(), slot.slot);
         }
-        self.bring_to_front(slot);
-        self.mark(slot);
-        if filled {
-            self.live += 1;
-            Inserted::Filled
+        if self.narrow {
+            self.reorder(slot.set, slot.slot);
         } else {
-            Inserted::Evicted(old, old_value)
+            self.bring_to_front(slot.set, slot.slot);
         }
+        if self.shape.replacement().has_marks() {
+            self.mark(slot.set, slot.slot);
+        }
+        self.live += u32::from(old == K::EMPTY);
+        old
     }
 
     /// Removes what a probe with this key finds, all of it, and returns how many entries that were.
     pub fn invalidate(&mut self, key: &K) -> u64 {
-        self.retain_tagged(key, |stored, _| !key.matches(stored))
+        self.retain_tagged(key, |stored, _| !key.accepts(stored.rest()))
     }
 
     /// Keeps the entries for which `keep` says so (it may change their values) and returns how many went.
@@ -288,32 +350,46 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     }
 
     /// All entries, set by set.
-    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.keys.iter().zip(&self.values).filter(|(key, _)| **key != K::EMPTY)
+    pub fn iter(&self) -> impl Iterator<Item = (K, &V)> {
+        let entries = self.tags.iter().zip(&self.rests).zip(&self.values);
+        entries.filter(|((tag, _), _)| **tag != K::EMPTY).map(|((&tag, &rest), value)| (K::join(tag, rest), value))
     }
 
-    #[inline]
-    fn search(&self, key: &K, accept: impl Fn(&K) -> bool) -> Option<Slot> {
-        match &self.layout {
-            Layout::Narrow(_) => {
-                let ways = self.shape.ways();
-                let set = self.indexer.set(key.number());
-                let first = set * ways;
-                let keys = &self.keys[first as usize..(first + ways) as usize];
-                let way = keys.iter().position(accept)?;
-                Some(Slot { set, slot: first + way as u32 })
-            }
-            Layout::Wide(_, chains) => {
-                let mut slot = chains.first(key.tag());
-                while slot != NONE && !accept(&self.keys[slot as usize]) {
-                    slot = chains.after(slot);
-                }
-                (slot != NONE).then(|| Slot { set: self.indexer.set(key.number()), slot })
-            }
-            Layout::Skewed(_) => (0..self.shape.ways())
-                .map(|way| self.slot_in_way(key.number(), way))
-                .find(|slot| accept(&self.keys[slot.slot as usize])),
+    #[inline(always)]
+    fn search(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
+        if !self.narrow {
+            return self.search_elsewhere(key, accept);
         }
+        let ways = self.shape.ways();
+        let set = self.indexer.set(key.number());
+        let first = set * ways;
+        let mut hits = scan(&self.tags[first as usize..(first + ways) as usize], key.tag());
+        while hits != 0 {
+            let slot = first + hits.trailing_zeros();
+            if accept(self.rests[slot as usize]) {
+                return Some(Slot { set, slot });
+            }
+            hits &= hits - 1;
+        }
+        None
+    }
+
+    #[inline(never)]
+    fn search_elsewhere(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
+        let Layout::Wide(_, chains) = &self.layout else { return self.search_skewed(key, accept) };
+        let tag = key.tag();
+        let mut slot = chains.first(tag);
+        while slot != NONE && !(self.tags[slot as usize] == tag && accept(self.rests[slot as usize])) {
+            slot = chains.after(slot);
+        }
+        (slot != NONE).then(|| Slot { set: self.indexer.set(key.number()), slot })
+    }
+
+    fn search_skewed(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
+        let (tag, number) = (key.tag(), key.number());
+        (0..self.shape.ways())
+            .map(|way| self.slot_in_way(number, way))
+            .find(|slot| self.tags[slot.slot as usize] == tag && accept(self.rests[slot.slot as usize]))
     }
 
     /// Where a block would lie in a way.
@@ -326,43 +402,35 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         Slot { set, slot: set * self.shape.ways() + way }
     }
 
-    #[inline]
-    fn way_of(&self, slot: Slot) -> u32 {
-        slot.slot - slot.set * self.shape.ways()
+    // PERF: places are passed as two words; as a struct they went through memory and cost a store-forwarding stall.
+    #[inline(always)]
+    fn reorder(&mut self, set: u32, slot: u32) {
+        let order = &mut self.orders[set as usize];
+        *order = packed::to_front(*order, slot - set * self.shape.ways());
     }
 
-    #[inline]
-    fn bring_to_front(&mut self, slot: Slot) {
-        let way = self.way_of(slot);
+    fn bring_to_front(&mut self, set: u32, slot: u32) {
+        let policy = self.shape.replacement();
         match &mut self.layout {
-            Layout::Narrow(orders) => {
-                let order = &mut orders[slot.set as usize];
-                *order = packed::to_front(*order, way);
-            }
-            Layout::Wide(lists, _) => lists.to_front(slot.set, slot.slot),
-            Layout::Skewed(stamps) if self.shape.replacement() != Replacement::Nru => {
+            Layout::Narrow => self.reorder(set, slot),
+            Layout::Wide(lists, _) => lists.to_front(set, slot),
+            Layout::Skewed(stamps) if policy != Replacement::Nru => {
                 stamps.clock += 1;
-                stamps.of[slot.slot as usize] = stamps.clock;
+                stamps.of[slot as usize] = stamps.clock;
             }
-            Layout::Skewed(stamps) => stamps.of[slot.slot as usize] = 1,
+            Layout::Skewed(stamps) => stamps.of[slot as usize] = 1,
         }
     }
 
     /// Notes a use in the marks of tree-PLRU or NRU.
-    #[inline]
-    fn mark(&mut self, slot: Slot) {
-        let (way, ways) = (self.way_of(slot), self.shape.ways());
-        match (self.shape.replacement(), &mut self.layout) {
-            (Replacement::Nru, Layout::Skewed(stamps)) => stamps.of[slot.slot as usize] = 1,
-            (Replacement::TreePlru, _) => {
-                let bits = &mut self.marks[slot.set as usize];
-                *bits = tree::touch(*bits, way, ways);
-            }
-            (Replacement::Nru, _) => {
-                let bits = &mut self.marks[slot.set as usize];
-                *bits = nru::touch(*bits, way, ways);
-            }
-            _ => {}
+    fn mark(&mut self, set: u32, slot: u32) {
+        let ways = self.shape.ways();
+        let policy = self.shape.replacement();
+        if let (Replacement::Nru, Layout::Skewed(stamps)) = (policy, &mut self.layout) {
+            stamps.of[slot as usize] = 1;
+        } else if let Some(bits) = self.marks.get_mut(set as usize) {
+            let touch = if policy == Replacement::TreePlru { tree::touch } else { nru::touch };
+            *bits = touch(*bits, slot - set * ways, ways);
         }
     }
 
@@ -373,12 +441,13 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             return self.skewed_victim(number);
         }
         let set = self.indexer.set(number);
-        let last = self.from_back(set, 0);
-        if self.keys[last as usize] == K::EMPTY {
-            return Slot { set, slot: last };
-        }
         let ways = self.shape.ways();
-        let slot = match self.shape.replacement() {
+        let at = |slot| Slot { set, slot };
+        let last = self.from_back(set, 0);
+        if self.tags[last as usize] == K::EMPTY {
+            return at(last);
+        }
+        at(match self.shape.replacement() {
             Replacement::Lru | Replacement::Fifo => last,
             Replacement::Random => set * ways + self.random.below(ways),
             Replacement::RandomHalf => {
@@ -387,8 +456,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             }
             Replacement::TreePlru => set * ways + tree::victim(self.marks[set as usize], ways),
             Replacement::Nru => set * ways + nru::victim(self.marks[set as usize], ways),
-        };
-        Slot { set, slot }
+        })
     }
 
     /// The slot `steps` before the end of a set's order.
@@ -396,7 +464,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     fn from_back(&self, set: u32, steps: u32) -> u32 {
         let ways = self.shape.ways();
         match &self.layout {
-            Layout::Narrow(orders) => set * ways + packed::at(orders[set as usize], ways - 1 - steps),
+            Layout::Narrow => set * ways + packed::at(self.orders[set as usize], ways - 1 - steps),
             Layout::Wide(lists, _) => lists.from_back(set, steps),
             Layout::Skewed(_) => set * ways,
         }
@@ -408,7 +476,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         let candidates = &mut candidates[..ways as usize];
         for (way, candidate) in candidates.iter_mut().enumerate() {
             let slot = self.slot_in_way(number, way as u32);
-            if self.keys[slot.slot as usize] == K::EMPTY {
+            if self.tags[slot.slot as usize] == K::EMPTY {
                 return slot;
             }
             *candidate = (self.stamp(slot), slot);
@@ -446,25 +514,25 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
 
     #[inline]
     fn keep_or_drop(&mut self, slot: u32, keep: &mut impl FnMut(&K, &mut V) -> bool) {
-        let key = self.keys[slot as usize];
-        if key != K::EMPTY && !keep(&key, &mut self.values[slot as usize]) {
-            self.drop_slot(key, slot);
+        let tag = self.tags[slot as usize];
+        if tag != K::EMPTY && !keep(&K::join(tag, self.rests[slot as usize]), &mut self.values[slot as usize]) {
+            self.drop_slot(tag, slot);
         }
     }
 
-    fn drop_slot(&mut self, key: K, slot: u32) {
-        self.keys[slot as usize] = K::EMPTY;
+    fn drop_slot(&mut self, tag: u64, slot: u32) {
+        self.tags[slot as usize] = K::EMPTY;
         self.live -= 1;
         let ways = self.shape.ways();
         let (set, way) = (slot / ways, slot % ways);
         match &mut self.layout {
-            Layout::Narrow(orders) => {
-                let order = &mut orders[set as usize];
+            Layout::Narrow => {
+                let order = &mut self.orders[set as usize];
                 *order = packed::to_back(*order, way, ways);
             }
             Layout::Wide(lists, chains) => {
                 lists.to_back(set, slot);
-                chains.unlink(key.tag(), slot);
+                chains.unlink(tag, slot);
             }
             Layout::Skewed(stamps) => stamps.of[slot as usize] = 0,
         }
@@ -474,7 +542,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     }
 }
 
-impl<K, V> fmt::Debug for SetAssoc<K, V> {
+impl<K: Key, V> fmt::Debug for SetAssoc<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SetAssoc").field("shape", &self.shape).field("live", &self.live).finish_non_exhaustive()
     }

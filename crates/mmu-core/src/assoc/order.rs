@@ -17,7 +17,7 @@ pub(super) mod packed {
     }
 
     /// Four times the position of a way.
-    #[inline]
+    #[inline(always)]
     fn bit_of(order: u64, way: u32) -> u32 {
         let difference = order ^ ONES.wrapping_mul(u64::from(way));
         // The lowest flagged nibble of this is the lowest zero nibble; nibbles past the last way lie above it.
@@ -26,14 +26,14 @@ pub(super) mod packed {
     }
 
     /// The order after `way` was used.
-    #[inline]
+    #[inline(always)]
     pub(in super::super) fn to_front(order: u64, way: u32) -> u64 {
         let newer = (1 << bit_of(order, way)) - 1;
         order & !((newer << 4) | 0xf) | ((order & newer) << 4) | u64::from(way)
     }
 
     /// The order after `way` was emptied.
-    #[inline]
+    #[inline(always)]
     pub(in super::super) fn to_back(order: u64, way: u32, ways: u32) -> u64 {
         let newer: u64 = (1 << bit_of(order, way)) - 1;
         let last = 4 * (ways - 1);
@@ -41,7 +41,7 @@ pub(super) mod packed {
     }
 
     /// The way at a position.
-    #[inline]
+    #[inline(always)]
     pub(in super::super) fn at(order: u64, position: u32) -> u32 {
         (order >> (4 * position)) as u32 & 0xf
     }
@@ -65,13 +65,13 @@ impl Lists {
     }
 
     /// The slot `steps` before the end of the order.
-    #[inline]
+    #[inline(always)]
     pub(super) fn from_back(&self, set: u32, steps: u32) -> u32 {
         let last = self.prev[self.heads[set as usize] as usize];
         (0..steps).fold(last, |slot, _| self.prev[slot as usize])
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn to_front(&mut self, set: u32, slot: u32) {
         if self.heads[set as usize] != slot {
             self.place_last(set, slot);
@@ -79,7 +79,7 @@ impl Lists {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn to_back(&mut self, set: u32, slot: u32) {
         if self.heads[set as usize] == slot {
             self.heads[set as usize] = self.next[slot as usize];
@@ -89,7 +89,7 @@ impl Lists {
     }
 
     /// Moves a slot that is not the head to the end of its ring.
-    #[inline]
+    #[inline(always)]
     fn place_last(&mut self, set: u32, slot: u32) {
         let head = self.heads[set as usize];
         let last = self.prev[head as usize];
@@ -123,32 +123,32 @@ impl Chains {
         Self { heads: vec![NONE; buckets], next: vec![NONE; slots as usize], shift: 64 - buckets.trailing_zeros() }
     }
 
-    #[inline]
+    #[inline(always)]
     fn bucket(&self, tag: u64) -> usize {
         // The low bits of a tag are nearly constant (page size, kind): fold before the multiplication.
         ((tag ^ (tag >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
     }
 
     /// First slot that may hold the tag, or [`NONE`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn first(&self, tag: u64) -> u32 {
         self.heads[self.bucket(tag)]
     }
 
     /// The slot after this one, or [`NONE`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn after(&self, slot: u32) -> u32 {
         self.next[slot as usize]
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn link(&mut self, tag: u64, slot: u32) {
         let bucket = self.bucket(tag);
         self.next[slot as usize] = self.heads[bucket];
         self.heads[bucket] = slot;
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn unlink(&mut self, tag: u64, slot: u32) {
         let bucket = self.bucket(tag);
         let after = self.next[slot as usize];

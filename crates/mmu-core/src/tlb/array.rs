@@ -258,7 +258,7 @@ impl TlbArray {
 
     /// Entries with their keys, a group as its parts.
     pub fn entries(&self) -> impl Iterator<Item = (TlbKey, TlbEntry)> + '_ {
-        self.store.iter().flat_map(move |(&key, &entry)| {
+        self.store.iter().flat_map(move |(key, &entry)| {
             (0..8).filter(move |index| entry.valid >> index & 1 == 1).map(move |index| {
                 (key, if key.is_grouped() { self.page_of_group(entry, index, key.kind()) } else { entry })
             })
@@ -285,7 +285,7 @@ impl TlbArray {
     }
 
     /// [`lookup`](Self::lookup) with the context worked out, without counting a miss.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&mut self, input: Input, context: u64) -> Option<TlbEntry> {
         let (slot, entry) = self.probe(input, context)?;
         self.store.touch(slot);
@@ -293,7 +293,7 @@ impl TlbArray {
         Some(entry)
     }
 
-    #[inline]
+    #[inline(always)]
     fn probe(&self, input: Input, context: u64) -> Option<(crate::assoc::Slot, TlbEntry)> {
         let mut present = self.present;
         while present != 0 {
@@ -325,14 +325,14 @@ impl TlbArray {
     }
 
     /// The shift of the pages as which a page of this size would be stored.
-    #[inline]
+    #[inline(always)]
     pub(super) fn stored_shift(&self, size: PageSize) -> Option<u32> {
         let class = self.by_shift[size.shift() as usize & 63];
         (class != NO_CLASS).then(|| self.classes[class as usize].page_shift)
     }
 
     /// [`fill`](Self::fill) with the context worked out; returns the entry that had to leave.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put(
         &mut self,
         input: Input,
@@ -364,13 +364,43 @@ impl TlbArray {
         self.account(index as usize, inserted)
     }
 
+    /// [`put`](Self::put) of a translation that a look-up has just missed, when nobody asks what has to leave.
+    #[inline]
+    pub(super) fn put_absent(&mut self, input: Input, context: u64, entry: &TlbEntry) {
+        let index = self.by_shift[entry.size.shift() as usize & 63];
+        let class = self.classes[index as usize & (MAX_SIZES - 1)];
+        // Fragments, groups and guest-physical addresses are the general path's.
+        if index == NO_CLASS || class.key != u64::from(entry.size.shift()) || self.stores_gpa(input.kind()) {
+            let _ = self.put(input, context, *entry, Known::Absent);
+            return;
+        }
+        self.stats.fills += 1;
+        let key = TlbKey::new(input, class.key_shift(), 0, context).with_reach(entry.reach);
+        let old = self.store.displace(key, TlbEntry { gpa: Gpa::new(0), ..*entry });
+        if old == <TlbKey as crate::assoc::Key>::EMPTY {
+            self.count_one(index as usize);
+            return;
+        }
+        self.stats.evictions += 1;
+        let old = TlbKey::class_of(old);
+        if old != class.key {
+            self.count_one(index as usize);
+            self.forget(old);
+        }
+    }
+
+    #[inline]
+    fn count_one(&mut self, class: usize) {
+        self.classes[class].count += 1;
+        self.present |= 1 << class;
+    }
+
     #[inline]
     fn account(&mut self, class: usize, inserted: Inserted<TlbKey, TlbEntry>) -> Option<(TlbKey, TlbEntry)> {
         if let Inserted::Replaced(_) = inserted {
             return None;
         }
-        self.classes[class].count += 1;
-        self.present |= 1 << class;
+        self.count_one(class);
         let Inserted::Evicted(key, entry) = inserted else { return None };
         self.stats.evictions += 1;
         self.forget(key.class());

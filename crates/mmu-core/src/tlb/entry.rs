@@ -45,6 +45,10 @@ impl TlbEntry {
     pub const fn through(self, gpa: Gpa) -> Self {
         Self { gpa: gpa.align_down(self.size), ..self }
     }
+    /// The same translation with other permissions.
+    pub const fn with_perms(self, perms: Perms) -> Self {
+        Self { perms, ..self }
+    }
     /// The same translation found by every address space.
     pub const fn global(self) -> Self {
         Self { reach: Reach::Global, ..self }

@@ -81,7 +81,7 @@ impl Arrays {
         Ok(Self { arrays: arrays.collect::<Result<_, _>>()?, routes: Port::ALL.map(route) })
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&mut self, port: Port, input: Input, context: u64) -> Option<TlbEntry> {
         let route = &self.routes[port as usize];
         for &array in route {
@@ -152,7 +152,7 @@ impl Put {
 /// use mmu_core::tlb::{Input, Lookup, Perms, Port, Tag, Tlb, TlbEntry};
 /// use mmu_core::{Gva, Hpa, PageSize};
 /// let machine = Machine::builtin("arm-neoverse-n1").unwrap();
-/// let mut tlb = Tlb::new(&machine.tlb, 0)?;
+/// let mut tlb = Tlb::new(&machine.translation.tlb, 0)?;
 /// let (tag, va) = (Tag::default(), Input::Combined(Gva::new(0x5000)));
 /// assert_eq!(tlb.lookup(Port::Load, tag, va), Lookup::Miss);
 /// tlb.fill(Port::Load, tag, va, TlbEntry::new(Hpa::new(0x9000), PageSize::SIZE_4K, Perms::RW));
@@ -193,7 +193,7 @@ impl Tlb {
 
     /// Looks an address up. The caller checks permissions on the entry; when they do not suffice (a store without
     /// [`super::Perms::DIRTY`]) it walks, and [`fill`](Self::fill) replaces the entry.
-    #[inline]
+    #[inline(always)]
     pub fn lookup(&mut self, port: Port, tag: Tag, input: Input) -> Lookup {
         let context = self.rules.context(tag, input.kind());
         match self.l1.find(port, input, context) {
@@ -208,8 +208,8 @@ impl Tlb {
         if self.inclusion == Inclusion::Exclusive {
             self.l2.take(port, input, context);
             self.put_l1_exclusive(port, input, context, entry, Known::Absent);
-        } else {
-            self.l1.put(port, input, context, entry, Known::Absent);
+        } else if let Some(home) = self.l1.home(port, entry.size) {
+            self.l1.arrays[home].put_absent(input, context, &entry);
         }
         Lookup::L2(entry)
     }

@@ -4,8 +4,8 @@
 //! Power ISA book III section 6.10 (LPID, PID).
 //!
 //! A key is two words. The first holds the page's base address; its twelve low bits, which are free because no page is
-//! smaller than 4 KiB, hold the page shift, the kind, the global flag and the coalescing flag. The second is the
-//! context: ASID, VMID and stage-2 root side by side. A match is then two xors and two masks.
+//! smaller than 4 KiB, hold the page shift, the kind and the coalescing flag. The second is the context: ASID (31 bits),
+//! global flag, VMID and stage-2 root side by side. A match is then two xors and two masks.
 
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +72,7 @@ pub enum Input {
 
 impl Input {
     /// The kind of translation.
-    #[inline]
+    #[inline(always)]
     pub const fn kind(self) -> Kind {
         match self {
             Input::Linear(_) => Kind::Linear,
@@ -81,7 +81,7 @@ impl Input {
         }
     }
     /// The address as a number.
-    #[inline]
+    #[inline(always)]
     pub const fn raw(self) -> u64 {
         match self {
             Input::Linear(gva) | Input::Combined(gva) => gva.raw(),
@@ -130,16 +130,18 @@ pub struct TagRules {
 
 const VMID_SHIFT: u32 = 32;
 const ROOT_SHIFT: u32 = 48;
-pub(super) const ASID_MASK: u64 = (1 << VMID_SHIFT) - 1;
+pub(super) const ASID_MASK: u64 = (1 << GLOBAL_SHIFT) - 1;
+const GLOBAL_SHIFT: u32 = 31;
+const GLOBAL: u64 = 1 << GLOBAL_SHIFT;
 pub(super) const VMID_MASK: u64 = 0xffff << VMID_SHIFT;
 pub(super) const ROOT_MASK: u64 = 0xffff << ROOT_SHIFT;
 
 impl TagRules {
     /// Tags of these widths; numbers are cut to the width as the hardware cuts them, so that aliases collide. 0 bits
-    /// mean that the part is not compared at all and software must flush. ASIDs have up to 32 bits, VMIDs up to 16;
+    /// mean that the part is not compared at all and software must flush. ASIDs have up to 31 bits, VMIDs up to 16;
     /// larger widths count as that.
     pub fn new(asid_bits: u32, vmid_bits: u32, stage2: Stage2Tag) -> Self {
-        let asid = (1u64 << asid_bits.min(32)) - 1;
+        let asid = (1u64 << asid_bits.min(GLOBAL_SHIFT)) - 1;
         let vmid = ((1u64 << vmid_bits.min(16)) - 1) << VMID_SHIFT;
         let (guest_physical, combined) = match stage2 {
             Stage2Tag::Vmid => (vmid, asid | vmid),
@@ -153,13 +155,13 @@ impl TagRules {
         Self { combined_by_gpa, ..self }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) const fn mask(&self, kind: Kind) -> u64 {
         self.masks[kind as usize]
     }
 
     /// The context word that entries of this kind carry under this tag.
-    #[inline]
+    #[inline(always)]
     pub(super) const fn context(&self, tag: Tag, kind: Kind) -> u64 {
         context_word(tag) & self.mask(kind)
     }
@@ -173,7 +175,7 @@ impl Default for TagRules {
 }
 
 pub(super) const fn context_word(tag: Tag) -> u64 {
-    tag.asid.0 as u64 | (tag.vmid.0 as u64) << VMID_SHIFT | (tag.root.0 as u64) << ROOT_SHIFT
+    tag.asid.0 as u64 & ASID_MASK | (tag.vmid.0 as u64) << VMID_SHIFT | (tag.root.0 as u64) << ROOT_SHIFT
 }
 
 /// Key of a translation or paging-structure-cache entry.
@@ -185,25 +187,24 @@ pub struct TlbKey {
 
 const SHIFT_MASK: u64 = 0x3f;
 const KIND_SHIFT: u32 = 6;
-const GLOBAL: u64 = 1 << 8;
 /// Set in the low bits of keys that stand for an aligned group of pages.
 pub(super) const GROUPED: u64 = 1 << 9;
 const META: u64 = 0xfff;
 
 impl TlbKey {
     /// Key of the block of `1 << shift` bytes around an address; `flags` may hold [`GROUPED`].
-    #[inline]
+    #[inline(always)]
     pub(super) const fn new(input: Input, shift: u32, flags: u64, context: u64) -> Self {
         let low = shift as u64 | (input.kind() as u64) << KIND_SHIFT | flags;
         Self { page: (input.raw() >> shift << shift) & !META | low, context }
     }
 
     /// The same key found by every address space.
-    #[inline]
+    #[inline(always)]
     pub(super) const fn with_reach(self, reach: super::Reach) -> Self {
         match reach {
             super::Reach::AddressSpace => self,
-            super::Reach::Global => Self { page: self.page | GLOBAL, ..self },
+            super::Reach::Global => Self { context: self.context | GLOBAL, ..self },
         }
     }
 
@@ -228,17 +229,21 @@ impl TlbKey {
     }
     /// Whether every address space finds it.
     pub const fn is_global(&self) -> bool {
-        self.page & GLOBAL != 0
+        self.context & GLOBAL != 0
     }
     pub(super) const fn is_grouped(&self) -> bool {
         self.page & GROUPED != 0
     }
     /// Shift and flags: which size class of its array the entry belongs to.
     pub(super) const fn class(&self) -> u64 {
-        self.page & (SHIFT_MASK | GROUPED)
+        Self::class_of(self.page)
+    }
+    /// [`class`](Self::class) of the key with this tag.
+    pub(super) const fn class_of(tag: u64) -> u64 {
+        tag & (SHIFT_MASK | GROUPED)
     }
     pub(super) const fn context(&self) -> u64 {
-        self.context
+        self.context & !GLOBAL
     }
     /// Last input address covered.
     pub(super) const fn last(&self) -> u64 {
@@ -247,27 +252,36 @@ impl TlbKey {
 
     /// Whether this stored key belongs to the wanted context, of which only the masked bits are compared. Global
     /// entries belong to every address space. Look-up and invalidation both ask here.
-    #[inline]
+    #[inline(always)]
     pub(super) const fn belongs(&self, wanted: u64, mask: u64) -> bool {
-        let any_asid = 0u64.wrapping_sub((self.page & GLOBAL) >> 8) & ASID_MASK;
-        (self.context ^ wanted) & mask & !any_asid == 0
+        let any_asid = 0u64.wrapping_sub((self.context & GLOBAL) >> GLOBAL_SHIFT) & ASID_MASK;
+        (self.context ^ wanted) & mask & !(any_asid | GLOBAL) == 0
     }
 }
 
 impl Key for TlbKey {
+    type Rest = u64;
     /// No block has a shift of 0.
-    const EMPTY: Self = Self { page: 0, context: 0 };
+    const EMPTY: u64 = 0;
 
-    #[inline]
+    #[inline(always)]
+    fn tag(&self) -> u64 {
+        self.page
+    }
+    #[inline(always)]
+    fn rest(&self) -> u64 {
+        self.context
+    }
+    #[inline(always)]
+    fn join(page: u64, context: u64) -> Self {
+        Self { page, context }
+    }
+    #[inline(always)]
     fn number(&self) -> u64 {
         self.page >> (self.page & SHIFT_MASK)
     }
-    #[inline]
-    fn tag(&self) -> u64 {
-        self.page & !GLOBAL
-    }
-    #[inline]
-    fn matches(&self, stored: &Self) -> bool {
-        (self.page ^ stored.page) & !GLOBAL == 0 && stored.belongs(self.context, u64::MAX)
+    #[inline(always)]
+    fn accepts(&self, stored: u64) -> bool {
+        Self { context: stored, ..*self }.belongs(self.context, u64::MAX)
     }
 }
