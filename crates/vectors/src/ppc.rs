@@ -431,9 +431,7 @@ impl FaultAnswer {
         let (cause, address, asdr) = match kind {
             InterruptKind::DataStorage => (need("dsisr", self.dsisr)? as u32, need("dar", self.dar)?, None),
             InterruptKind::DataSegment => (0, need("dar", self.dar)?, None),
-            InterruptKind::InstructionStorage => {
-                (in_srr1(need("srr1", self.srr1)?), need("srr0", self.srr0)?, None)
-            }
+            InterruptKind::InstructionStorage => (in_srr1(need("srr1", self.srr1)?), need("srr0", self.srr0)?, None),
             InterruptKind::InstructionSegment => (0, need("srr0", self.srr0)?, None),
             InterruptKind::HypervisorDataStorage => {
                 (need("hdsisr", self.hdsisr)? as u32, need("hdar", self.hdar)?, Some(need("asdr", self.asdr)?))
@@ -443,7 +441,13 @@ impl FaultAnswer {
             }
             InterruptKind::MachineCheck => return Err("interrupt: machine checks are not recorded".into()),
         };
-        Ok(Outcome::Fault { kind, to, cause, address, asdr_frame: asdr.map_or(Asdr::Absent, |asdr| Asdr::Frame(asdr >> 12)) })
+        Ok(Outcome::Fault {
+            kind,
+            to,
+            cause,
+            address,
+            asdr_frame: asdr.map_or(Asdr::Absent, |asdr| Asdr::Frame(asdr >> 12)),
+        })
     }
 }
 

@@ -1,7 +1,9 @@
 //! The translation as a resumable state machine: one reference a step.
 
 use mmu_core::tlb::Perms;
-use mmu_core::walk::{Bus, BusError, NestedCursor, NestedFault, Reference, Stage, Step, Translation, WalkCacheSet, WalkCursor};
+use mmu_core::walk::{
+    Bus, BusError, NestedCursor, NestedFault, Reference, Stage, Step, Translation, WalkCacheSet, WalkCursor,
+};
 use mmu_core::{Access, FaultClass, Gpa, Hpa, PageSize};
 
 use super::interrupt::Interrupt;
@@ -83,7 +85,10 @@ enum Goal {
 }
 
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a walk never moves while it runs, and boxes would cost an allocation each")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a walk never moves while it runs, and boxes would cost an allocation each"
+)]
 enum State {
     Begin,
     ReadPartitionEntry(Hpa),
@@ -231,13 +236,7 @@ impl MmuCursor {
         }
     }
 
-    fn start_partition(
-        &mut self,
-        entry: PartitionEntry,
-        real: Gpa,
-        access: Access,
-        goal: Goal,
-    ) -> Option<MmuStep> {
+    fn start_partition(&mut self, entry: PartitionEntry, real: Gpa, access: Access, goal: Goal) -> Option<MmuStep> {
         let format = self.mmu.partition_format();
         if entry.tree.check().is_err() {
             return Some(self.bad_partition_root(access, real));

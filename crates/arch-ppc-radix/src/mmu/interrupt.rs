@@ -94,8 +94,7 @@ impl Interrupt {
     }
 
     pub(super) fn segment(access: &EffectiveAccess) -> Self {
-        let kind =
-            if is_fetch(access) { InterruptKind::InstructionSegment } else { InterruptKind::DataSegment };
+        let kind = if is_fetch(access) { InterruptKind::InstructionSegment } else { InterruptKind::DataSegment };
         Self {
             kind,
             to: storage_target(access),
@@ -108,8 +107,7 @@ impl Interrupt {
 
     /// A storage interrupt for the software that owns the process-scoped tree.
     pub(super) fn storage(access: &EffectiveAccess, cause: Cause, class: FaultClass) -> Self {
-        let kind =
-            if is_fetch(access) { InterruptKind::InstructionStorage } else { InterruptKind::DataStorage };
+        let kind = if is_fetch(access) { InterruptKind::InstructionStorage } else { InterruptKind::DataStorage };
         let cause = Self::with_store(cause, access);
         Self { kind, to: storage_target(access), cause, address: access.address, asdr: None, class }
     }

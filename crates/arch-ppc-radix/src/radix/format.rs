@@ -2,8 +2,8 @@
 
 use mmu_core::tlb::Perms;
 use mmu_core::{
-    Begin, BreakRule, EncodeError, Entry, Flush, FlushPlan, Format, Geometry, GuestUpdates, Hpa, Leaf, Level, Malformed,
-    NotPresent, PageSize, PathPlace, Table, UpdateTime, Verdict, Walk,
+    Begin, BreakRule, EncodeError, Entry, Flush, FlushPlan, Format, Geometry, GuestUpdates, Hpa, Leaf, Level,
+    Malformed, NotPresent, PageSize, PathPlace, Table, UpdateTime, Verdict, Walk,
 };
 
 use super::config::{Radix, RcUpdate, Scope};
@@ -94,11 +94,7 @@ impl Format for Radix {
             output: self.output(level, raw),
             perms: eaa(self.scope, raw).with(dirty),
             accessed: raw & REFERENCED != 0,
-            attrs: PteAttrs {
-                att: Att::of(raw),
-                software: raw & SOFTWARE,
-                ignored: raw & self.ignored(level),
-            },
+            attrs: PteAttrs { att: Att::of(raw), software: raw & SOFTWARE, ignored: raw & self.ignored(level) },
         })
     }
 
