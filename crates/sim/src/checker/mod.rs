@@ -1,0 +1,157 @@
+//! The checker's core: what must hold in every run, timed or exploring.
+//!
+//! A violation is a value with its place; it never stops the simulation by itself. Every invariant counts how often it was
+//! evaluated, because a check that never ran proves nothing.
+
+use std::fmt;
+
+use mmu_core::memory::{FrameError, TableFault};
+use mmu_core::{Cycles, Hpa};
+
+use crate::arch::Arch;
+use crate::engine::vcpu::Vcpu;
+
+/// Something that must never happen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Violation {
+    /// T1: a vCPU access completed on a page after the primary MMU had freed it.
+    UseAfterFree {
+        /// Which vCPU.
+        vcpu: usize,
+        /// The address that the guest used.
+        input: u64,
+        /// The freed page.
+        at: Hpa,
+        /// When.
+        moment: Cycles,
+    },
+    /// T1: a page was freed while a vCPU still holds a usable translation to it.
+    StaleTranslation {
+        /// Which vCPU.
+        vcpu: usize,
+        /// The freed page.
+        at: Hpa,
+        /// When it was freed.
+        moment: Cycles,
+    },
+    /// T5: a walk read a table that had been freed (or never was one).
+    TableWalk {
+        /// Which vCPU.
+        vcpu: usize,
+        /// The word.
+        at: Hpa,
+        /// What is wrong with it.
+        fault: TableFault,
+        /// When.
+        moment: Cycles,
+    },
+    /// A host actor used a table word that is not there.
+    TableUse {
+        /// The word.
+        at: Hpa,
+        /// What is wrong with it.
+        fault: TableFault,
+        /// Which actor.
+        actor: Option<usize>,
+        /// When.
+        moment: Cycles,
+    },
+    /// R2: tables were freed twice, or were none.
+    TableFree {
+        /// The frame.
+        at: Hpa,
+        /// What is wrong.
+        fault: FrameError,
+    },
+    /// R3: tables were left when the VM was torn down.
+    Leak {
+        /// How many.
+        tables: u64,
+    },
+    /// A lock was given back by somebody who did not hold it.
+    UnbalancedLock {
+        /// Which actor.
+        actor: usize,
+        /// When.
+        at: Cycles,
+    },
+    /// An RCU section was left that had not been entered.
+    UnbalancedRcu {
+        /// Which actor.
+        actor: usize,
+        /// When.
+        at: Cycles,
+    },
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Violation::UseAfterFree { vcpu, input, at, moment } => {
+                write!(f, "T1: cycle {moment}: vCPU {vcpu} reached the freed page {at} through address {input:#x}")
+            }
+            Violation::StaleTranslation { vcpu, at, moment } => {
+                write!(f, "T1: cycle {moment}: page {at} freed while vCPU {vcpu} still holds a translation to it")
+            }
+            Violation::TableWalk { vcpu, at, fault, moment } => {
+                write!(f, "T5: cycle {moment}: vCPU {vcpu} walked {at}: {fault}")
+            }
+            Violation::TableUse { at, fault, actor: Some(actor), moment } => {
+                write!(f, "T5: cycle {moment}: actor {actor} used {at}: {fault}")
+            }
+            Violation::TableUse { at, fault, actor: None, moment } => write!(f, "T5: cycle {moment}: {at}: {fault}"),
+            Violation::TableFree { at, fault } => write!(f, "R2: table {at} freed: {fault}"),
+            Violation::Leak { tables } => write!(f, "R3: {tables} tables were never freed"),
+            Violation::UnbalancedLock { actor, at } => {
+                write!(f, "O3: cycle {at}: actor {actor} gave back a lock it does not hold")
+            }
+            Violation::UnbalancedRcu { actor, at } => {
+                write!(f, "R1: cycle {at}: actor {actor} left an RCU section it was not in")
+            }
+        }
+    }
+}
+
+/// Collects violations.
+#[derive(Clone, Debug, Default)]
+pub struct Checker {
+    violations: Vec<Violation>,
+    suppressed: u64,
+    evaluated: u64,
+}
+
+impl Checker {
+    /// Violations kept with their details; more are only counted.
+    const KEPT: usize = 64;
+
+    pub(crate) fn report(&mut self, violation: Violation) {
+        if self.violations.len() < Self::KEPT {
+            self.violations.push(violation);
+        } else {
+            self.suppressed += 1;
+        }
+    }
+
+    /// Pages were freed: no vCPU may hold a translation that it could still use to reach them.
+    pub(crate) fn pages_freed<A: Arch>(&mut self, host: Hpa, bytes: u64, moment: Cycles, vcpus: &[Vcpu<A>]) {
+        self.evaluated += 1;
+        for vcpu in vcpus {
+            if let Some(at) = vcpu.usable_translation(host, bytes) {
+                self.report(Violation::StaleTranslation { vcpu: vcpu.index, at, moment });
+            }
+        }
+    }
+
+    /// What was found, in the order it happened.
+    pub fn violations(&self) -> &[Violation] {
+        &self.violations
+    }
+    /// Violations beyond those kept.
+    pub fn suppressed(&self) -> u64 {
+        self.suppressed
+    }
+    /// How often page frees were checked against the vCPUs' TLBs.
+    pub fn evaluated(&self) -> u64 {
+        self.evaluated
+    }
+}

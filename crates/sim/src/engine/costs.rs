@@ -1,0 +1,135 @@
+//! What events cost on one machine, in cycles: the machine sheet's figures as the engine uses them.
+
+use mmu_core::Cycles;
+use mmu_core::machine::{Arch, Machine};
+
+use super::lock::{LockCosts, LockKind};
+
+/// Cycles of every event the engine charges. One field per event; the sheet says where each figure comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Costs {
+    // ---- software walks ----
+    /// Reading one table entry in a walk loop, loop overhead included.
+    pub visit: Cycles,
+    /// Storing one entry.
+    pub store: Cycles,
+    /// One atomic read-modify-write on an entry.
+    pub atomic: Cycles,
+    /// Bookkeeping of one leaf that goes away.
+    pub release_leaf: Cycles,
+    /// Allocating and zeroing one table.
+    pub alloc_table: Cycles,
+    /// Freeing one table.
+    pub free_table: Cycles,
+
+    // ---- scheduling ----
+    /// Asking whether to reschedule.
+    pub resched_check: Cycles,
+    /// Giving the processor away and getting it back.
+    pub reschedule: Cycles,
+    /// Time slice after which `need_resched` is set.
+    pub tick_period: Cycles,
+    /// Least length of an RCU grace period.
+    pub rcu_grace: Cycles,
+    /// Taking or giving back a lock in this processor's cache.
+    pub lock_local: Cycles,
+    /// Moving a lock's line between processors.
+    pub lock_handoff: Cycles,
+    /// What kind of lock `mmu_lock` is.
+    pub mmu_lock: LockKind,
+
+    // ---- flushes ----
+    /// Interrupt from send to the target's handler.
+    pub ipi_latency: Cycles,
+    /// Sending to each further target.
+    pub ipi_extra: Cycles,
+    /// What an interrupted vCPU loses: exit, handler, entry.
+    pub ipi_victim: Cycles,
+    /// From the last acknowledgement back to the sender.
+    pub ipi_ack: Cycles,
+    /// One invalidation instruction on its own processor.
+    pub invalidate_local: Cycles,
+    /// Issuing one broadcast invalidation.
+    pub broadcast_issue: Cycles,
+    /// From issue to the invalidation being done at every processor.
+    pub broadcast_latency: Cycles,
+    /// The barrier that waits for completion.
+    pub broadcast_barrier: Cycles,
+    /// What a processor that receives a broadcast loses.
+    pub broadcast_victim: Cycles,
+
+    // ---- guest ----
+    /// One access that hits the first-level TLB.
+    pub access: Cycles,
+    /// A walk's fixed part.
+    pub walk_fixed: Cycles,
+    /// Setting an accessed or dirty flag.
+    pub assist: Cycles,
+    /// A fault inside the guest: its own handler maps a page.
+    pub guest_fault: Cycles,
+    /// From the guest to the hypervisor.
+    pub exit: Cycles,
+    /// From the hypervisor to the guest.
+    pub entry: Cycles,
+    /// The hypervisor's path of one fault outside the lock.
+    pub fault_fixed: Cycles,
+    /// Zeroing a 4 KiB page.
+    pub clear_4k: Cycles,
+}
+
+impl Costs {
+    /// The figures of a machine sheet. `mmu_lock` is a spin lock on POWER and a read-write lock elsewhere (Linux 6.6).
+    pub fn of(machine: &Machine) -> Self {
+        let sheet = &machine.costs;
+        let half = |cycles: Cycles| Cycles(cycles.0 / 2);
+        let (invalidate_local, broadcast_issue, broadcast_barrier) = match machine.arch {
+            Arch::X86_64 => (sheet.invept, Cycles::ZERO, Cycles::ZERO),
+            Arch::Aarch64 => (sheet.tlbi_local, sheet.tlbi_combined, sheet.dsb),
+            Arch::Power => (sheet.tlbiel, sheet.tlbie, sheet.ptesync),
+        };
+        Self {
+            visit: sheet.entry_visit,
+            store: sheet.entry_update,
+            atomic: sheet.entry_update.max(sheet.atomic_local),
+            release_leaf: sheet.leaf_zap.since(sheet.atomic_local) + sheet.page_release,
+            alloc_table: sheet.table_alloc + sheet.page_clear_4k,
+            free_table: sheet.table_free,
+            resched_check: sheet.cond_resched,
+            reschedule: sheet.reschedule,
+            tick_period: sheet.tick_period,
+            rcu_grace: sheet.rcu_grace_period,
+            lock_local: half(sheet.lock_uncontended),
+            lock_handoff: sheet.lock_handoff,
+            mmu_lock: if machine.arch == Arch::Power { LockKind::Spin } else { LockKind::ReadWrite },
+            // A round trip is given; the way there is half of it.
+            ipi_latency: half(sheet.ipi_ack),
+            ipi_extra: sheet.ipi_per_extra_remote,
+            ipi_victim: sheet.victim_fixed,
+            ipi_ack: half(sheet.ipi_ack),
+            invalidate_local,
+            broadcast_issue,
+            // The instruction is done everywhere when the barrier is; other processors see it halfway.
+            broadcast_latency: half(broadcast_issue + broadcast_barrier),
+            broadcast_barrier,
+            broadcast_victim: invalidate_local,
+            access: machine.caches.levels.first().map_or(Cycles(4), |level| level.latency),
+            walk_fixed: machine.walk.fixed,
+            assist: sheet.assist_accessed,
+            guest_fault: sheet.guest_fault,
+            exit: sheet.vm_exit,
+            entry: sheet.vm_entry,
+            fault_fixed: sheet.fault_handler_fixed,
+            clear_4k: sheet.page_clear_4k,
+        }
+    }
+
+    pub(crate) fn lock(&self) -> LockCosts {
+        LockCosts { local: self.lock_local, handoff: self.lock_handoff }
+    }
+
+    /// The longest window that hides no cross-processor event: nothing one processor does reaches another sooner.
+    pub fn window(&self) -> Cycles {
+        let cross = [self.ipi_latency, self.broadcast_latency, self.exit];
+        cross.into_iter().min().unwrap_or(Cycles(1000)).max(Cycles(100))
+    }
+}

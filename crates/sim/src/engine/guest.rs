@@ -1,0 +1,195 @@
+//! The guest's own side: its page tables, filled on first touch, private to one vCPU.
+//!
+//! Each vCPU runs one address space. Guest-physical pages come from the vCPU's share of memory in order of first touch;
+//! the shares are interleaved page by page, so that a zapped range touches everybody. What a vCPU touches depends on its own
+//! accesses only, so nothing here is shared in the parallel phase.
+
+use mmu_core::{ByteUnits, EncodeError, Format, Gpa, Gva, Hpa, Leaf, Level, PageSize, Perms};
+use serde::{Deserialize, Serialize};
+
+/// How guest-virtual addresses become guest-physical ones.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestPaging {
+    /// The guest runs without translation: accesses are guest-physical.
+    Flat,
+    /// The guest's tables map pages of this size where they are first touched.
+    FirstTouch(PageSize),
+}
+
+/// Where one vCPU's guest-physical pages lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestShare {
+    /// Which vCPU.
+    pub index: u64,
+    /// Of how many.
+    pub of: u64,
+    /// Guest memory in bytes.
+    pub memory: u64,
+}
+
+/// Why a guest could not map a page.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum GuestError {
+    /// The share is used up.
+    OutOfMemory {
+        /// Bytes mapped when it happened.
+        mapped: u64,
+    },
+    /// Its format refused the entry.
+    Encode(EncodeError),
+    /// The address has more bits than the first stage translates.
+    AddressWidth {
+        /// The address.
+        gva: Gva,
+        /// The width in bits.
+        bits: u32,
+    },
+}
+
+impl std::fmt::Display for GuestError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            GuestError::OutOfMemory { mapped } => write!(
+                f,
+                "a vCPU's share of guest memory is used up after {} MiB; give the guest more memory or use fewer vCPUs",
+                mapped >> 20
+            ),
+            GuestError::Encode(error) => write!(f, "guest page table: {error}"),
+            GuestError::AddressWidth { gva, bits } => {
+                write!(f, "guest address {gva} does not fit the {bits} bits that the guest's tables translate")
+            }
+        }
+    }
+}
+impl std::error::Error for GuestError {}
+
+/// The guest tables of one vCPU: words in guest-physical memory.
+#[derive(Clone, Debug)]
+pub struct GuestTables<F> {
+    format: F,
+    share: GuestShare,
+    page: PageSize,
+    /// Start of the area that holds this vCPU's tables.
+    base: Gpa,
+    /// Its size in bytes.
+    area: u64,
+    words: Vec<u64>,
+    root: Gpa,
+    pages: u64,
+}
+
+impl<F: Format> GuestTables<F> {
+    /// Empty tables for pages of `page` bytes.
+    ///
+    /// # Errors
+    /// A page size that the format has no leaf for, or a share too small for the tables.
+    pub fn new(format: F, share: GuestShare, page: PageSize) -> Result<Self, GuestError> {
+        let geometry = format.geometry();
+        if geometry.level_of(page).is_none() {
+            return Err(GuestError::Encode(EncodeError::LeafLevel { level: Level::LAST }));
+        }
+        // A table entry is eight bytes for every page: 1/256 covers last-level and upper tables with room.
+        let root_bytes = geometry.table_bytes(geometry.root());
+        let area = (share.memory / share.of / 256).max(2 * root_bytes + 64.KiB()).next_multiple_of(root_bytes);
+        let base = Gpa::new(area * share.index);
+        let mut tables = Self { format, share, page, base, area, words: Vec::new(), root: base, pages: 0 };
+        tables.root = tables.alloc(geometry.root())?;
+        Ok(tables)
+    }
+
+    /// Guest-physical address of the root table.
+    pub fn root(&self) -> Gpa {
+        self.root
+    }
+    /// Pages mapped so far.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+    /// Size of the pages it maps.
+    pub fn page_size(&self) -> PageSize {
+        self.page
+    }
+
+    /// The word at `gpa`, or `None` outside the table area.
+    #[inline]
+    pub fn read(&self, gpa: Gpa) -> Option<u64> {
+        let offset = gpa.raw().wrapping_sub(self.base.raw());
+        if offset >= self.area {
+            return None;
+        }
+        Some(self.words.get(offset as usize / 8).copied().unwrap_or(0))
+    }
+
+    /// Replaces the word at `gpa`.
+    #[inline]
+    pub fn write(&mut self, gpa: Gpa, word: u64) {
+        let offset = gpa.raw().wrapping_sub(self.base.raw());
+        if let Some(slot) = self.words.get_mut(offset as usize / 8) {
+            *slot = word;
+        }
+    }
+
+    /// Maps the page around `gva` to the next free guest page and returns that.
+    ///
+    /// # Errors
+    /// When the share is used up, or the address is too wide.
+    pub fn map(&mut self, gva: Gva) -> Result<Gpa, GuestError> {
+        let geometry = *self.format.geometry();
+        let canonical = gva.raw() & (geometry.input_bytes() - 1);
+        let bits = geometry.input_bits();
+        // Upper halves (kernel addresses) fold onto their low bits; anything between is no address at all.
+        let top = gva.raw() >> (bits - 1);
+        if top != 0 && top != 1 && top != u64::MAX >> (bits - 1) {
+            return Err(GuestError::AddressWidth { gva, bits });
+        }
+        let leaf_level = geometry.level_of(self.page).unwrap_or(Level::LAST);
+        let mut table = self.root;
+        let mut level = geometry.root();
+        while level > leaf_level {
+            let at = table + 8 * geometry.index(level, canonical) as u64;
+            let raw = self.read(at).unwrap_or(0);
+            let Some(down) = level.down() else { break };
+            table = if raw & self.format.present_mask() != 0 {
+                Gpa::new(self.format.next_table(level, raw).raw())
+            } else {
+                let child = self.alloc(down)?;
+                let word = self.format.encode_table(level, Hpa::new(child.raw())).map_err(GuestError::Encode)?;
+                self.write(at, word);
+                child
+            };
+            level = down;
+        }
+        let page = self.next_page()?;
+        let leaf = Leaf {
+            output: Hpa::new(page.raw()),
+            perms: Perms::RWX.with(Perms::DIRTY),
+            accessed: true,
+            attrs: F::Attrs::default(),
+        };
+        let word = self.format.encode_leaf(leaf_level, &leaf).map_err(GuestError::Encode)?;
+        self.write(table + 8 * geometry.index(leaf_level, canonical) as u64, word);
+        Ok(page)
+    }
+
+    fn alloc(&mut self, level: Level) -> Result<Gpa, GuestError> {
+        let bytes = self.format.geometry().table_bytes(level);
+        let start = (self.words.len() as u64 * 8).next_multiple_of(bytes);
+        if start + bytes > self.area {
+            return Err(GuestError::OutOfMemory { mapped: self.pages * self.page.bytes() });
+        }
+        self.words.resize(((start + bytes) / 8) as usize, 0);
+        Ok(self.base + start)
+    }
+
+    fn next_page(&mut self) -> Result<Gpa, GuestError> {
+        let tables = (self.area * self.share.of).next_multiple_of(self.page.bytes());
+        let number = self.pages * self.share.of + self.share.index;
+        let start = tables + number * self.page.bytes();
+        if start + self.page.bytes() > self.share.memory {
+            return Err(GuestError::OutOfMemory { mapped: self.pages * self.page.bytes() });
+        }
+        self.pages += 1;
+        Ok(Gpa::new(start))
+    }
+}

@@ -1,0 +1,199 @@
+//! Locks as queues: waiting time comes out of the queue, not out of a constant.
+//!
+//! Grants are in order of arrival (a qspinlock, a qrwlock): a reader that arrives behind a waiting writer waits. Moving
+//! the lock's cache line to another processor costs a hand-over, for readers of a read-write lock too, which is why
+//! read-locking does not scale for free.
+
+use std::collections::VecDeque;
+
+use mmu_core::Cycles;
+
+use super::op::LockMode;
+
+/// Whether a lock knows readers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum LockKind {
+    /// One holder, whatever the mode asked for.
+    Spin,
+    /// Many readers or one writer.
+    #[default]
+    ReadWrite,
+}
+
+/// Index of an actor.
+pub(crate) type ActorId = usize;
+
+/// Cycles of lock operations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LockCosts {
+    /// Taking or giving back a lock whose line is in this processor's cache.
+    pub(crate) local: Cycles,
+    /// Moving the lock's line from another processor.
+    pub(crate) handoff: Cycles,
+}
+
+/// What a lock went through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LockStats {
+    /// Times it was taken.
+    pub acquisitions: u64,
+    /// Times it was not free at once.
+    pub contended: u64,
+    /// Time spent waiting, all actors together.
+    pub wait: Cycles,
+    /// The longest single wait.
+    pub longest_wait: Cycles,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Waiter {
+    actor: ActorId,
+    mode: LockMode,
+    since: Cycles,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SimLock {
+    kind: LockKind,
+    holders: Vec<ActorId>,
+    exclusive: bool,
+    queue: VecDeque<Waiter>,
+    last: Option<ActorId>,
+    line_free: Cycles,
+    pub(crate) stats: LockStats,
+}
+
+/// A lock was granted to an actor that may go on at this moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Granted {
+    pub(crate) actor: ActorId,
+    pub(crate) at: Cycles,
+}
+
+impl SimLock {
+    pub(crate) fn new(kind: LockKind) -> Self {
+        Self { kind, ..Self::default() }
+    }
+
+    fn mode(&self, asked: LockMode) -> LockMode {
+        match self.kind {
+            LockKind::Spin => LockMode::Write,
+            LockKind::ReadWrite => asked,
+        }
+    }
+
+    /// Whether somebody waits for it.
+    pub(crate) fn is_contended(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    pub(crate) fn is_held_by(&self, actor: ActorId) -> bool {
+        self.holders.contains(&actor)
+    }
+
+    /// Takes the lock at `now` and tells when the actor may go on, or queues it.
+    pub(crate) fn acquire(&mut self, actor: ActorId, mode: LockMode, now: Cycles, costs: LockCosts) -> Option<Cycles> {
+        let mode = self.mode(mode);
+        let free = match mode {
+            LockMode::Write => self.holders.is_empty(),
+            LockMode::Read => !self.exclusive || self.holders.is_empty(),
+        };
+        if free && self.queue.is_empty() {
+            return Some(self.grant(actor, mode, now, now, costs));
+        }
+        self.stats.contended += 1;
+        self.queue.push_back(Waiter { actor, mode, since: now });
+        None
+    }
+
+    fn grant(&mut self, actor: ActorId, mode: LockMode, since: Cycles, now: Cycles, costs: LockCosts) -> Cycles {
+        self.holders.push(actor);
+        self.exclusive = mode == LockMode::Write;
+        // The line serves one processor at a time, readers too.
+        let start = now.max(self.line_free);
+        let remote = self.last.replace(actor).is_some_and(|last| last != actor);
+        let taken = start + if remote { costs.handoff } else { Cycles::ZERO };
+        self.line_free = taken;
+        let wait = taken.since(since);
+        self.stats.acquisitions += 1;
+        self.stats.wait += wait;
+        self.stats.longest_wait = self.stats.longest_wait.max(wait);
+        taken + costs.local
+    }
+
+    /// Gives the lock back; those who may go on now are pushed onto `granted`. False when the actor did not hold it.
+    pub(crate) fn release(
+        &mut self,
+        actor: ActorId,
+        now: Cycles,
+        costs: LockCosts,
+        granted: &mut Vec<Granted>,
+    ) -> bool {
+        let Some(i) = self.holders.iter().position(|&holder| holder == actor) else { return false };
+        self.holders.swap_remove(i);
+        while let Some(&next) = self.queue.front() {
+            let may = match next.mode {
+                LockMode::Write => self.holders.is_empty(),
+                LockMode::Read => self.holders.is_empty() || !self.exclusive,
+            };
+            if !may {
+                break;
+            }
+            self.queue.pop_front();
+            let at = self.grant(next.actor, next.mode, next.since, now, costs);
+            granted.push(Granted { actor: next.actor, at });
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COSTS: LockCosts = LockCosts { local: Cycles(20), handoff: Cycles(100) };
+
+    #[test]
+    fn a_writer_waits_for_readers_and_later_readers_wait_for_it() {
+        let mut lock = SimLock::new(LockKind::ReadWrite);
+        assert_eq!(lock.acquire(0, LockMode::Read, Cycles(0), COSTS), Some(Cycles(20)));
+        assert_eq!(lock.acquire(1, LockMode::Read, Cycles(0), COSTS), Some(Cycles(120)));
+        assert_eq!(lock.acquire(2, LockMode::Write, Cycles(10), COSTS), None);
+        assert_eq!(lock.acquire(3, LockMode::Read, Cycles(20), COSTS), None);
+        let mut granted = Vec::new();
+        assert!(lock.release(0, Cycles(200), COSTS, &mut granted));
+        assert!(granted.is_empty());
+        assert!(lock.release(1, Cycles(300), COSTS, &mut granted));
+        assert_eq!(granted, [Granted { actor: 2, at: Cycles(420) }]);
+        granted.clear();
+        assert!(lock.release(2, Cycles(500), COSTS, &mut granted));
+        assert_eq!(granted, [Granted { actor: 3, at: Cycles(620) }]);
+        assert_eq!(lock.stats.longest_wait, Cycles(580));
+    }
+
+    #[test]
+    fn a_spin_lock_knows_no_readers() {
+        let mut lock = SimLock::new(LockKind::Spin);
+        assert!(lock.acquire(0, LockMode::Read, Cycles(0), COSTS).is_some());
+        assert!(lock.acquire(1, LockMode::Read, Cycles(0), COSTS).is_none());
+        assert!(lock.is_contended());
+        assert!(!lock.release(1, Cycles(1), COSTS, &mut Vec::new()), "only the holder can release");
+    }
+
+    #[test]
+    fn queued_contention_serves_one_at_a_time() {
+        // N waiters behind a critical section of 1000 cycles: the last waits N times section plus hand-over.
+        let mut lock = SimLock::new(LockKind::Spin);
+        lock.acquire(0, LockMode::Write, Cycles(0), COSTS);
+        for actor in 1..=8 {
+            assert_eq!(lock.acquire(actor, LockMode::Write, Cycles(0), COSTS), None);
+        }
+        let mut now = Cycles(1020);
+        for actor in 0..8 {
+            let mut granted = Vec::new();
+            lock.release(actor, now, COSTS, &mut granted);
+            now = granted[0].at + Cycles(1000);
+        }
+        assert_eq!(lock.stats.longest_wait, Cycles(1020 + 7 * 1120 + 100));
+    }
+}

@@ -1,0 +1,234 @@
+//! Micro-operations: what a host actor can ask the engine to do, as plain values.
+//!
+//! An actor never touches the world. It awaits an [`Op`]; the engine performs it on the world at the actor's own
+//! moment, charges its cycles and resumes the actor with the [`Reply`]. Because operations are data, the same stream is what an
+//! explorer schedules, what the checker watches and what a replay file holds.
+
+use mmu_core::{Cycles, Flush, Hpa, Level, PageSize};
+
+/// A lock by number; see the constants for the ones every VM has.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LockId(pub u32);
+
+impl LockId {
+    /// KVM's `mmu_lock`: guards the second-stage tables.
+    pub const MMU: LockId = LockId(0);
+    /// KVM's `slots_lock`: guards memslot updates.
+    pub const SLOTS: LockId = LockId(1);
+    /// `mn_invalidate_lock`: guards the count of active invalidations.
+    pub const INVALIDATE: LockId = LockId(2);
+    /// How many locks a VM has.
+    pub const COUNT: usize = 3;
+}
+
+/// How a lock is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum LockMode {
+    /// Shared with other readers.
+    Read,
+    /// Alone.
+    Write,
+}
+
+/// A variable of the VM that actors share.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Var {
+    /// `mmu_invalidate_seq`
+    InvalidateSeq,
+    /// `mmu_invalidate_in_progress`
+    InvalidateInProgress,
+    /// `mmu_invalidate_range_start`, a guest-physical address
+    RangeStart,
+    /// `mmu_invalidate_range_end`, a guest-physical address
+    RangeEnd,
+    /// `mn_active_invalidate_count`
+    ActiveInvalidations,
+}
+
+impl Var {
+    /// How many variables a VM has.
+    pub const COUNT: usize = 5;
+}
+
+/// Costs that are charged by name because no single operation on the world stands for them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Work {
+    /// The hypervisor's fixed path of one fault outside any lock: decode, memslot look-up, host page table walk.
+    Fault,
+    /// Bookkeeping of one leaf that went away: statistics, accessed and dirty state handed to the primary MMU.
+    ReleaseLeaf,
+    /// Zeroing one page of this size.
+    ClearPage(PageSize),
+    /// A stretch of work given in cycles.
+    Exactly(Cycles),
+}
+
+/// What a bulk operation does to each entry of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Apply {
+    /// Looks and moves on.
+    Nothing,
+    /// Replaces every word by this one.
+    Set(u64),
+    /// `word = (word & and) | or`.
+    Mask {
+        /// Bits kept.
+        and: u64,
+        /// Bits set.
+        or: u64,
+    },
+}
+
+/// Whether an update is a plain store or an atomic read-modify-write.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Atomicity {
+    /// Nobody else can write the word.
+    Plain,
+    /// Hardware or another walker may.
+    Atomic,
+}
+
+/// Whether the loop around a run asks for rescheduling before each entry.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ReschedCheck {
+    /// `cond_resched` is the loop's first statement: the run stops where it would yield.
+    EachEntry,
+    /// The loop does not ask.
+    Never,
+}
+
+/// The same work on consecutive entries. A run of n costs, counts and yields exactly like n single entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RunOp {
+    /// First entry.
+    pub at: Hpa,
+    /// Entries, at least one. The first one has been read and checked already; the others are read and checked here.
+    pub len: u64,
+    /// What happens to each.
+    pub apply: Apply,
+    /// How it is written.
+    pub atomicity: Atomicity,
+    /// Extra work per entry.
+    pub work: Option<Work>,
+    /// Whether the loop checks for rescheduling.
+    pub check: ReschedCheck,
+}
+
+/// A stretch of table frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frames {
+    /// First byte of the first frame.
+    pub first: Hpa,
+    /// How many.
+    pub count: u64,
+    /// Their level.
+    pub level: Level,
+    /// Bytes of one frame.
+    pub bytes: u64,
+}
+
+/// One micro-operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// Reads a table word.
+    Read(Hpa),
+    /// Reads a table word and how far its progression goes, up to this many words.
+    ReadRun(Hpa, u64),
+    /// Writes a table word.
+    Write(Hpa, u64),
+    /// Compare-and-swap of a table word: expected, new.
+    Cmpxchg(Hpa, u64, u64),
+    /// Atomic exchange of a table word.
+    Xchg(Hpa, u64),
+    /// Atomic AND of a table word.
+    FetchAnd(Hpa, u64),
+    /// Bulk work on consecutive entries; replies how many were done.
+    Run(RunOp),
+    /// Detaches the subtrees of consecutive, uniformly populated table entries at once, exactly as the entry-by-entry
+    /// teardown would; replies how many it could do (0: do it entry by entry).
+    RemoveSubtrees(RemoveSubtrees),
+    /// Allocates a zeroed table of this level.
+    Alloc(Level),
+    /// Frees tables at once.
+    Free(Frames),
+    /// Frees tables after a grace period.
+    CallRcu(Frames),
+    /// Waits for a grace period.
+    SynchronizeRcu,
+    /// Enters an RCU read section.
+    RcuLock,
+    /// Leaves it.
+    RcuUnlock,
+    /// Takes a lock.
+    Lock(LockId, LockMode),
+    /// Gives it back.
+    Unlock(LockId),
+    /// Asks whether this actor should give way: its time slice is over, or somebody waits for this lock.
+    NeedResched(LockId),
+    /// Gives the processor away once.
+    Reschedule,
+    /// Invalidates cached translations and waits until every processor has.
+    Flush(Flush),
+    /// Loads a shared variable.
+    Load(Var),
+    /// Stores a shared variable.
+    Store(Var, u64),
+    /// Adds to a shared variable; replies the new value.
+    Add(Var, i64),
+    /// Spends time on work.
+    Spend(Work),
+    /// Sleeps.
+    Sleep(Cycles),
+    /// Sleeps until this moment.
+    SleepUntil(Cycles),
+    /// The moment it is.
+    Now,
+    /// Which host page backs a guest page; replies its address.
+    ResolvePage(u64, PageSize),
+    /// The primary MMU drops the backing pages of a guest-physical range and frees them.
+    DropPages(u64, u64),
+    /// Makes every vCPU leave its root and load the VM's current one before it enters the guest again; waits until none runs on the
+    /// old one.
+    ReloadRoots,
+    /// Makes this the VM's current root.
+    SetRoot(Hpa),
+    /// The VM's current root.
+    Root,
+    /// Counts a second-stage fault that changed nothing (somebody else was first).
+    CountSpurious,
+    /// Counts a fault that has to be taken again.
+    CountRetry,
+}
+
+/// Arguments of [`Op::RemoveSubtrees`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RemoveSubtrees {
+    /// First table entry of the parent.
+    pub at: Hpa,
+    /// Table entries, at least one.
+    pub len: u64,
+    /// Level of those entries.
+    pub level: Level,
+    /// What is written into detached entries.
+    pub marker: u64,
+    /// How entries are replaced.
+    pub atomicity: Atomicity,
+}
+
+/// The engine's answer: up to three numbers, read by the typed methods of `Host`.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Reply {
+    /// First number.
+    pub a: u64,
+    /// Second number.
+    pub b: u64,
+    /// Third number.
+    pub c: u64,
+}
+
+impl Reply {
+    /// A reply of one number.
+    pub const fn one(a: u64) -> Self {
+        Self { a, b: 0, c: 0 }
+    }
+}

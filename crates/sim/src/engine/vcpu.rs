@@ -1,0 +1,654 @@
+//! A vCPU: guest accesses through its own TLBs and walks, up to the end of a window or its first exit.
+//!
+//! In the parallel phase of a window a vCPU sees the tables as they were when the window began. It writes nothing: the
+//! accessed and dirty flags that its walks set go into a log which the host phase applies.
+
+use std::collections::BTreeMap;
+
+use mmu_core::memory::TableMemory;
+use mmu_core::tlb::{
+    Input, Invalidate, Kind, LatencyCache, Lookup, Port, TableCaches, Tag, TlbEntry, TranslationCaches,
+};
+use mmu_core::walk::{
+    Bus, BusError, Exchange, NestedCursor, NestedFault, Stage, Step, Translation, WalkCacheSet, WalkCursor,
+};
+use mmu_core::{
+    Access, AccessKind, Cycles, FaultClass, FaultReport, Flush, FlushScope, Gpa, Gva, Hpa, Perms, WalkCaches,
+};
+
+use super::backing::Backing;
+use super::costs::Costs;
+use super::flight::FlightId;
+use super::guest::{GuestError, GuestTables};
+use crate::arch::Arch;
+use crate::checker::Violation;
+use crate::workload::{GuestAccess, GuestStream};
+
+/// Why a vCPU left the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exit {
+    /// The guest-physical address that faulted, if it was a second-stage fault.
+    pub fault: Option<GuestFault>,
+    /// When it left.
+    pub at: Cycles,
+}
+
+/// A second-stage fault as the hypervisor gets it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestFault {
+    /// Where.
+    pub gpa: Gpa,
+    /// What was tried.
+    pub access: AccessKind,
+    /// What it means.
+    pub class: FaultClass,
+}
+
+/// What a vCPU is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    /// Running guest code.
+    Guest,
+    /// Left the guest; the host phase will start its handler.
+    Exited(Exit),
+    /// Its handler runs as an actor.
+    InHost,
+    /// Its workload is finished.
+    Finished,
+}
+
+/// Counters of one vCPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct VcpuStats {
+    /// Accesses made.
+    pub accesses: u64,
+    /// First-level TLB hits.
+    pub l1_hits: u64,
+    /// Second-level TLB hits.
+    pub l2_hits: u64,
+    /// Walks.
+    pub walks: u64,
+    /// References made by walks, by stage.
+    pub stage1_references: u64,
+    /// References made by walks, second stage.
+    pub stage2_references: u64,
+    /// Accessed and dirty flags set by walks.
+    pub flag_updates: u64,
+    /// Faults handled inside the guest.
+    pub guest_faults: u64,
+    /// Second-stage faults.
+    pub faults: u64,
+    /// Flush requests served.
+    pub flushes: u64,
+    /// Cycles from a second-stage fault to the guest running again.
+    pub fault_cycles: Cycles,
+    /// The longest of these.
+    pub longest_fault: Cycles,
+    /// Cycles lost to interrupts and received broadcasts.
+    pub interrupt_cycles: Cycles,
+    /// Cycles spent in walks.
+    pub walk_cycles: Cycles,
+    /// When the workload was finished.
+    pub finished: Cycles,
+}
+
+impl VcpuStats {
+    /// Both together: counters and cycles add up, longest and latest figures are the larger ones.
+    pub fn merge(self, other: &VcpuStats) -> VcpuStats {
+        VcpuStats {
+            accesses: self.accesses + other.accesses,
+            l1_hits: self.l1_hits + other.l1_hits,
+            l2_hits: self.l2_hits + other.l2_hits,
+            walks: self.walks + other.walks,
+            stage1_references: self.stage1_references + other.stage1_references,
+            stage2_references: self.stage2_references + other.stage2_references,
+            flag_updates: self.flag_updates + other.flag_updates,
+            guest_faults: self.guest_faults + other.guest_faults,
+            faults: self.faults + other.faults,
+            flushes: self.flushes + other.flushes,
+            fault_cycles: self.fault_cycles + other.fault_cycles,
+            longest_fault: self.longest_fault.max(other.longest_fault),
+            interrupt_cycles: self.interrupt_cycles + other.interrupt_cycles,
+            walk_cycles: self.walk_cycles + other.walk_cycles,
+            finished: self.finished.max(other.finished),
+        }
+    }
+}
+
+/// Something that must be done at a vCPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Request {
+    at: Cycles,
+    what: What,
+    flight: Option<FlightId>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum What {
+    Flush(Flush),
+    Reload,
+}
+
+/// What all vCPUs of a window look at.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) tables: &'a TableMemory,
+    pub(crate) backing: &'a Backing,
+    pub(crate) costs: &'a Costs,
+    /// Whether each access is checked against freed pages.
+    pub(crate) watch: Watch,
+}
+
+/// How closely vCPU accesses are watched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Watch {
+    /// Walks only.
+    #[default]
+    Walks,
+    /// Every access.
+    Accesses,
+}
+
+/// One vCPU.
+#[derive(Debug)]
+pub struct Vcpu<A: Arch> {
+    pub(crate) arch: A,
+    pub(crate) index: usize,
+    pub(crate) clock: Cycles,
+    pub(crate) mode: Mode,
+    pub(crate) root: Hpa,
+    pub(crate) tag: Tag,
+    pub(crate) caches: TranslationCaches,
+    pub(crate) memory: LatencyCache,
+    pub(crate) stream: GuestStream,
+    pub(crate) guest: Option<GuestTables<A::One>>,
+    pub(crate) stats: VcpuStats,
+    pub(crate) violations: Vec<Violation>,
+    pub(crate) error: Option<GuestError>,
+    pub(crate) acks: Vec<(FlightId, Cycles)>,
+    pub(crate) log: FlagLog,
+    pub(crate) reload: bool,
+    requests: Vec<Request>,
+    current: Option<GuestAccess>,
+}
+
+/// Flags set by walks of this window: address to the word as this vCPU would read it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FlagLog(BTreeMap<u64, u64>);
+
+impl FlagLog {
+    /// Takes the logged words by address.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Hpa, u64)> + use<> {
+        std::mem::take(&mut self.0).into_iter().map(|(at, word)| (Hpa::new(at), word))
+    }
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Memory as one vCPU's walker sees it in a window.
+struct WindowBus<'a, F> {
+    tables: &'a TableMemory,
+    log: &'a mut FlagLog,
+    guest: Option<&'a mut GuestTables<F>>,
+    broken: Option<(Hpa, mmu_core::memory::TableFault)>,
+}
+
+impl<F: mmu_core::Format> Bus for WindowBus<'_, F> {
+    #[inline]
+    fn read(&mut self, at: Hpa) -> Result<u64, BusError> {
+        if !self.log.0.is_empty()
+            && let Some(&word) = self.log.0.get(&at.raw())
+        {
+            return Ok(word);
+        }
+        self.tables.read(at).map_err(|fault| {
+            self.broken = Some((at, fault));
+            BusError { at }
+        })
+    }
+
+    fn cmpxchg(&mut self, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
+        let found = self.read(at)?;
+        if found != old {
+            return Ok(Exchange::Found(found));
+        }
+        self.log.0.insert(at.raw(), new);
+        Ok(Exchange::Done)
+    }
+
+    #[inline]
+    fn read_guest(&mut self, gpa: Gpa, at: Hpa) -> Result<u64, BusError> {
+        self.guest.as_ref().and_then(|guest| guest.read(gpa)).ok_or(BusError { at })
+    }
+
+    fn cmpxchg_guest(&mut self, gpa: Gpa, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
+        let found = self.read_guest(gpa, at)?;
+        if found != old {
+            return Ok(Exchange::Found(found));
+        }
+        if let Some(guest) = &mut self.guest {
+            guest.write(gpa, new);
+        }
+        Ok(Exchange::Done)
+    }
+}
+
+/// How one access went.
+enum Outcome {
+    Done,
+    GuestFault,
+    Fault(GuestFault),
+}
+
+impl<A: Arch> Vcpu<A> {
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn new(
+        arch: A,
+        index: usize,
+        root: Hpa,
+        tag: Tag,
+        caches: TranslationCaches,
+        memory: LatencyCache,
+        stream: GuestStream,
+        guest: Option<GuestTables<A::One>>,
+    ) -> Self {
+        Self {
+            arch,
+            index,
+            clock: Cycles::ZERO,
+            mode: Mode::Guest,
+            root,
+            tag,
+            caches,
+            memory,
+            stream,
+            guest,
+            stats: VcpuStats::default(),
+            violations: Vec::new(),
+            error: None,
+            acks: Vec::new(),
+            log: FlagLog::default(),
+            reload: false,
+            requests: Vec::new(),
+            current: None,
+        }
+    }
+
+    // ---- requests from the host phase ----
+
+    /// An interrupt that makes this vCPU flush; true when it runs guest code and the sender must wait for it. One that is in the
+    /// host flushes before it enters the guest again, and nobody waits.
+    pub(crate) fn interrupt_for_flush(&mut self, flight: FlightId, at: Cycles, covers: Flush) -> bool {
+        self.ask(What::Flush(covers), flight, at)
+    }
+
+    /// Makes this vCPU load the current root before it enters the guest again; true when the sender must wait.
+    pub(crate) fn request_reload(&mut self, flight: FlightId, at: Cycles) -> bool {
+        self.ask(What::Reload, flight, at)
+    }
+
+    fn ask(&mut self, what: What, flight: FlightId, at: Cycles) -> bool {
+        let running = self.mode == Mode::Guest;
+        let flight = running.then_some(flight);
+        self.requests.push(Request { at, what, flight });
+        self.requests.sort_by_key(|request| request.at);
+        running
+    }
+
+    /// An invalidation that hardware delivers; it acts on the TLBs whatever this vCPU is doing.
+    pub(crate) fn receive_broadcast(&mut self, at: Cycles, covers: Flush) {
+        self.requests.push(Request { at, what: What::Flush(covers), flight: None });
+        self.requests.sort_by_key(|request| request.at);
+    }
+
+    /// Serves what waits while the vCPU is in the host, before it enters the guest.
+    pub(crate) fn enter(&mut self, costs: &Costs) {
+        for request in std::mem::take(&mut self.requests) {
+            self.serve(request, costs);
+        }
+        self.mode = Mode::Guest;
+    }
+
+    /// Starts using the VM's current root.
+    pub(crate) fn load_root(&mut self, root: Hpa, generation: u16) {
+        self.root = root;
+        self.tag.root = mmu_core::tlb::RootId(generation);
+        self.tag.vmid = mmu_core::tlb::Vmid(1 + generation);
+        self.reload = false;
+        self.requests.retain(|request| request.what != What::Reload);
+    }
+
+    /// Books the time between leaving the guest and entering it again.
+    pub(crate) fn account_exit(&mut self, left: Cycles, costs: &Costs) {
+        let spent = self.clock.since(left) + costs.exit;
+        self.stats.fault_cycles += spent;
+        self.stats.longest_fault = self.stats.longest_fault.max(spent);
+    }
+
+    /// A translation that this vCPU could still use to reach `[host, host + bytes)`: cached under its current tag, with no
+    /// invalidation on its way that would remove it first.
+    pub(crate) fn usable_translation(&self, host: Hpa, bytes: u64) -> Option<Hpa> {
+        if self.mode == Mode::Finished || self.wants_reload() {
+            return None;
+        }
+        let flushing = self.requests.iter().any(|request| matches!(request.what, What::Flush(_)));
+        if flushing {
+            return None;
+        }
+        self.caches
+            .tlb
+            .reachable(self.tag)
+            .find(|entry| {
+                entry.output.raw() < host.raw() + bytes && host.raw() < entry.output.raw() + entry.size.bytes()
+            })
+            .map(|entry| entry.output)
+    }
+
+    /// Whether anything but guest code waits for it.
+    pub(crate) fn wants_reload(&self) -> bool {
+        self.reload || self.requests.iter().any(|request| request.what == What::Reload)
+    }
+
+    fn serve(&mut self, request: Request, costs: &Costs) {
+        match request.what {
+            What::Flush(covers) => {
+                self.stats.flushes += 1;
+                self.apply_flush(covers);
+                self.clock += costs.invalidate_local;
+            }
+            What::Reload => self.reload = true,
+        }
+        if let Some(flight) = request.flight {
+            self.acks.push((flight, self.clock));
+        }
+    }
+
+    /// Translates a flush into invalidations of this machine's caches.
+    fn apply_flush(&mut self, flush: Flush) {
+        let tables = match flush.walk_caches {
+            WalkCaches::Keep => TableCaches::Kept,
+            WalkCaches::Drop => TableCaches::Dropped,
+        };
+        let Tag { vmid, root, .. } = self.tag;
+        match flush.scope {
+            FlushScope::Vm => {
+                self.caches.invalidate(Invalidate::Root { root }, tables);
+                self.caches.invalidate(Invalidate::VmidBothStages { vmid }, tables);
+            }
+            FlushScope::Range { start, bytes, .. } => {
+                self.caches.invalidate(Invalidate::GuestPhysical { vmid, start, bytes }, tables);
+                // Combined entries do not remember their guest-physical page: all of the VM's first-stage results go.
+                if self.caches.tlb.rules().combined_by_gpa == mmu_core::tlb::CombinedByGpa::Unknown {
+                    let globals = mmu_core::tlb::Globals::Dropped;
+                    self.caches.invalidate(Invalidate::Vmid { vmid, globals }, TableCaches::Dropped);
+                }
+            }
+        }
+    }
+
+    // ---- the parallel phase ----
+
+    /// Runs guest code to `end` or the first exit.
+    pub(crate) fn run(&mut self, view: View<'_>, end: Cycles) {
+        while self.mode == Mode::Guest && self.clock < end {
+            if let Some(&request) = self.requests.first()
+                && request.at <= self.clock
+            {
+                self.requests.remove(0);
+                self.interrupted(request, view.costs);
+                continue;
+            }
+            let limit = self.requests.first().map_or(end, |request| request.at.min(end));
+            self.run_guest(view, limit);
+        }
+    }
+
+    fn interrupted(&mut self, request: Request, costs: &Costs) {
+        let before = self.clock;
+        self.clock += if request.flight.is_some() { costs.ipi_victim } else { costs.broadcast_victim };
+        self.serve(request, costs);
+        self.stats.interrupt_cycles += self.clock.since(before);
+        if self.reload {
+            self.leave(None, costs);
+        }
+    }
+
+    fn leave(&mut self, fault: Option<GuestFault>, costs: &Costs) {
+        let at = self.clock;
+        self.clock += costs.exit;
+        self.mode = Mode::Exited(Exit { fault, at });
+    }
+
+    /// The hot loop.
+    fn run_guest(&mut self, view: View<'_>, limit: Cycles) {
+        while self.clock < limit {
+            let access = match self.current.take() {
+                Some(access) => access,
+                None => match self.stream.next() {
+                    Some(access) => access,
+                    None => {
+                        self.mode = Mode::Finished;
+                        self.stats.finished = self.clock;
+                        self.acknowledge_all();
+                        return;
+                    }
+                },
+            };
+            match self.access(&access, view) {
+                Outcome::Done => self.stats.accesses += 1,
+                Outcome::GuestFault => {
+                    self.current = Some(access);
+                    if let Err(error) = self.guest_fault(access.gva, view.costs) {
+                        self.error = Some(error);
+                        self.mode = Mode::Finished;
+                        self.acknowledge_all();
+                        return;
+                    }
+                }
+                Outcome::Fault(fault) => {
+                    self.current = Some(access);
+                    self.stats.faults += 1;
+                    self.leave(Some(fault), view.costs);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A vCPU that will not run again answers whoever waits for it.
+    fn acknowledge_all(&mut self) {
+        for request in std::mem::take(&mut self.requests) {
+            if let Some(flight) = request.flight {
+                self.acks.push((flight, self.clock.max(request.at)));
+            }
+        }
+    }
+
+    fn guest_fault(&mut self, gva: Gva, costs: &Costs) -> Result<(), GuestError> {
+        self.stats.guest_faults += 1;
+        self.clock += costs.guest_fault;
+        if let Some(guest) = &mut self.guest {
+            guest.map(gva)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn access(&mut self, access: &GuestAccess, view: View<'_>) -> Outcome {
+        let what = Access { kind: access.kind, ..Access::READ };
+        let input = match &self.guest {
+            Some(_) => Input::Combined(access.gva),
+            None => Input::GuestPhysical(Gpa::new(access.gva.raw())),
+        };
+        let port = match access.kind {
+            AccessKind::Read => Port::Load,
+            AccessKind::Write | AccessKind::ReadWrite => Port::Store,
+            AccessKind::Execute => Port::Fetch,
+        };
+        let need = Perms::needed_by(&what);
+        self.clock += view.costs.access;
+        match self.caches.tlb.lookup(port, self.tag, input) {
+            Lookup::L1(entry) if entry.perms.contains(need) => {
+                self.stats.l1_hits += 1;
+                self.watch(view, &entry, input);
+                return Outcome::Done;
+            }
+            Lookup::L2(entry) if entry.perms.contains(need) => {
+                self.stats.l2_hits += 1;
+                self.clock += self.caches.tlb.l2_hit_extra(port);
+                self.watch(view, &entry, input);
+                return Outcome::Done;
+            }
+            _ => {}
+        }
+        self.walk(port, input, what, view)
+    }
+
+    #[inline]
+    fn watch(&mut self, view: View<'_>, entry: &TlbEntry, input: Input) {
+        if view.watch == Watch::Accesses {
+            self.check_page(view, entry.translate(input), input);
+        }
+    }
+
+    fn check_page(&mut self, view: View<'_>, at: Hpa, input: Input) {
+        if view.backing.is_freed(at) {
+            self.violations.push(Violation::UseAfterFree {
+                vcpu: self.index,
+                input: input.raw(),
+                at,
+                moment: self.clock,
+            });
+        }
+    }
+
+    fn walk(&mut self, port: Port, input: Input, access: Access, view: View<'_>) -> Outcome {
+        self.stats.walks += 1;
+        let before = self.clock;
+        self.clock += view.costs.walk_fixed;
+        let outcome = match input {
+            Input::Combined(gva) | Input::Linear(gva) => self.walk_nested(gva, access, view),
+            Input::GuestPhysical(gpa) => self.walk_flat(gpa, access, view),
+        };
+        self.stats.walk_cycles += self.clock.since(before);
+        match outcome {
+            Ok(found) => {
+                let entry = TlbEntry::new(found.page(), found.size, found.perms);
+                self.caches.tlb.fill(port, self.tag, input, entry);
+                self.check_page(view, found.output, input);
+                Outcome::Done
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    fn walk_nested(&mut self, gva: Gva, access: Access, view: View<'_>) -> Result<Translation, Outcome> {
+        let Self { arch, guest, caches, memory, log, tag, root, .. } = self;
+        let Some(guest) = guest.as_mut() else { return Err(Outcome::GuestFault) };
+        let mut cursor = NestedCursor::new(*arch.one(), guest.root(), *arch.two(), *root, fold(arch, gva), access);
+        let mut bus = WindowBus { tables: view.tables, log, guest: Some(guest), broken: None };
+        let mut cached = caches.for_walk(*tag, Kind::Combined);
+        let mut meter = Meter::new(view.costs, memory);
+        let end = loop {
+            match cursor.step(&mut bus, &mut cached) {
+                Step::Read(reference) => meter.read(reference.stage, reference.at),
+                Step::Update(_) | Step::Restart(_) => meter.update(),
+                Step::Done(translation) => break Ok(translation),
+                Step::Fault(NestedFault::One(fault)) => break Err((fault.class(), None)),
+                Step::Fault(NestedFault::Two { fault, gpa, table }) => {
+                    break Err((fault.class(), Some((gpa, table.is_some()))));
+                }
+            }
+        };
+        let (meter, broken) = (meter.spent, bus.broken);
+        self.charge(meter, broken);
+        end.map_err(|(class, second)| match second {
+            None => Outcome::GuestFault,
+            Some((gpa, table)) => {
+                // A walk's own reference is a read of the guest's table, or a write where it sets flags there.
+                let access = if table { AccessKind::Read } else { access.kind };
+                Outcome::Fault(GuestFault { gpa, access, class })
+            }
+        })
+    }
+
+    fn walk_flat(&mut self, gpa: Gpa, access: Access, view: View<'_>) -> Result<Translation, Outcome> {
+        let Self { arch, caches, memory, log, tag, root, .. } = self;
+        let mut cursor = WalkCursor::new(*arch.two(), *root, gpa.raw(), access);
+        let mut cached = caches.for_walk(*tag, Kind::Combined);
+        if let Some(found) = cached.deepest(Stage::Two, gpa.raw()) {
+            cursor = cursor.resume_at(found.level, found.table, found.acc);
+        }
+        let mut bus = WindowBus::<A::One> { tables: view.tables, log, guest: None, broken: None };
+        let mut meter = Meter::new(view.costs, memory);
+        let end = loop {
+            match cursor.step(&mut bus) {
+                Step::Read(reference) => {
+                    meter.read(Stage::Two, reference.at);
+                    if let Some((level, table, acc)) = cursor.position() {
+                        let found = mmu_core::walk::CachedTable { level, table, host: None, acc };
+                        cached.fill(Stage::Two, gpa.raw(), found);
+                    }
+                }
+                Step::Update(_) | Step::Restart(_) => meter.update(),
+                Step::Done(translation) => break Ok(translation),
+                Step::Fault(fault) => break Err(fault.class()),
+            }
+        };
+        let (meter, broken) = (meter.spent, bus.broken);
+        self.charge(meter, broken);
+        end.map_err(|class| Outcome::Fault(GuestFault { gpa, access: access.kind, class }))
+    }
+
+    fn charge(&mut self, spent: Spent, broken: Option<(Hpa, mmu_core::memory::TableFault)>) {
+        self.clock += spent.cycles;
+        self.stats.stage1_references += spent.stage1;
+        self.stats.stage2_references += spent.stage2;
+        self.stats.flag_updates += spent.updates;
+        if let Some((at, fault)) = broken {
+            self.violations.push(Violation::TableWalk { vcpu: self.index, at, fault, moment: self.clock });
+        }
+    }
+}
+
+/// A guest-virtual address cut to what the first stage's tables index.
+fn fold<A: Arch>(arch: &A, gva: Gva) -> u64 {
+    use mmu_core::Format;
+    gva.raw() & (arch.one().geometry().input_bytes() - 1)
+}
+
+/// What one walk spent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    cycles: Cycles,
+    stage1: u64,
+    stage2: u64,
+    updates: u64,
+}
+
+/// Adds up a walk's references.
+struct Meter<'a> {
+    costs: &'a Costs,
+    memory: &'a mut LatencyCache,
+    spent: Spent,
+}
+
+impl<'a> Meter<'a> {
+    fn new(costs: &'a Costs, memory: &'a mut LatencyCache) -> Self {
+        Self { costs, memory, spent: Spent::default() }
+    }
+
+    fn read(&mut self, stage: Stage, at: Hpa) {
+        self.spent.cycles += self.memory.access(at).latency;
+        match stage {
+            Stage::One => self.spent.stage1 += 1,
+            Stage::Two => self.spent.stage2 += 1,
+        }
+    }
+
+    fn update(&mut self) {
+        self.spent.cycles += self.costs.assist;
+        self.spent.updates += 1;
+    }
+}

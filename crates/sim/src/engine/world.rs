@@ -1,0 +1,646 @@
+//! Everything host actors share, and what each micro-operation does to it.
+
+use mmu_core::memory::{Masks, Progression, TableFault, TableMemory};
+use mmu_core::{Cycles, Delivery, Flush, Format, Gpa, Hpa, Level};
+
+use super::backing::{Backed, Backing};
+use super::costs::Costs;
+use super::flight::{Flight, FlightId};
+use super::lock::{ActorId, Granted, LockKind, SimLock};
+use super::op::{Apply, Atomicity, Frames, LockId, Op, RemoveSubtrees, Reply, ReschedCheck, RunOp, Var, Work};
+use super::rcu::Rcu;
+use super::vcpu::Vcpu;
+use crate::arch::Arch;
+use crate::checker::{Checker, Violation};
+
+/// Counters of the whole run; each names what one increment is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct HostCounters {
+    /// Table entries that host actors looked at.
+    pub visits: u64,
+    /// Leaves that became non-present.
+    pub zapped_leaves: u64,
+    /// Table entries that became non-present.
+    pub zapped_tables: u64,
+    /// Flushes that had to reach other processors.
+    pub remote_flushes: u64,
+    /// Interrupts sent to vCPUs.
+    pub ipis: u64,
+    /// Broadcast invalidation instructions.
+    pub broadcasts: u64,
+    /// Tables allocated.
+    pub tables_allocated: u64,
+    /// Tables freed.
+    pub tables_freed: u64,
+    /// Times an actor gave the processor away.
+    pub reschedules: u64,
+    /// Faults that found their entry in place.
+    pub spurious_faults: u64,
+    /// Faults that had to be taken again.
+    pub retried_faults: u64,
+    /// Cycles spent waiting for flushes to complete.
+    pub flush_wait: Cycles,
+}
+
+/// What one actor went through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct ActorStats {
+    /// When it started.
+    pub started: Cycles,
+    /// When it finished.
+    pub finished: Cycles,
+    /// Longest stretch between two opportunities to reschedule.
+    pub longest_unscheduled: Cycles,
+    /// Longest RCU read section.
+    pub longest_rcu: Cycles,
+    /// Time spent waiting for locks.
+    pub lock_wait: Cycles,
+    /// Longest time any lock was held.
+    pub longest_hold: Cycles,
+}
+
+/// The part of an actor that operations change.
+#[derive(Clone, Debug)]
+pub(crate) struct ActorState {
+    pub(crate) id: ActorId,
+    pub(crate) now: Cycles,
+    pub(crate) stats: ActorStats,
+    /// Last opportunity to reschedule.
+    scheduled: Cycles,
+    /// Start of the current time slice.
+    slice: Cycles,
+    rcu_since: Option<Cycles>,
+    waiting_since: Option<Cycles>,
+    held: Vec<(LockId, Cycles)>,
+}
+
+impl ActorState {
+    pub(crate) fn new(id: ActorId, now: Cycles) -> Self {
+        let stats = ActorStats { started: now, ..ActorStats::default() };
+        let held = Vec::new();
+        Self { id, now, stats, scheduled: now, slice: now, rcu_since: None, waiting_since: None, held }
+    }
+
+    /// An opportunity to reschedule: the stretch since the last one ends.
+    fn breathe(&mut self) {
+        let stretch = self.now.since(self.scheduled);
+        self.stats.longest_unscheduled = self.stats.longest_unscheduled.max(stretch);
+        self.scheduled = self.now;
+    }
+
+    pub(crate) fn finish(&mut self) {
+        self.breathe();
+        self.stats.finished = self.now;
+    }
+
+    /// The actor slept or waited until `now`; waiting for a lock is counted as such.
+    pub(crate) fn resume(&mut self, now: Cycles) {
+        if let Some(since) = self.waiting_since.take() {
+            self.stats.lock_wait += now.since(since);
+        }
+        self.now = now;
+    }
+}
+
+/// What became of an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Performed {
+    /// Done; the actor's clock has moved.
+    Done(Reply),
+    /// The actor waits for somebody else; it will be resumed with an empty reply.
+    Blocked,
+}
+
+/// Limits on how far an operation on a run may go by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Horizon {
+    /// Nobody else does anything before this moment.
+    pub(crate) until: Cycles,
+}
+
+/// The host and the VM.
+#[derive(Debug)]
+pub struct World<A: Arch> {
+    pub(crate) arch: A,
+    pub(crate) costs: Costs,
+    pub(crate) tables: TableMemory,
+    pub(crate) backing: Backing,
+    pub(crate) root: Hpa,
+    pub(crate) root_generation: u16,
+    pub(crate) locks: [SimLock; LockId::COUNT],
+    pub(crate) rcu: Rcu,
+    pub(crate) vars: [u64; Var::COUNT],
+    pub(crate) flights: Vec<Flight>,
+    pub(crate) counters: HostCounters,
+    pub(crate) checker: Checker,
+    /// Actors that may go on, with when.
+    pub(crate) woken: Vec<Granted>,
+}
+
+impl<A: Arch> World<A> {
+    pub(crate) fn new(arch: A, costs: Costs, tables: TableMemory, backing: Backing, root: Hpa) -> Self {
+        let locks = [SimLock::new(costs.mmu_lock), SimLock::new(LockKind::Spin), SimLock::new(LockKind::Spin)];
+        Self {
+            arch,
+            costs,
+            tables,
+            backing,
+            root,
+            root_generation: 0,
+            locks,
+            rcu: Rcu::default(),
+            vars: [0; Var::COUNT],
+            flights: Vec::new(),
+            counters: HostCounters::default(),
+            checker: Checker::default(),
+            woken: Vec::new(),
+        }
+    }
+
+    /// What the checker found, in the order it happened.
+    pub fn violations(&self) -> &[Violation] {
+        self.checker.violations()
+    }
+    /// What the host did.
+    pub fn counters(&self) -> &HostCounters {
+        &self.counters
+    }
+    /// Time that anybody spent waiting for any lock.
+    pub fn lock_wait(&self) -> Cycles {
+        self.locks.iter().map(|lock| lock.stats.wait).sum()
+    }
+    /// The second-stage tables.
+    pub fn tables(&self) -> &TableMemory {
+        &self.tables
+    }
+    /// The VM's current root.
+    pub fn root(&self) -> Hpa {
+        self.root
+    }
+
+    /// Performs one operation at the actor's moment.
+    #[inline]
+    pub(crate) fn perform(
+        &mut self,
+        op: Op,
+        actor: &mut ActorState,
+        horizon: Horizon,
+        vcpus: &mut [Vcpu<A>],
+    ) -> Performed {
+        let done = |word| Performed::Done(Reply::one(word));
+        match op {
+            Op::Read(at) => {
+                self.visit(actor, 1);
+                done(self.read(at, actor))
+            }
+            Op::ReadRun(at, max) => {
+                self.visit(actor, 1);
+                Performed::Done(self.read_run(at, max, actor))
+            }
+            Op::Write(at, word) => {
+                actor.now += self.costs.store;
+                self.store(at, word, actor);
+                done(0)
+            }
+            Op::Cmpxchg(at, old, new) => {
+                actor.now += self.costs.atomic;
+                let found = self.read(at, actor);
+                if found == old {
+                    self.store(at, new, actor);
+                }
+                done(found)
+            }
+            Op::Xchg(at, new) => {
+                actor.now += self.costs.atomic;
+                let found = self.read(at, actor);
+                self.store(at, new, actor);
+                done(found)
+            }
+            Op::FetchAnd(at, mask) => {
+                actor.now += self.costs.atomic;
+                let found = self.read(at, actor);
+                self.store(at, found & mask, actor);
+                done(found)
+            }
+            Op::Run(run) => done(self.run(run, actor, horizon)),
+            Op::RemoveSubtrees(remove) => done(self.remove_subtrees(remove, actor, horizon)),
+            Op::Load(var) => {
+                actor.now += self.costs.store;
+                done(self.vars[var as usize])
+            }
+            Op::Store(var, value) => {
+                actor.now += self.costs.store;
+                self.vars[var as usize] = value;
+                done(0)
+            }
+            Op::Add(var, delta) => {
+                actor.now += self.costs.atomic;
+                let value = self.vars[var as usize].wrapping_add_signed(delta);
+                self.vars[var as usize] = value;
+                done(value)
+            }
+            Op::NeedResched(lock) => {
+                actor.now += self.costs.resched_check;
+                actor.breathe();
+                done(u64::from(self.slice_is_over(actor) || self.locks[lock.0 as usize].is_contended()))
+            }
+            Op::Now => done(actor.now.0),
+            Op::Root => done(self.root.raw()),
+            _ => self.perform_rare(op, actor, vcpus),
+        }
+    }
+
+    /// The operations that are not the inside of a loop.
+    fn perform_rare(&mut self, op: Op, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
+        let done = |word| Performed::Done(Reply::one(word));
+        match op {
+            Op::Alloc(level) => self.alloc(level, actor),
+            Op::Free(frames) => {
+                actor.now += self.costs.free_table.times(frames.count);
+                self.free(frames);
+                done(0)
+            }
+            Op::CallRcu(frames) => {
+                self.rcu.retire(frames, actor.now, self.costs.rcu_grace);
+                done(0)
+            }
+            Op::SynchronizeRcu => {
+                self.rcu.synchronize(actor.id, actor.now, self.costs.rcu_grace);
+                actor.breathe();
+                Performed::Blocked
+            }
+            Op::RcuLock => {
+                self.rcu.lock(actor.id, actor.now);
+                actor.rcu_since = Some(actor.now);
+                done(0)
+            }
+            Op::RcuUnlock => {
+                if !self.rcu.unlock(actor.id, actor.now) {
+                    self.checker.report(Violation::UnbalancedRcu { actor: actor.id, at: actor.now });
+                }
+                if let Some(since) = actor.rcu_since.take() {
+                    actor.stats.longest_rcu = actor.stats.longest_rcu.max(actor.now.since(since));
+                }
+                done(0)
+            }
+            Op::Lock(lock, mode) => {
+                match self.locks[lock.0 as usize].acquire(actor.id, mode, actor.now, self.costs.lock()) {
+                    Some(at) => {
+                        actor.stats.lock_wait += at.since(actor.now + self.costs.lock_local);
+                        actor.now = at;
+                        done(0)
+                    }
+                    None => {
+                        actor.waiting_since = Some(actor.now);
+                        Performed::Blocked
+                    }
+                }
+            }
+            Op::Unlock(lock) => self.unlock(lock, actor),
+            Op::Reschedule => {
+                self.counters.reschedules += 1;
+                actor.breathe();
+                actor.now += self.costs.reschedule;
+                actor.slice = actor.now;
+                actor.scheduled = actor.now;
+                done(0)
+            }
+            Op::Flush(flush) => self.flush(flush, actor, vcpus),
+            Op::ReloadRoots => self.kick(actor, vcpus),
+            Op::Spend(work) => {
+                actor.now += self.cost_of(work);
+                done(0)
+            }
+            Op::Sleep(cycles) => {
+                actor.breathe();
+                actor.now += cycles;
+                actor.scheduled = actor.now;
+                done(0)
+            }
+            Op::SleepUntil(moment) => {
+                actor.breathe();
+                actor.now = actor.now.max(moment);
+                actor.scheduled = actor.now;
+                done(0)
+            }
+            Op::ResolvePage(gpa, size) => {
+                let (host, backed) = self.backing.resolve(Gpa::new(gpa), size);
+                if backed == Backed::Now {
+                    actor.now += self.cost_of(Work::ClearPage(size));
+                }
+                done(host.raw())
+            }
+            Op::DropPages(start, bytes) => {
+                for (host, bytes) in self.backing.drop_range(Gpa::new(start), bytes) {
+                    self.checker.pages_freed(host, bytes, actor.now, vcpus);
+                }
+                done(0)
+            }
+            Op::SetRoot(root) => {
+                self.root = root;
+                self.root_generation = self.root_generation.wrapping_add(1);
+                done(0)
+            }
+            Op::CountSpurious => {
+                self.counters.spurious_faults += 1;
+                done(0)
+            }
+            Op::CountRetry => {
+                self.counters.retried_faults += 1;
+                done(0)
+            }
+            // Loop operations were handled by `perform`.
+            _ => done(0),
+        }
+    }
+
+    // ---- table words ----
+
+    #[inline]
+    fn visit(&mut self, actor: &mut ActorState, entries: u64) {
+        self.counters.visits += entries;
+        actor.now += self.costs.visit.times(entries);
+    }
+
+    fn read(&mut self, at: Hpa, actor: &ActorState) -> u64 {
+        match self.tables.read(at) {
+            Ok(word) => word,
+            Err(fault) => {
+                self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment: actor.now });
+                0
+            }
+        }
+    }
+
+    fn read_run(&mut self, at: Hpa, max: u64, actor: &ActorState) -> Reply {
+        match self.tables.run_at(at, max) {
+            Ok(run) => Reply { a: run.first, b: run.step, c: run.len },
+            Err(fault) => {
+                self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment: actor.now });
+                Reply { a: 0, b: 0, c: 1 }
+            }
+        }
+    }
+
+    #[inline]
+    fn store(&mut self, at: Hpa, word: u64, actor: &ActorState) {
+        match self.tables.xchg(at, word) {
+            Ok(old) => self.count_change(old, word, 1),
+            Err(fault) => {
+                self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment: actor.now });
+            }
+        }
+    }
+
+    fn count_change(&mut self, old: u64, new: u64, entries: u64) {
+        let present = self.arch.two().present_mask();
+        if old & present != 0 && new & present == 0 {
+            // A table pointer and a leaf are told apart by who zaps them; leaves are the many.
+            self.counters.zapped_leaves += entries;
+        }
+    }
+
+    /// Cycles of one entry of a run after the first: reading it, asking whether to reschedule, the work.
+    fn run_costs(&self, run: &RunOp) -> (Cycles, Cycles) {
+        let update = match (run.apply, run.atomicity) {
+            (Apply::Nothing, _) => Cycles::ZERO,
+            (_, Atomicity::Plain) => self.costs.store,
+            (_, Atomicity::Atomic) => self.costs.atomic,
+        };
+        let work = update + run.work.map_or(Cycles::ZERO, |work| self.cost_of(work));
+        let check = match run.check {
+            ReschedCheck::EachEntry => self.costs.resched_check,
+            ReschedCheck::Never => Cycles::ZERO,
+        };
+        (self.costs.visit + check, work)
+    }
+
+    /// How many entries of a run can be done before something else has to happen. The first entry was read and checked
+    /// by the caller; entry j+1 is begun only if that happens before the horizon, and its rescheduling check must not
+    /// find the time slice over or the lock contended.
+    fn run_length(&self, run: &RunOp, actor: &ActorState, horizon: Horizon) -> u64 {
+        let (overhead, work) = self.run_costs(run);
+        let unit = overhead + work;
+        if run.len <= 1 || unit == Cycles::ZERO {
+            return run.len.max(1);
+        }
+        // Every operation of an entry begins before the horizon, the work after the read and the check.
+        let mut limit = Cycles(horizon.until.0.saturating_sub(overhead.0));
+        if run.check == ReschedCheck::EachEntry {
+            if self.locks.iter().any(|lock| lock.is_held_by(actor.id) && lock.is_contended()) {
+                return 1;
+            }
+            // The check comes after the read: it must fall into this slice.
+            let slice_end = self.slice_end(actor);
+            limit = limit.min(Cycles(slice_end.0.saturating_sub(overhead.0)));
+        }
+        // Entry j (from 0) begins at now + work + (j - 1) * unit and must begin before `limit`.
+        let room = limit.0.saturating_sub((actor.now + work).0);
+        (1 + room.div_ceil(unit.0)).min(run.len)
+    }
+
+    fn run(&mut self, run: RunOp, actor: &mut ActorState, horizon: Horizon) -> u64 {
+        let n = self.run_length(&run, actor, horizon);
+        let (overhead, work) = self.run_costs(&run);
+        let outcome = match run.apply {
+            Apply::Nothing => Ok(()),
+            Apply::Set(word) => self.set_run(run.at, n, word),
+            Apply::Mask { and, or } => self.tables.map_run(run.at, n, Masks { keep: and, set: or }).map(drop),
+        };
+        if let Err(fault) = outcome {
+            let (at, moment) = (run.at, actor.now);
+            self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment });
+        }
+        self.counters.visits += n - 1;
+        let start = actor.now;
+        actor.now += work.times(n) + overhead.times(n - 1);
+        if run.check == ReschedCheck::EachEntry && n > 1 {
+            let longest = if n > 2 { overhead + work } else { Cycles::ZERO };
+            let first = (start + work + overhead).since(actor.scheduled);
+            actor.stats.longest_unscheduled = actor.stats.longest_unscheduled.max(longest).max(first);
+            actor.scheduled = Cycles(actor.now.0 - work.0);
+        }
+        n
+    }
+
+    fn set_run(&mut self, at: Hpa, n: u64, word: u64) -> Result<(), TableFault> {
+        let old = self.tables.read(at)?;
+        self.tables.fill_run(at, n, Progression { first: word, step: 0 })?;
+        self.count_change(old, word, n);
+        Ok(())
+    }
+
+    /// The subtrees below `remove.len` uniform table entries, torn down as the loop over single entries would: each entry
+    /// of each table is visited and replaced, each leaf's state released, each table retired through RCU.
+    fn remove_subtrees(&mut self, remove: RemoveSubtrees, actor: &mut ActorState, horizon: Horizon) -> u64 {
+        let two = *self.arch.two();
+        let Some(leaf_level) = remove.level.down() else { return 0 };
+        let geometry = two.geometry();
+        let (entries, bytes) = (geometry.entries(leaf_level) as u64, geometry.table_bytes(leaf_level));
+        let Ok(parents) = self.tables.run_at(remove.at, remove.len) else { return 0 };
+        if parents.len < remove.len || (remove.len > 1 && parents.step != bytes) {
+            return 0;
+        }
+        let first = two.next_table(remove.level, parents.first);
+        let Ok(leaves) = self.tables.run_at(first, entries * remove.len) else { return 0 };
+        let present = leaves.first & two.present_mask() != 0;
+        if leaves.len < entries * remove.len || !present || !two.is_leaf(leaf_level, leaves.first) {
+            return 0;
+        }
+        let costs = self.removal_costs(&remove, entries);
+        if actor.now + costs.times(remove.len) >= horizon.until {
+            return 0;
+        }
+        let marker = Progression { first: remove.marker, step: 0 };
+        let filled = self
+            .tables
+            .fill_run(remove.at, remove.len, marker)
+            .and_then(|()| self.tables.fill_run(first, entries * remove.len, marker));
+        if filled.is_err() {
+            return 0;
+        }
+        self.counters.visits += remove.len * (1 + entries);
+        self.counters.zapped_leaves += remove.len * entries;
+        self.counters.zapped_tables += remove.len;
+        actor.now += costs.times(remove.len);
+        let frames = Frames { first, count: remove.len, level: leaf_level, bytes };
+        self.rcu.retire(frames, actor.now, self.costs.rcu_grace);
+        remove.len
+    }
+
+    /// One table entry and the leaves below it.
+    fn removal_costs(&self, remove: &RemoveSubtrees, entries: u64) -> Cycles {
+        let update = match remove.atomicity {
+            Atomicity::Plain => self.costs.store,
+            Atomicity::Atomic => self.costs.atomic,
+        };
+        let table = self.costs.visit + update;
+        // Leaves have accessed and dirty state that hardware may still write: always exchanged atomically.
+        let leaf = self.costs.visit + self.costs.atomic + self.costs.release_leaf;
+        table + leaf.times(entries)
+    }
+
+    fn alloc(&mut self, level: Level, actor: &mut ActorState) -> Performed {
+        actor.now += self.costs.alloc_table;
+        let words = table_words(self.arch.two(), level);
+        Performed::Done(match self.tables.alloc(level, words) {
+            Ok(at) => {
+                self.counters.tables_allocated += 1;
+                Reply::one(at.raw())
+            }
+            Err(_) => Reply { a: 0, b: 1, c: 0 },
+        })
+    }
+
+    pub(crate) fn free(&mut self, frames: Frames) {
+        self.counters.tables_freed += frames.count;
+        if let Err(fault) = self.tables.free_run(frames.first, frames.count) {
+            self.checker.report(Violation::TableFree { at: frames.first, fault });
+        }
+    }
+
+    fn unlock(&mut self, lock: LockId, actor: &mut ActorState) -> Performed {
+        actor.now += self.costs.lock_local;
+        let costs = self.costs.lock();
+        if !self.locks[lock.0 as usize].release(actor.id, actor.now, costs, &mut self.woken) {
+            self.checker.report(Violation::UnbalancedLock { actor: actor.id, at: actor.now });
+        }
+        Performed::Done(Reply::default())
+    }
+
+    // ---- time ----
+
+    fn slice_end(&self, actor: &ActorState) -> Cycles {
+        actor.slice + self.costs.tick_period
+    }
+
+    fn slice_is_over(&self, actor: &ActorState) -> bool {
+        actor.now >= self.slice_end(actor)
+    }
+
+    fn cost_of(&self, work: Work) -> Cycles {
+        match work {
+            Work::Fault => self.costs.fault_fixed,
+            Work::ReleaseLeaf => self.costs.release_leaf,
+            Work::ClearPage(size) => self.costs.clear_4k.times(size.bytes() >> 12),
+            Work::Exactly(cycles) => cycles,
+        }
+    }
+
+    // ---- translations ----
+
+    fn flush(&mut self, flush: Flush, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
+        let plan = self.arch.two().flush_plan(flush);
+        self.counters.remote_flushes += 1;
+        match plan.delivery {
+            Delivery::LocalInstruction => {
+                actor.now += self.costs.invalidate_local.times(plan.repeats);
+                Performed::Done(Reply::default())
+            }
+            Delivery::Interrupt => {
+                actor.now += self.costs.invalidate_local;
+                self.launch(actor, vcpus, |id, at, vcpu| vcpu.interrupt_for_flush(id, at, plan.covers))
+            }
+            Delivery::Broadcast => {
+                self.counters.broadcasts += plan.repeats;
+                actor.now += self.costs.broadcast_issue.times(plan.repeats) + self.costs.broadcast_barrier;
+                let at = actor.now + self.costs.broadcast_latency;
+                for vcpu in vcpus.iter_mut() {
+                    vcpu.receive_broadcast(at, plan.covers);
+                }
+                actor.now = at;
+                self.counters.flush_wait += self.costs.broadcast_latency;
+                Performed::Done(Reply::default())
+            }
+        }
+    }
+
+    fn kick(&mut self, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
+        self.launch(actor, vcpus, |id, at, vcpu| vcpu.request_reload(id, at))
+    }
+
+    /// Interrupts every vCPU that runs guest code and waits for all of them.
+    fn launch(
+        &mut self,
+        actor: &mut ActorState,
+        vcpus: &mut [Vcpu<A>],
+        interrupt: impl Fn(FlightId, Cycles, &mut Vcpu<A>) -> bool,
+    ) -> Performed {
+        let id = FlightId(self.flights.len());
+        let mut waiting = 0;
+        for vcpu in vcpus.iter_mut() {
+            let at = actor.now + self.costs.ipi_latency + self.costs.ipi_extra.times(waiting);
+            if interrupt(id, at, vcpu) {
+                waiting += 1;
+            }
+        }
+        self.counters.ipis += waiting;
+        if waiting == 0 {
+            return Performed::Done(Reply::default());
+        }
+        self.flights.push(Flight { actor: actor.id, started: actor.now, waiting, last: actor.now });
+        Performed::Blocked
+    }
+
+    /// A vCPU has done what a flight asked of it.
+    pub(crate) fn acknowledge(&mut self, id: FlightId, at: Cycles) {
+        let ack = self.costs.ipi_ack;
+        let Some(flight) = self.flights.get_mut(id.0) else { return };
+        flight.last = flight.last.max(at);
+        flight.waiting = flight.waiting.saturating_sub(1);
+        if flight.waiting == 0 {
+            let at = flight.last + ack;
+            self.counters.flush_wait += at.since(flight.started);
+            self.woken.push(Granted { actor: flight.actor, at });
+        }
+        // Numbers are reused only when nothing is in the air, so that no late acknowledgement meets a new flight.
+        if self.flights.iter().all(|flight| flight.waiting == 0) {
+            self.flights.clear();
+        }
+    }
+}
+
+/// Words of the frame that holds a table of this level: short start tables (Arm) fill the smallest frame.
+pub(crate) fn table_words<F: Format>(format: &F, level: Level) -> usize {
+    format.geometry().entries(level).max(32)
+}

@@ -1,0 +1,8 @@
+//! Experiments: a machine, a VM, what the host does, and the report.
+
+pub mod platform;
+pub mod vm;
+pub mod zap;
+
+pub use platform::Platform;
+pub use vm::{BuildError, Populate, VmSpec, build};

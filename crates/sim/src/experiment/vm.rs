@@ -1,0 +1,303 @@
+//! Building a virtual machine: populated tables, vCPUs with their workload, the machine's caches and costs.
+
+use std::fmt;
+use std::rc::Rc;
+
+use mmu_core::image::RamRange;
+use mmu_core::memory::{Progression, TableMemory};
+use mmu_core::tlb::{LatencyCache, Tag, TranslationCaches, Vmid};
+use mmu_core::{ByteUnits, EncodeError, Format, Gpa, Gva, Hpa, Leaf, Level, PageSize, Perms};
+
+use super::platform::Platform;
+use crate::arch::Arch;
+use crate::engine::world::table_words;
+use crate::engine::{
+    ActorFuture, Backing, ExitHandler, GuestError, GuestPaging, GuestShare, GuestTables, LockMode, Sim, Vcpu, World,
+};
+use crate::protocols::fault::{self, FaultPolicy};
+use crate::rng::Seed;
+use crate::workload::{GuestStream, Pattern, Replay, ReplayError, Workload};
+
+/// Whether the second stage is mapped when the run starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Populate {
+    /// All of guest memory, by templates: a terabyte takes microseconds.
+    Mapped,
+    /// Nothing: every page is a fault.
+    ByFaults,
+}
+
+/// A virtual machine.
+#[derive(Clone, PartialEq, Debug)]
+pub struct VmSpec {
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub vcpus: usize,
+    /// Size of second-stage leaves.
+    pub page: PageSize,
+    /// The guest's own paging.
+    pub guest: GuestPaging,
+    /// What is mapped at the start.
+    pub populate: Populate,
+    /// What the vCPUs do.
+    pub workload: Workload,
+    /// Seed of everything random.
+    pub seed: Seed,
+}
+
+/// Why a virtual machine cannot be built.
+#[derive(Debug)]
+pub enum BuildError {
+    /// A machine without vCPUs.
+    NoVcpus,
+    /// More vCPUs than the simulator numbers.
+    TooManyVcpus(usize),
+    /// The page size is none of the format's.
+    PageSize {
+        /// Asked for.
+        page: PageSize,
+        /// Which stage.
+        stage: &'static str,
+        /// What there is.
+        legal: Vec<PageSize>,
+    },
+    /// Guest memory that is no multiple of the page size, or empty.
+    Memory {
+        /// Asked for, in bytes.
+        memory: u64,
+        /// The page size.
+        page: PageSize,
+    },
+    /// More guest memory than the second stage translates.
+    InputWidth {
+        /// Asked for, in bytes.
+        memory: u64,
+        /// Input width in bits.
+        bits: u32,
+    },
+    /// The table pool or the backing pages do not fit.
+    Tables(String),
+    /// An entry cannot be written.
+    Encode(EncodeError),
+    /// The guest cannot be set up.
+    Guest(GuestError),
+    /// The trace cannot be replayed.
+    Replay(ReplayError),
+    /// The caches of the machine cannot be built.
+    Machine(String),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BuildError::NoVcpus => f.write_str("a guest needs at least one vCPU"),
+            BuildError::TooManyVcpus(n) => write!(f, "{n} vCPUs; at most 4096 are simulated"),
+            BuildError::PageSize { page, stage, legal } => {
+                let legal: Vec<String> = legal.iter().map(ToString::to_string).collect();
+                write!(f, "the {stage} has no pages of {page}; choose one of {}", legal.join(", "))
+            }
+            BuildError::Memory { memory, page } => {
+                write!(f, "guest memory of {memory} bytes is not a positive multiple of the page size {page}")
+            }
+            BuildError::InputWidth { memory, bits } => write!(
+                f,
+                "guest memory of {memory} bytes does not fit the {bits}-bit input of the second stage; use less memory or more levels"
+            ),
+            BuildError::Tables(why) => f.write_str(why),
+            BuildError::Encode(error) => error.fmt(f),
+            BuildError::Guest(error) => error.fmt(f),
+            BuildError::Replay(error) => error.fmt(f),
+            BuildError::Machine(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+/// Builds the simulation of one VM on one platform. vCPUs start in the guest at cycle 0; actors are the caller's to spawn.
+///
+/// # Errors
+/// Anything about the VM that the architecture or the simulator cannot express.
+pub fn build<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<Sim<A>, BuildError> {
+    check(platform, spec)?;
+    let two = *platform.arch.two();
+    let leaf_level = two.geometry().level_of(spec.page).unwrap_or(Level::LAST);
+    let pool = table_pool(spec, two.geometry().output_bits())?;
+    let mut tables =
+        TableMemory::new(pool, two.present_mask()).map_err(|error| BuildError::Tables(error.to_string()))?;
+    let mut backing = Backing::new(Hpa::new(4.GiB()));
+    let host = backing.populate(Gpa::new(0), spec.memory, PageSize::SIZE_1G.min(largest(spec.memory)));
+    let root = match spec.populate {
+        Populate::Mapped => populate(&mut tables, &two, spec.memory, leaf_level, host)?,
+        Populate::ByFaults => alloc(&mut tables, &two, two.geometry().root())?,
+    };
+    let world = World::new(platform.arch, platform.costs.clone(), tables, backing, root);
+    let mut sim = Sim::new(world, exit_handler::<A>(spec.page));
+    for index in 0..spec.vcpus {
+        sim.add_vcpu(vcpu(platform, spec, index, root)?);
+    }
+    Ok(sim)
+}
+
+fn check<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<(), BuildError> {
+    if spec.vcpus == 0 {
+        return Err(BuildError::NoVcpus);
+    }
+    if spec.vcpus > 4096 {
+        return Err(BuildError::TooManyVcpus(spec.vcpus));
+    }
+    let geometry = platform.arch.two().geometry();
+    if geometry.level_of(spec.page).is_none() {
+        let legal = geometry.page_sizes().collect();
+        return Err(BuildError::PageSize { page: spec.page, stage: "second stage", legal });
+    }
+    if let GuestPaging::FirstTouch(page) = spec.guest
+        && platform.arch.one().geometry().level_of(page).is_none()
+    {
+        let legal = platform.arch.one().geometry().page_sizes().collect();
+        return Err(BuildError::PageSize { page, stage: "first stage", legal });
+    }
+    if spec.memory == 0 || !spec.memory.is_multiple_of(spec.page.bytes()) {
+        return Err(BuildError::Memory { memory: spec.memory, page: spec.page });
+    }
+    if spec.memory > geometry.input_bytes() {
+        return Err(BuildError::InputWidth { memory: spec.memory, bits: geometry.input_bits() });
+    }
+    Ok(())
+}
+
+/// The largest power of two of bytes that is not above `bytes`, as an alignment.
+fn largest(bytes: u64) -> PageSize {
+    PageSize::from_shift(63 - bytes.max(4096).leading_zeros()).unwrap_or(PageSize::SIZE_4K)
+}
+
+/// Host-physical addresses for tables, above all backing pages that a run may allocate.
+fn table_pool(spec: &VmSpec, output_bits: u32) -> Result<RamRange, BuildError> {
+    let base = spec.memory.saturating_mul(3).max(1.TiB()).next_power_of_two();
+    // Twice the tables of a fully mapped guest, and room for the rest.
+    let bytes = (spec.memory / 128).max(1.GiB()).next_power_of_two();
+    if output_bits < 64 && base.saturating_add(bytes) > 1 << output_bits {
+        return Err(BuildError::Tables(format!(
+            "guest memory of {} GiB and its tables do not fit {output_bits}-bit host addresses; use less memory",
+            spec.memory >> 30
+        )));
+    }
+    Ok(RamRange { start: Hpa::new(base), bytes })
+}
+
+fn alloc<F: Format>(tables: &mut TableMemory, format: &F, level: Level) -> Result<Hpa, BuildError> {
+    tables.alloc(level, table_words(format, level)).map_err(|error| BuildError::Tables(error.to_string()))
+}
+
+/// Maps `[0, memory)` to consecutive host pages from `host` on by leaves of `leaf_level`; returns the root.
+fn populate<F: Format>(
+    tables: &mut TableMemory,
+    format: &F,
+    memory: u64,
+    leaf_level: Level,
+    host: Hpa,
+) -> Result<Hpa, BuildError> {
+    let geometry = *format.geometry();
+    let leaves = memory >> geometry.shift(leaf_level);
+    let (mut first, mut frames) = level_frames(tables, format, leaf_level, leaves)?;
+    fill_leaves(tables, format, leaf_level, first, leaves, host)?;
+    let mut level = leaf_level;
+    while level < geometry.root() {
+        let (child_bytes, children) = (geometry.table_bytes(level), frames);
+        let parent = level.up();
+        let (next, count) = level_frames(tables, format, parent, children)?;
+        let word = format.encode_table(parent, first).map_err(BuildError::Encode)?;
+        tables
+            .fill_run(next, children, Progression { first: word, step: child_bytes })
+            .map_err(|error| BuildError::Tables(error.to_string()))?;
+        (first, frames, level) = (next, count, parent);
+    }
+    Ok(first)
+}
+
+/// Enough consecutive tables of `level` for so many entries.
+fn level_frames<F: Format>(
+    tables: &mut TableMemory,
+    format: &F,
+    level: Level,
+    entries: u64,
+) -> Result<(Hpa, u64), BuildError> {
+    let frames = entries.div_ceil(format.geometry().entries(level) as u64).max(1);
+    let empty = Progression { first: 0, step: 0 };
+    let first = tables
+        .alloc_run(level, table_words(format, level), frames, empty)
+        .map_err(|error| BuildError::Tables(error.to_string()))?;
+    Ok((first, frames))
+}
+
+fn fill_leaves<F: Format>(
+    tables: &mut TableMemory,
+    format: &F,
+    level: Level,
+    table: Hpa,
+    leaves: u64,
+    host: Hpa,
+) -> Result<(), BuildError> {
+    let page = format.geometry().page_size(level).bytes();
+    let mut done = 0;
+    while done < leaves {
+        let output = host + done * page;
+        let leaf = Leaf { output, perms: Perms::RWX.with(Perms::DIRTY), accessed: true, attrs: F::Attrs::default() };
+        let first = format.encode_leaf(level, &leaf).map_err(BuildError::Encode)?;
+        let run = format.progression(level, output).min(leaves - done).max(1);
+        tables
+            .fill_run(table + 8 * done, run, Progression { first, step: page })
+            .map_err(|error| BuildError::Tables(error.to_string()))?;
+        done += run;
+    }
+    Ok(())
+}
+
+fn vcpu<A: Arch>(platform: &Platform<A>, spec: &VmSpec, index: usize, root: Hpa) -> Result<Vcpu<A>, BuildError> {
+    let share = GuestShare { index: index as u64, of: spec.vcpus as u64, memory: spec.memory };
+    let guest = match spec.guest {
+        GuestPaging::Flat => None,
+        GuestPaging::FirstTouch(page) => {
+            Some(GuestTables::new(*platform.arch.one(), share, page).map_err(BuildError::Guest)?)
+        }
+    };
+    let seed = spec.seed.0.wrapping_add(index as u64);
+    let (one, two) = (platform.arch.one().geometry(), platform.arch.two().geometry());
+    let caches = TranslationCaches::new(&platform.caches, one, two, seed)
+        .map_err(|error| BuildError::Machine(error.to_string()))?;
+    let memory = LatencyCache::new(&platform.memory, seed);
+    let tag = Tag { vmid: Vmid(1), ..Tag::default() };
+    let stream = stream(spec, index, guest.is_some())?;
+    Ok(Vcpu::new(platform.arch, index, root, tag, caches, memory, stream, guest))
+}
+
+/// The vCPU's accesses: in an address space of its own, or in its slice of guest-physical memory when the guest is flat.
+fn stream(spec: &VmSpec, index: usize, paging: bool) -> Result<GuestStream, BuildError> {
+    Ok(match &spec.workload {
+        Workload::Idle => GuestStream::Idle,
+        Workload::Pattern(pattern) => {
+            let mut pattern = pattern.clone();
+            let slice = spec.memory / spec.vcpus as u64;
+            let base = if paging { 0x10_0000_0000 } else { slice * index as u64 };
+            if !paging {
+                pattern.bytes = pattern.bytes.min(slice);
+            }
+            GuestStream::Pattern(Box::new(Pattern::new(&pattern, Gva::new(base), spec.seed, index as u64)))
+        }
+        Workload::Trace(trace) => GuestStream::Trace(Box::new(Replay::new(trace).map_err(BuildError::Replay)?)),
+    })
+}
+
+/// What runs when a vCPU leaves the guest: the fault path, or nothing but loading the root.
+fn exit_handler<A: Arch>(page: PageSize) -> ExitHandler<A::Two> {
+    Rc::new(move |host, exit| -> ActorFuture {
+        match exit.exit.fault {
+            Some(guest_fault) => {
+                let policy = FaultPolicy { lock: LockMode::Read, page };
+                Box::pin(fault::handle(host, guest_fault, policy))
+            }
+            None => Box::pin(async {}),
+        }
+    })
+}

@@ -1,0 +1,286 @@
+//! `compare zap`: what each way of zapping and flushing costs the host and the running vCPUs.
+//!
+//! Every strategy meets the same guest: the vCPUs' accesses depend on the workload and the seed alone. A run without any zap
+//! is the baseline; what a vCPU loses is how much later it finishes the same accesses.
+
+use mmu_core::{Cycles, Gpa};
+use serde::Serialize;
+
+use super::platform::Platform;
+use super::vm::{BuildError, VmSpec, build};
+use crate::arch::Arch;
+use crate::engine::{HostCounters, Sim, Stopped, Threads, VcpuStats, Watch};
+use crate::protocols::iter::{FlushOnYield, Yield};
+use crate::protocols::zap::{Passes, TableFlush, ZapLock, ZapPolicy};
+use crate::protocols::{memslot, notifier};
+
+/// What the host zaps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// The leaves of a range, around the primary MMU freeing its pages.
+    Range,
+    /// The whole root, as when a memslot is deleted.
+    Root,
+}
+
+/// One way of zapping.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct Strategy {
+    /// Short name.
+    pub name: &'static str,
+    /// What is zapped.
+    pub target: Target,
+    /// How.
+    pub policy: ZapPolicy,
+}
+
+/// The strategies that `compare zap` runs, in the order of history.
+pub fn strategies() -> Vec<Strategy> {
+    let range = |name, policy| Strategy { name, target: Target::Range, policy };
+    let root = |name, policy| Strategy { name, target: Target::Root, policy };
+    let v5_17 = ZapPolicy::V5_17;
+    let v5_18 = ZapPolicy::V5_18;
+    vec![
+        range("range, never yields", ZapPolicy { yielding: Yield::Never, ..v5_17 }),
+        range(
+            "range, yields after work, always flushes (5.11)",
+            ZapPolicy { yielding: Yield::AfterWorkOnly, flush_on_yield: FlushOnYield::Always, ..v5_17 },
+        ),
+        range("range, yields first, flushes if pending (5.12)", v5_17),
+        root("root, no yield, flush per table", ZapPolicy { yielding: Yield::Never, ..v5_17 }),
+        root("root, one pass, flush per table (5.17)", v5_17),
+        root("root, one pass, flush behind RCU", ZapPolicy { flush: TableFlush::DeferredRcu, ..v5_17 }),
+        root(
+            "root, 1G then root, flush behind RCU",
+            ZapPolicy { flush: TableFlush::DeferredRcu, passes: Passes::GigThenRoot, ..v5_17 },
+        ),
+        root(
+            "root, 1G then root, no flush, write lock",
+            ZapPolicy { flush: TableFlush::NoneUnreachable, passes: Passes::GigThenRoot, ..v5_17 },
+        ),
+        root("root, 1G then root, no flush, read lock (5.18)", v5_18),
+        root("root, 4K-2M-1G-root, no flush, read lock (6.9)", ZapPolicy { lock: ZapLock::Read, ..ZapPolicy::V6_9 }),
+    ]
+}
+
+/// When and what to zap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ZapRequest {
+    /// Length of the range from guest-physical 0, in bytes, for strategies that zap one.
+    pub range: u64,
+    /// Warm-up before the zap starts.
+    pub after: Cycles,
+}
+
+/// Spread of a figure over vCPUs.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+pub struct Spread {
+    /// Arithmetic mean, rounded down.
+    pub mean: u64,
+    /// Median: the smallest value that at least half do not exceed.
+    pub p50: u64,
+    /// The same for 99 in a hundred.
+    pub p99: u64,
+    /// Largest.
+    pub max: u64,
+}
+
+impl Spread {
+    /// Of these values.
+    pub fn of(mut values: Vec<u64>) -> Self {
+        values.sort_unstable();
+        let rank = |hundredths: usize| {
+            let index = (values.len() * hundredths).div_ceil(100).saturating_sub(1);
+            values.get(index).copied().unwrap_or(0)
+        };
+        let sum: u128 = values.iter().map(|&value| u128::from(value)).sum();
+        let mean = (sum / values.len().max(1) as u128) as u64;
+        Self { mean, p50: rank(50), p99: rank(99), max: values.last().copied().unwrap_or(0) }
+    }
+}
+
+/// What one strategy cost. Cycles are simulated.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct ZapRow {
+    /// The strategy.
+    pub strategy: Strategy,
+    /// From the start of the zap to its end.
+    pub zap_cycles: Cycles,
+    /// How much later each vCPU finished the same accesses than without a zap.
+    pub lost_cycles: Spread,
+    /// Second-stage faults more than without a zap, all vCPUs.
+    pub faults: u64,
+    /// Remote flushes more than without a zap.
+    pub remote_flushes: u64,
+    /// Table entries that the host looked at.
+    pub entries_visited: u64,
+    /// Longest stretch of the zap without a chance to reschedule.
+    pub longest_unscheduled: Cycles,
+    /// Longest RCU read section of the zap.
+    pub longest_rcu: Cycles,
+    /// Time spent waiting for locks, by the zap and by faulting vCPUs.
+    pub lock_wait: Cycles,
+    /// Host counters of the run.
+    pub host: HostCounters,
+    /// vCPU counters of the run, summed.
+    pub guest: VcpuStats,
+}
+
+/// All strategies on one platform.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct ZapReport {
+    /// Name of the architecture.
+    pub arch: &'static str,
+    /// Name of the machine.
+    pub machine: String,
+    /// Clock in hertz.
+    pub clock_hz: u64,
+    /// When the vCPUs finished without a zap.
+    pub baseline: Spread,
+    /// One row per strategy.
+    pub rows: Vec<ZapRow>,
+}
+
+/// Why an experiment did not end as it should.
+#[derive(Debug)]
+pub enum RunError {
+    /// The VM could not be built.
+    Build(BuildError),
+    /// A vCPU could not go on.
+    Guest(String),
+    /// Actors wait for each other.
+    Deadlock {
+        /// When.
+        at: Cycles,
+        /// How many.
+        actors: usize,
+    },
+    /// An invariant was violated; each is described.
+    Violations(Vec<String>),
+}
+
+impl std::fmt::Display for RunError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RunError::Build(error) => error.fmt(f),
+            RunError::Guest(why) => f.write_str(why),
+            RunError::Deadlock { at, actors } => {
+                write!(f, "deadlock at cycle {at}: {actors} host actors wait for ever")
+            }
+            RunError::Violations(violations) => {
+                write!(f, "{} invariants violated, the first: {}", violations.len(), violations[0])
+            }
+        }
+    }
+}
+impl std::error::Error for RunError {}
+
+/// One finished run.
+struct Finished {
+    per_vcpu: Vec<Cycles>,
+    guest: VcpuStats,
+    host: HostCounters,
+    lock_wait: Cycles,
+    zap: crate::engine::ActorStats,
+}
+
+/// Compares strategies on one platform. `progress` is called after each run.
+///
+/// # Errors
+/// When the VM cannot be built, a vCPU cannot go on, or an invariant is violated.
+pub fn compare_zap<A: Arch>(
+    platform: &Platform<A>,
+    vm: &VmSpec,
+    request: ZapRequest,
+    strategies: &[Strategy],
+    threads: Threads,
+    mut progress: impl FnMut(),
+) -> Result<ZapReport, RunError> {
+    let baseline = run(platform, vm, request, None, threads)?;
+    progress();
+    let mut rows = Vec::with_capacity(strategies.len());
+    for &strategy in strategies {
+        let with = run(platform, vm, request, Some(strategy), threads)?;
+        rows.push(row(strategy, &baseline, &with));
+        progress();
+    }
+    let finished = baseline.per_vcpu.iter().map(|cycles| cycles.0).collect();
+    Ok(ZapReport {
+        arch: platform.arch.name(),
+        machine: platform.machine.clone(),
+        clock_hz: platform.clock_hz,
+        baseline: Spread::of(finished),
+        rows,
+    })
+}
+
+fn row(strategy: Strategy, baseline: &Finished, with: &Finished) -> ZapRow {
+    let lost = with.per_vcpu.iter().zip(&baseline.per_vcpu).map(|(with, without)| with.since(*without).0);
+    ZapRow {
+        strategy,
+        zap_cycles: with.zap.finished.since(with.zap.started),
+        lost_cycles: Spread::of(lost.collect()),
+        faults: with.guest.faults.saturating_sub(baseline.guest.faults),
+        remote_flushes: with.host.remote_flushes.saturating_sub(baseline.host.remote_flushes),
+        entries_visited: with.host.visits,
+        longest_unscheduled: with.zap.longest_unscheduled,
+        longest_rcu: with.zap.longest_rcu,
+        lock_wait: with.lock_wait,
+        host: with.host,
+        guest: with.guest,
+    }
+}
+
+fn run<A: Arch>(
+    platform: &Platform<A>,
+    vm: &VmSpec,
+    request: ZapRequest,
+    strategy: Option<Strategy>,
+    threads: Threads,
+) -> Result<Finished, RunError> {
+    let mut sim = build(platform, vm).map_err(RunError::Build)?;
+    sim.set_threads(threads);
+    sim.set_watch(Watch::Accesses);
+    if let Some(strategy) = strategy {
+        spawn(&mut sim, request, strategy);
+    }
+    if let Stopped::Deadlock { at, actors } = sim.run() {
+        return Err(RunError::Deadlock { at, actors });
+    }
+    finish(&mut sim)
+}
+
+fn spawn<A: Arch>(sim: &mut Sim<A>, request: ZapRequest, strategy: Strategy) {
+    let ZapRequest { range, after } = request;
+    sim.spawn("zap", after, move |host| {
+        Box::pin(async move {
+            match strategy.target {
+                Target::Range => notifier::invalidate_range(&host, Gpa::new(0), range, &strategy.policy).await,
+                Target::Root => {
+                    // Out of tables: nothing was zapped, which the counters show.
+                    let _ = memslot::zap_all_fast(&host, &strategy.policy).await;
+                }
+            }
+        })
+    });
+}
+
+/// Checks that the run ended well and adds up what it did.
+fn finish<A: Arch>(sim: &mut Sim<A>) -> Result<Finished, RunError> {
+    if let Some(why) = sim.failure() {
+        return Err(RunError::Guest(why));
+    }
+    let violations: Vec<String> = sim.world().violations().iter().map(ToString::to_string).collect();
+    if !violations.is_empty() {
+        return Err(RunError::Violations(violations));
+    }
+    let zap = sim.actors().find(|(name, _)| *name == "zap").map(|(_, stats)| *stats).unwrap_or_default();
+    Ok(Finished {
+        per_vcpu: sim.vcpu_stats().map(|stats| stats.finished).collect(),
+        guest: sim.vcpu_stats().fold(VcpuStats::default(), |sum, stats| sum.merge(stats)),
+        host: *sim.world().counters(),
+        lock_wait: sim.world().lock_wait(),
+        zap,
+    })
+}

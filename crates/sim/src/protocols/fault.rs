@@ -1,0 +1,139 @@
+//! A second-stage fault, from the vCPU's exit to the installed entry.
+//!
+//! Models `kvm_tdp_page_fault` / `user_mem_abort` of Linux 6.6: snapshot the invalidation sequence, resolve the host page
+//! without locks, take `mmu_lock`, test whether the snapshot went stale, walk and install with compare-and-swap. Locking: `mmu_lock`
+//! for read (or exclusively where it is a spin lock), RCU around the walk. Owes no flush: it only makes entries present,
+//! or relaxes them.
+
+use mmu_core::{Format, Gpa, Leaf, Level, PageSize, Perms};
+
+use crate::engine::{Cmpxchg, GuestFault, Host, LockId, LockMode, Var, Work};
+
+/// How faults are handled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FaultPolicy {
+    /// How `mmu_lock` is held.
+    pub lock: LockMode,
+    /// Size of the pages to map.
+    pub page: PageSize,
+}
+
+/// What became of one attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Attempt {
+    /// The entry is in place.
+    Fixed,
+    /// Somebody else had put it there.
+    Spurious,
+    /// It must be tried again from the guest.
+    Retry,
+}
+
+/// Handles one fault. The vCPU enters the guest afterwards and takes the fault again if it was not fixed.
+pub async fn handle<F: Format>(host: Host<F>, fault: GuestFault, policy: FaultPolicy) {
+    host.spend(Work::Fault).await;
+    // The snapshot precedes the look-up of the host page; an invalidation after it will be seen.
+    let seq = host.load(Var::InvalidateSeq).await;
+    let page = policy.page;
+    let host_page = host.resolve_page(fault.gpa, page).await;
+    host.lock(LockId::MMU, policy.lock).await;
+    let attempt = if is_stale(&host, seq, fault.gpa).await {
+        Attempt::Retry
+    } else {
+        host.rcu_read_lock().await;
+        let attempt = map(&host, fault.gpa, host_page, page).await;
+        host.rcu_read_unlock().await;
+        attempt
+    };
+    host.unlock(LockId::MMU).await;
+    match attempt {
+        Attempt::Fixed => {}
+        Attempt::Spurious => host.count_spurious().await,
+        Attempt::Retry => host.count_retry().await,
+    }
+}
+
+/// `is_page_fault_stale`: an invalidation that covers the address is in progress, or one ended since the snapshot.
+async fn is_stale<F: Format>(host: &Host<F>, seq: u64, gpa: Gpa) -> bool {
+    if host.load(Var::InvalidateInProgress).await != 0 {
+        let start = host.load(Var::RangeStart).await;
+        let end = host.load(Var::RangeEnd).await;
+        if (start..end).contains(&gpa.raw()) {
+            return true;
+        }
+    }
+    host.load(Var::InvalidateSeq).await != seq
+}
+
+/// Walks to the level of `page`, allocating missing tables, and installs the leaf.
+async fn map<F: Format>(host: &Host<F>, gpa: Gpa, host_page: mmu_core::Hpa, page: PageSize) -> Attempt {
+    let format = *host.format();
+    let geometry = *format.geometry();
+    let goal = geometry.level_of(page).unwrap_or(Level::LAST);
+    let mut table = host.root().await;
+    let mut level = geometry.root();
+    loop {
+        let at = table + 8 * geometry.index(level, gpa.raw()) as u64;
+        let word = host.read(at).await;
+        let present = word & format.present_mask() != 0;
+        if level == goal || (present && format.is_leaf(level, word)) {
+            return install(host, at, word, level, gpa, host_page).await;
+        }
+        let Some(down) = level.down() else { return Attempt::Retry };
+        if present {
+            table = format.next_table(level, word);
+        } else {
+            if word != 0 {
+                // Frozen: its owner is tearing this part down.
+                return Attempt::Retry;
+            }
+            let Some(child) = host.alloc_table(down).await else { return Attempt::Retry };
+            let Ok(link) = format.encode_table(level, child) else { return Attempt::Retry };
+            match host.cmpxchg(at, 0, link).await {
+                Cmpxchg::Done => table = child,
+                Cmpxchg::Failed(_) => {
+                    // Somebody linked a table first; ours was never visible.
+                    let bytes = geometry.table_bytes(down);
+                    host.free_tables(crate::engine::Frames { first: child, count: 1, level: down, bytes }).await;
+                    return Attempt::Retry;
+                }
+            }
+        }
+        level = down;
+    }
+}
+
+/// Puts the leaf in place, or makes what is there young and writable again.
+async fn install<F: Format>(
+    host: &Host<F>,
+    at: mmu_core::Hpa,
+    word: u64,
+    level: Level,
+    gpa: Gpa,
+    host_page: mmu_core::Hpa,
+) -> Attempt {
+    let format = *host.format();
+    let size = format.geometry().page_size(level);
+    let new = if word & format.present_mask() != 0 {
+        if !format.is_leaf(level, word) {
+            return Attempt::Spurious;
+        }
+        let young = format.mark_young(word).unwrap_or(word);
+        let writable = format.restore_write(young).unwrap_or(young);
+        if writable == word {
+            return Attempt::Spurious;
+        }
+        writable
+    } else if word != 0 {
+        return Attempt::Retry;
+    } else {
+        let output = mmu_core::Hpa::new(host_page.raw() - gpa.offset_in(size)).align_down(size);
+        let leaf = Leaf { output, perms: Perms::RWX.with(Perms::DIRTY), accessed: true, attrs: F::Attrs::default() };
+        let Ok(new) = format.encode_leaf(level, &leaf) else { return Attempt::Retry };
+        new
+    };
+    match host.cmpxchg(at, word, new).await {
+        Cmpxchg::Done => Attempt::Fixed,
+        Cmpxchg::Failed(_) => Attempt::Retry,
+    }
+}

@@ -1,0 +1,300 @@
+//! `tdp_iter`: a resumable pre-order walk of a second-stage tree, delivering runs of entries.
+//!
+//! Models `arch/x86/kvm/mmu/tdp_iter.c` (Linux 5.12 and later). The iterator is a plain struct with a snapshot of the
+//! current entries; the next ones are down, else side, else up. Its progress is measured in last-level frames:
+//! `next_last_level_gfn` is the first frame not visited yet, and a walk yields at most once per such frame, which is
+//! what keeps two contending walkers from undoing each other's progress (seed thread, January 2021).
+//!
+//! A run is a stretch of consecutive entries of one table whose words are in arithmetic progression. Working on a run
+//! of n entries costs, yields and counts exactly like n single entries.
+
+use mmu_core::{Format, Gpa, Hpa, Level};
+
+use crate::engine::{Apply, Atomicity, Host, LockId, LockMode, ReschedCheck, RunOp, Work};
+
+/// When a walk gives the processor away.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Yield {
+    /// Never.
+    Never,
+    /// Only after an entry was changed (up to 5.11; X02: sparse tables never yield).
+    AfterWorkOnly,
+    /// First thing in the loop, starting over at the entry just processed (X01: two walkers livelock).
+    NoProgressRule,
+    /// First thing in the loop, at most once per last-level frame (`yielded_gfn`).
+    YieldedGfn,
+}
+
+/// Whether a yield flushes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlushOnYield {
+    /// Every time (X03: needless flushes).
+    Always,
+    /// Only when something was zapped since the last flush.
+    IfPending,
+}
+
+/// Whether a flush is owed for what has been zapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "zapped entries are usable by vCPUs until they are flushed"]
+pub enum FlushDebt {
+    /// Nothing to flush.
+    Clean,
+    /// Zapped since the last flush.
+    Owed,
+}
+
+impl FlushDebt {
+    /// Both debts together.
+    pub fn merge(self, other: FlushDebt) -> FlushDebt {
+        if self == FlushDebt::Owed { self } else { other }
+    }
+}
+
+/// The walk's state. `old` is the word read at `sptep`, the first of `len` entries in progression.
+#[derive(Clone, Copy, Debug)]
+pub struct TdpIter<F> {
+    format: F,
+    min_level: Level,
+    end: Gpa,
+    /// Start of the first last-level frame that has not been visited.
+    next_last_level: Gpa,
+    /// Value of `next_last_level` when the walk last yielded.
+    yielded_at: Option<Gpa>,
+    /// The walk has yielded since it moved last: tables may have gone.
+    yielded: bool,
+    /// Table per level.
+    path: [Hpa; Level::MAX_LEVELS],
+    /// Level of the current entry.
+    pub level: Level,
+    /// First guest-physical byte that the current entry covers.
+    pub gpa: Gpa,
+    /// Where the current entry is.
+    pub sptep: Hpa,
+    /// Its word as read.
+    pub old: u64,
+    /// Entries of this run, the current one included.
+    pub len: u64,
+    /// Entries of this run that have been dealt with by bulk work.
+    done: u64,
+    started: bool,
+}
+
+impl<F: Format> TdpIter<F> {
+    /// A walk of `[start, end)` below `root`, visiting entries down to `min_level`.
+    pub fn new(format: F, root: Hpa, min_level: Level, start: Gpa, end: Gpa) -> Self {
+        let geometry = format.geometry();
+        let root_level = geometry.root();
+        let mut path = [Hpa::new(0); Level::MAX_LEVELS];
+        path[root_level.index()] = root;
+        let end = Gpa::new(end.raw().min(geometry.input_bytes()));
+        let start = start.align_down(geometry.granule());
+        Self {
+            format,
+            min_level,
+            end,
+            next_last_level: start,
+            yielded_at: None,
+            yielded: false,
+            path,
+            level: root_level,
+            gpa: start.align_down(geometry.page_size(root_level)),
+            sptep: Hpa::new(0),
+            old: 0,
+            len: 1,
+            done: 0,
+            started: false,
+        }
+    }
+
+    /// Whether the current entry is present.
+    pub fn is_present(&self) -> bool {
+        self.old & self.format.present_mask() != 0
+    }
+
+    /// Whether the current entry maps a page.
+    pub fn is_leaf(&self) -> bool {
+        self.is_present() && self.format.is_leaf(self.level, self.old)
+    }
+
+    /// Bytes that the current run covers.
+    pub fn run_bytes(&self) -> u64 {
+        self.len << self.format.geometry().shift(self.level)
+    }
+
+    /// Moves to the next entries; false at the end of the range.
+    pub async fn next(&mut self, host: &Host<F>) -> bool {
+        if !self.started || self.yielded {
+            self.started = true;
+            return self.restart(host).await;
+        }
+        if self.try_step_down(host).await {
+            return true;
+        }
+        loop {
+            if self.try_step_side(host).await {
+                return true;
+            }
+            if self.level >= self.format.geometry().root() || self.past_end() {
+                return false;
+            }
+            self.level = self.level.up();
+            self.gpa = self.gpa.align_down(self.format.geometry().page_size(self.level));
+            self.len = 1;
+        }
+    }
+
+    /// Starts over from the root at the first frame that has not been visited: every table but the root may have gone.
+    async fn restart(&mut self, host: &Host<F>) -> bool {
+        self.yielded = false;
+        let geometry = *self.format.geometry();
+        self.level = geometry.root();
+        self.gpa = self.next_last_level.align_down(geometry.page_size(self.level));
+        if self.next_last_level >= self.end {
+            return false;
+        }
+        self.read(host).await;
+        true
+    }
+
+    /// Reads the current entry and how far its run goes inside its table and the range.
+    async fn read(&mut self, host: &Host<F>) {
+        let geometry = *self.format.geometry();
+        let index = geometry.index(self.level, self.gpa.raw()) as u64;
+        self.sptep = self.path[self.level.index()] + 8 * index;
+        let page = geometry.page_size(self.level);
+        let in_table = geometry.entries(self.level) as u64 - index;
+        let in_range = self.end.raw().saturating_sub(self.gpa.raw()).div_ceil(page.bytes());
+        // A partly covered entry is the range's business alone.
+        let whole = self.gpa.raw() >= self.next_last_level.align_down(geometry.granule()).raw();
+        let max = if whole { in_table.min(in_range).max(1) } else { 1 };
+        let run = host.read_run(self.sptep, max).await;
+        self.old = run.first;
+        self.len = if self.descends(run.first) { 1 } else { run.len };
+        self.done = 0;
+        self.next_last_level = Gpa::new(self.next_last_level.raw().max(self.gpa.raw()));
+    }
+
+    /// Whether the walk goes below this entry.
+    fn descends(&self, word: u64) -> bool {
+        self.level > self.min_level && word & self.format.present_mask() != 0 && !self.format.is_leaf(self.level, word)
+    }
+
+    async fn try_step_down(&mut self, host: &Host<F>) -> bool {
+        if self.level <= self.min_level {
+            return false;
+        }
+        // Re-read, so that a table that was unlinked meanwhile is never entered.
+        self.old = host.read(self.sptep).await;
+        if !self.descends(self.old) {
+            return false;
+        }
+        let geometry = *self.format.geometry();
+        let child = self.format.next_table(self.level, self.old);
+        let Some(down) = self.level.down() else { return false };
+        self.level = down;
+        self.path[down.index()] = child;
+        self.gpa = self.next_last_level.align_down(geometry.page_size(down));
+        self.read(host).await;
+        true
+    }
+
+    async fn try_step_side(&mut self, host: &Host<F>) -> bool {
+        let geometry = *self.format.geometry();
+        let page = geometry.page_size(self.level);
+        let next = Gpa::new(self.gpa.raw().saturating_add(self.len << page.shift()));
+        let last_of_table = geometry.index(self.level, next.raw()) == 0;
+        self.next_last_level = Gpa::new(self.next_last_level.raw().max(next.raw()));
+        if last_of_table || next >= self.end {
+            self.gpa = Gpa::new(next.raw() - 1);
+            return false;
+        }
+        self.gpa = next;
+        self.read(host).await;
+        true
+    }
+
+    fn past_end(&self) -> bool {
+        self.next_last_level >= self.end
+    }
+
+    /// Shortens the current run to `n` entries: the rest will be visited next.
+    pub fn take(&mut self, n: u64) {
+        self.len = n.clamp(1, self.len);
+    }
+}
+
+/// The rules of one walk: what it may do between entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WalkRules {
+    /// When it yields.
+    pub yielding: Yield,
+    /// Whether yielding flushes.
+    pub flush_on_yield: FlushOnYield,
+    /// How `mmu_lock` is held.
+    pub lock: LockMode,
+}
+
+/// `tdp_mmu_iter_cond_resched`: gives the lock and the processor away when somebody wants them; true when it did, and then
+/// the caller continues its loop. What was owed is flushed before the RCU section ends.
+pub async fn cond_resched<F: Format>(
+    host: &Host<F>,
+    iter: &mut TdpIter<F>,
+    rules: WalkRules,
+    debt: &mut FlushDebt,
+) -> bool {
+    match rules.yielding {
+        Yield::Never => return false,
+        Yield::YieldedGfn if iter.yielded_at == Some(iter.next_last_level) => return false,
+        Yield::YieldedGfn | Yield::NoProgressRule | Yield::AfterWorkOnly => {}
+    }
+    if !host.need_resched(LockId::MMU).await {
+        return false;
+    }
+    if rules.flush_on_yield == FlushOnYield::Always || *debt == FlushDebt::Owed {
+        host.flush_vm().await;
+        *debt = FlushDebt::Clean;
+    }
+    host.rcu_read_unlock().await;
+    host.unlock(LockId::MMU).await;
+    host.reschedule().await;
+    host.lock(LockId::MMU, rules.lock).await;
+    host.rcu_read_lock().await;
+    iter.yielded_at = Some(iter.next_last_level);
+    iter.yielded = true;
+    true
+}
+
+/// Whether the loop asks before each entry of a run.
+pub fn check_each(yielding: Yield) -> ReschedCheck {
+    match yielding {
+        Yield::Never => ReschedCheck::Never,
+        Yield::AfterWorkOnly | Yield::NoProgressRule | Yield::YieldedGfn => ReschedCheck::EachEntry,
+    }
+}
+
+/// Moves on over the current run without touching it.
+pub async fn skip_run<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, check: ReschedCheck) {
+    bulk(host, iter, Apply::Nothing, Atomicity::Plain, None, check).await;
+}
+
+/// Does the same to each entry of the current run, as far as nothing else has to happen first; the rest stays for the next
+/// step.
+pub async fn bulk<F: Format>(
+    host: &Host<F>,
+    iter: &mut TdpIter<F>,
+    apply: Apply,
+    atomicity: Atomicity,
+    work: Option<Work>,
+    check: ReschedCheck,
+) -> u64 {
+    if iter.len == 1 && apply == Apply::Nothing {
+        return 1;
+    }
+    let run = RunOp { at: iter.sptep, len: iter.len, apply, atomicity, work, check };
+    let n = host.run(run).await;
+    iter.take(n);
+    iter.len
+}

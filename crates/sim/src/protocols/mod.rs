@@ -1,0 +1,18 @@
+//! The hypervisor's side, written once as `async` functions over a [`Host`](crate::engine::Host).
+//!
+//! A protocol reads like the kernel code it models; a historical or buggy variant is a policy value, never a copy. To add a
+//! protocol, write one file here: an `async fn` that takes a host, what it works on and a policy.
+//!
+//! | file | models |
+//! | --- | --- |
+//! | `iter` | `tdp_iter`: resumable pre-order walk of a second-stage tree |
+//! | `zap` | leaf zap of a range, zap of one table, zap of a root |
+//! | `fault` | a second-stage fault from exit to installed entry |
+//! | `notifier` | mmu_notifier invalidation of a range around the primary MMU's change |
+//! | `memslot` | fast zap: a new root, the old one torn down behind it |
+
+pub mod fault;
+pub mod iter;
+pub mod memslot;
+pub mod notifier;
+pub mod zap;

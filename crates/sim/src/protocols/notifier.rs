@@ -1,0 +1,57 @@
+//! mmu_notifier: the primary MMU takes pages of a range away.
+//!
+//! Models `kvm_mmu_notifier_invalidate_range_start/end` of Linux 6.6 around `MADV_DONTNEED`. Locking: `mn_invalidate_lock` for the
+//! count, `mmu_lock` for write around the zap and around the end. Flush: once, before `mmu_lock` is dropped, and before
+//! every yield. Frees nothing of KVM's; the pages go between start and end.
+
+use mmu_core::{Format, Gpa, WalkCaches};
+
+use super::iter::FlushDebt;
+use super::zap::{ZapPolicy, zap_leafs};
+use crate::engine::{Host, LockId, LockMode, Var};
+
+/// Takes the backing pages of `[start, start + bytes)` away from the guest and frees them.
+pub async fn invalidate_range<F: Format>(host: &Host<F>, start: Gpa, bytes: u64, policy: &ZapPolicy) {
+    range_start(host, start, bytes, policy).await;
+    host.drop_pages(start, bytes).await;
+    range_end(host).await;
+}
+
+/// When this returns nobody reaches the pages through KVM, and no new mapping appears until [`range_end`].
+pub async fn range_start<F: Format>(host: &Host<F>, start: Gpa, bytes: u64, policy: &ZapPolicy) {
+    let end = start + bytes;
+    host.lock(LockId::INVALIDATE, LockMode::Write).await;
+    host.add(Var::ActiveInvalidations, 1).await;
+    host.unlock(LockId::INVALIDATE).await;
+
+    host.lock(LockId::MMU, LockMode::Write).await;
+    if host.add(Var::InvalidateInProgress, 1).await == 1 {
+        host.store(Var::RangeStart, start.raw()).await;
+        host.store(Var::RangeEnd, end.raw()).await;
+    } else {
+        // Several at once: the range grows to cover all and shrinks only when all are done.
+        let (low, high) = (host.load(Var::RangeStart).await, host.load(Var::RangeEnd).await);
+        host.store(Var::RangeStart, low.min(start.raw())).await;
+        host.store(Var::RangeEnd, high.max(end.raw())).await;
+    }
+    let root = host.root().await;
+    // The notifier holds the lock exclusively whatever the policy says of root zaps.
+    let policy = ZapPolicy { lock: super::zap::ZapLock::Write, ..*policy };
+    if zap_leafs(host, root, start, end, &policy).await == FlushDebt::Owed {
+        host.flush_range(start, bytes, WalkCaches::Keep).await;
+    }
+    host.unlock(LockId::MMU).await;
+}
+
+/// The primary MMU has made its change: faults may map the range again.
+pub async fn range_end<F: Format>(host: &Host<F>) {
+    host.lock(LockId::MMU, LockMode::Write).await;
+    // The sequence moves before the count drops, so that a fault sees one or the other.
+    host.add(Var::InvalidateSeq, 1).await;
+    host.add(Var::InvalidateInProgress, -1).await;
+    host.unlock(LockId::MMU).await;
+
+    host.lock(LockId::INVALIDATE, LockMode::Write).await;
+    host.add(Var::ActiveInvalidations, -1).await;
+    host.unlock(LockId::INVALIDATE).await;
+}

@@ -1,0 +1,274 @@
+//! Zapping: leaves of a range, one table, a whole root.
+//!
+//! Models the TDP MMU as it stood before and after "Overhaul TDP MMU zapping and flushing" (v4, March 2022, merged for
+//! 5.18): `tdp_mmu_zap_leafs`, `kvm_tdp_mmu_zap_sp`, `tdp_mmu_zap_root`, `handle_removed_pt`.
+//!
+//! | flow | clears | flush | frees |
+//! | --- | --- | --- | --- |
+//! | [`zap_leafs`] | leaves of a range | caller, before the lock is dropped; before a yield here | nothing |
+//! | [`zap_table`] | the entry above one table | before the RCU section ends | the subtree, by RCU |
+//! | [`zap_root`] | everything below a root | by policy | all tables, by RCU |
+
+use mmu_core::{Format, Gpa, Hpa, Level, NotPresent, WalkCaches};
+use serde::{Deserialize, Serialize};
+
+use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, skip_run};
+use crate::engine::{Apply, Atomicity, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RunOp, Work};
+
+/// When a torn-down table's translations are flushed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TableFlush {
+    /// A remote flush per table page, before it is given to RCU (up to 5.17; X18).
+    PerTablePage,
+    /// One flush before the RCU section ends: the caller's section stands in for all vCPUs (bb95dfb9e2df).
+    DeferredRcu,
+    /// None: the root is unreachable, and its tag is flushed before it is used again (77c8cd6b85af).
+    NoneUnreachable,
+}
+
+/// In how many passes, and at which levels, a root is zapped.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Passes {
+    /// Root entries only, each torn down without a break (up to 5.17; X16, X17).
+    One,
+    /// 1 GiB entries first, then the root's (1b6043e8e584).
+    GigThenRoot,
+    /// 4K, 2M, 1G, root (6.9).
+    FourLevels,
+}
+
+/// How `mmu_lock` is held while zapping.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ZapLock {
+    /// Exclusively.
+    Write,
+    /// Shared with faulting vCPUs.
+    Read,
+}
+
+impl ZapLock {
+    /// As the lock operation wants it.
+    pub const fn mode(self) -> LockMode {
+        match self {
+            ZapLock::Write => LockMode::Write,
+            ZapLock::Read => LockMode::Read,
+        }
+    }
+}
+
+/// A zap's policy.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ZapPolicy {
+    /// When tables are flushed.
+    pub flush: TableFlush,
+    /// When the walk yields.
+    pub yielding: Yield,
+    /// Whether a yield flushes.
+    pub flush_on_yield: FlushOnYield,
+    /// Passes over a root.
+    pub passes: Passes,
+    /// Lock mode.
+    pub lock: ZapLock,
+}
+
+impl ZapPolicy {
+    /// Linux 5.17 and before.
+    pub const V5_17: ZapPolicy = ZapPolicy {
+        flush: TableFlush::PerTablePage,
+        yielding: Yield::YieldedGfn,
+        flush_on_yield: FlushOnYield::IfPending,
+        passes: Passes::One,
+        lock: ZapLock::Write,
+    };
+    /// Linux 5.18: the overhaul.
+    pub const V5_18: ZapPolicy = ZapPolicy {
+        flush: TableFlush::NoneUnreachable,
+        passes: Passes::GigThenRoot,
+        lock: ZapLock::Read,
+        ..Self::V5_17
+    };
+    /// Linux 6.9: 4 KiB granular.
+    pub const V6_9: ZapPolicy = ZapPolicy { passes: Passes::FourLevels, ..Self::V5_18 };
+
+    fn rules(&self) -> WalkRules {
+        WalkRules { yielding: self.yielding, flush_on_yield: self.flush_on_yield, lock: self.lock.mode() }
+    }
+}
+
+/// Zaps the leaves of `[start, end)`. Caller holds `mmu_lock` and owes the returned flush before it drops it.
+pub async fn zap_leafs<F: Format>(host: &Host<F>, root: Hpa, start: Gpa, end: Gpa, policy: &ZapPolicy) -> FlushDebt {
+    let mut debt = FlushDebt::Clean;
+    let check = check_each(policy.yielding);
+    host.rcu_read_lock().await;
+    let mut iter = TdpIter::new(*host.format(), root, Level::LAST, start, end);
+    while iter.next(host).await {
+        let early = policy.yielding != Yield::AfterWorkOnly;
+        if early && cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
+            continue;
+        }
+        if !iter.is_leaf() {
+            let check = if early { check } else { ReschedCheck::Never };
+            skip_run(host, &mut iter, check).await;
+            continue;
+        }
+        bulk(host, &mut iter, Apply::Set(0), Atomicity::Atomic, Some(Work::ReleaseLeaf), check).await;
+        debt = FlushDebt::Owed;
+        if !early && cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
+            continue;
+        }
+    }
+    host.rcu_read_unlock().await;
+    debt
+}
+
+/// Zaps one table: its parent entry at `sptep`, standing at `level` and covering from `gpa` on, becomes non-present and
+/// the subtree is retired. Caller holds `mmu_lock`.
+pub async fn zap_table<F: Format>(host: &Host<F>, sptep: Hpa, level: Level, gpa: Gpa, policy: &ZapPolicy) -> FlushDebt {
+    host.rcu_read_lock().await;
+    let old = host.read(sptep).await;
+    let mut debt = FlushDebt::Clean;
+    if is_table(host.format(), level, old) {
+        host.xchg(sptep, 0).await;
+        remove_table(host, host.format().next_table(level, old), level, policy).await;
+        if policy.flush == TableFlush::DeferredRcu {
+            let bytes = host.format().geometry().page_size(level).bytes();
+            host.flush_range(gpa, bytes, WalkCaches::Drop).await;
+        } else {
+            debt = FlushDebt::Owed;
+        }
+    }
+    host.rcu_read_unlock().await;
+    debt
+}
+
+/// Zaps everything below `root`. Caller holds `mmu_lock` in the policy's mode; the root itself stays.
+pub async fn zap_root<F: Format>(host: &Host<F>, root: Hpa, policy: &ZapPolicy) {
+    let geometry = *host.format().geometry();
+    let gig = gig_level(host.format());
+    let levels: Vec<Level> = match policy.passes {
+        Passes::One => vec![geometry.root()],
+        Passes::GigThenRoot => vec![gig, geometry.root()],
+        Passes::FourLevels => (0..=gig.index() as u8).map(Level::new).chain([geometry.root()]).collect(),
+    };
+    host.rcu_read_lock().await;
+    for level in levels {
+        zap_root_pass(host, root, level, policy).await;
+    }
+    host.rcu_read_unlock().await;
+}
+
+/// The level whose entries cover 1 GiB, or the one below the root where none does.
+fn gig_level<F: Format>(format: &F) -> Level {
+    let geometry = format.geometry();
+    let below_root = geometry.root().down().unwrap_or(Level::LAST);
+    let level = (0..geometry.levels() as u8).map(Level::new).find(|&level| geometry.shift(level) >= 30);
+    level.unwrap_or(below_root).min(below_root)
+}
+
+/// One pass over a root: every present entry down to `level` is removed, with a chance to yield before each.
+async fn zap_root_pass<F: Format>(host: &Host<F>, root: Hpa, level: Level, policy: &ZapPolicy) {
+    let end = Gpa::new(host.format().geometry().input_bytes());
+    let mut debt = FlushDebt::Clean;
+    let mut iter = TdpIter::new(*host.format(), root, level, Gpa::new(0), end);
+    while iter.next(host).await {
+        if cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
+            continue;
+        }
+        if !iter.is_present() || iter.level > level {
+            skip_run(host, &mut iter, check_each(policy.yielding)).await;
+            continue;
+        }
+        if iter.is_leaf() {
+            let check = check_each(policy.yielding);
+            bulk(host, &mut iter, Apply::Set(0), Atomicity::Atomic, Some(Work::ReleaseLeaf), check).await;
+        } else {
+            iter.take(1);
+            host.xchg(iter.sptep, 0).await;
+            remove_table(host, host.format().next_table(iter.level, iter.old), iter.level, policy).await;
+        }
+        if policy.flush == TableFlush::DeferredRcu {
+            debt = FlushDebt::Owed;
+        }
+    }
+    if debt == FlushDebt::Owed {
+        host.flush_vm().await;
+    }
+}
+
+/// `handle_removed_pt`: tears down the table below an entry of `parent` level that has just been unlinked, and everything
+/// below it, then retires it.
+async fn remove_table<F: Format>(host: &Host<F>, table: Hpa, parent: Level, policy: &ZapPolicy) {
+    let Some(level) = parent.down() else { return };
+    let geometry = *host.format().geometry();
+    let frozen = host.format().encode_not_present(NotPresent::Frozen).unwrap_or(0);
+    let marker = match policy.lock {
+        // In shared mode a walker still inside must not install anything: entries are frozen, not cleared (e25f0e0cd51b).
+        ZapLock::Read => frozen,
+        ZapLock::Write => 0,
+    };
+    let entries = geometry.entries(level) as u64;
+    let mut index = 0;
+    while index < entries {
+        let at = table + 8 * index;
+        let run = host.read_run(at, entries - index).await;
+        index += if run.first & host.format().present_mask() == 0 {
+            skip_removed(host, at, run.len, marker, policy).await
+        } else if host.format().is_leaf(level, run.first) {
+            remove_leaves(host, at, run.len, marker).await
+        } else {
+            Box::pin(remove_children(host, at, run.first, run.len, level, marker, policy)).await
+        };
+    }
+    if policy.flush == TableFlush::PerTablePage {
+        host.flush_vm().await;
+    }
+    let bytes = geometry.table_bytes(level);
+    host.call_rcu(Frames { first: table, count: 1, level, bytes }).await;
+}
+
+/// Entries that map nothing: left alone under the write lock, frozen under the read lock.
+async fn skip_removed<F: Format>(host: &Host<F>, at: Hpa, len: u64, marker: u64, policy: &ZapPolicy) -> u64 {
+    let (apply, atomicity) = match policy.lock {
+        ZapLock::Write => (Apply::Nothing, Atomicity::Plain),
+        ZapLock::Read => (Apply::Set(marker), Atomicity::Atomic),
+    };
+    host.run(RunOp { at, len, apply, atomicity, work: None, check: ReschedCheck::Never }).await
+}
+
+async fn remove_leaves<F: Format>(host: &Host<F>, at: Hpa, len: u64, marker: u64) -> u64 {
+    let work = Some(Work::ReleaseLeaf);
+    let run =
+        RunOp { at, len, apply: Apply::Set(marker), atomicity: Atomicity::Atomic, work, check: ReschedCheck::Never };
+    host.run(run).await
+}
+
+/// Table entries: each is replaced and its table torn down in turn.
+async fn remove_children<F: Format>(
+    host: &Host<F>,
+    at: Hpa,
+    first: u64,
+    len: u64,
+    level: Level,
+    marker: u64,
+    policy: &ZapPolicy,
+) -> u64 {
+    if level.index() == 1 && policy.flush != TableFlush::PerTablePage {
+        let remove = RemoveSubtrees { at, len, level, marker, atomicity: Atomicity::Atomic };
+        let done = host.remove_subtrees(remove).await;
+        if done > 0 {
+            return done;
+        }
+    }
+    let old = host.xchg(at, marker).await;
+    let old = if old == marker { first } else { old };
+    remove_table(host, host.format().next_table(level, old), level, policy).await;
+    1
+}
+
+fn is_table<F: Format>(format: &F, level: Level, word: u64) -> bool {
+    word & format.present_mask() != 0 && !format.is_leaf(level, word)
+}

@@ -1,0 +1,60 @@
+//! Guest workloads: what a vCPU accesses, as a stream that depends on (workload, seed, vCPU) only.
+
+mod pattern;
+mod replay;
+
+pub use pattern::{Mix, Pattern, PatternSpec};
+pub use replay::{Replay, ReplayError, TraceSpec};
+
+use mmu_core::{AccessKind, Gva};
+
+/// One guest access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestAccess {
+    /// Guest-virtual address.
+    pub gva: Gva,
+    /// Load, store or fetch.
+    pub kind: AccessKind,
+}
+
+/// What the guest does, for all vCPUs.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Workload {
+    /// A synthetic pattern.
+    Pattern(PatternSpec),
+    /// A recorded trace, replayed by every vCPU in an address space of its own.
+    Trace(TraceSpec),
+    /// Nothing: the vCPUs are idle.
+    Idle,
+}
+
+/// One vCPU's stream of accesses.
+#[derive(Debug)]
+pub enum GuestStream {
+    /// A synthetic pattern.
+    Pattern(Box<Pattern>),
+    /// A trace being read.
+    Trace(Box<Replay>),
+    /// Nothing.
+    Idle,
+}
+
+impl GuestStream {
+    /// The next access, or `None` at the end of the workload.
+    #[inline]
+    pub fn next(&mut self) -> Option<GuestAccess> {
+        match self {
+            GuestStream::Pattern(pattern) => pattern.next(),
+            GuestStream::Trace(replay) => replay.next(),
+            GuestStream::Idle => None,
+        }
+    }
+
+    /// Why the stream ended before its time, if it did.
+    pub fn error(&self) -> Option<&ReplayError> {
+        match self {
+            GuestStream::Trace(replay) => replay.error(),
+            GuestStream::Pattern(_) | GuestStream::Idle => None,
+        }
+    }
+}

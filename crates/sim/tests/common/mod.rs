@@ -1,0 +1,32 @@
+//! Platforms and guests that several tests use.
+
+use arch_x86_ept::{EptConfig, LongModeConfig};
+use mmu_core::machine::Machine;
+use mmu_core::{ByteUnits, PageSize};
+use mmu_sim::arch::Arch2;
+use mmu_sim::engine::GuestPaging;
+use mmu_sim::experiment::{Platform, Populate, VmSpec};
+use mmu_sim::rng::Seed;
+use mmu_sim::workload::{Mix, PatternSpec, Workload};
+
+/// x86 with four levels in both stages on the calibration host.
+pub fn x86() -> Platform<Arch2<arch_x86_ept::LongMode, arch_x86_ept::Ept>> {
+    let one = LongModeConfig::new().max_phys_addr(52).build().unwrap();
+    let two = EptConfig::new().max_phys_addr(52).build().unwrap();
+    let machine = Machine::builtin("intel-granite-rapids-host").unwrap();
+    Platform::new(Arch2 { name: "x86", one, two }, &machine)
+}
+
+/// A guest that touches a few megabytes per vCPU, uniformly.
+pub fn small_vm(memory: u64, vcpus: usize, accesses: u64) -> VmSpec {
+    let pattern = PatternSpec { bytes: 4.MiB(), mix: Mix::Uniform, writes_percent: 30, accesses };
+    VmSpec {
+        memory,
+        vcpus,
+        page: PageSize::SIZE_4K,
+        guest: GuestPaging::FirstTouch(PageSize::SIZE_4K),
+        populate: Populate::Mapped,
+        workload: Workload::Pattern(pattern),
+        seed: Seed(1),
+    }
+}
