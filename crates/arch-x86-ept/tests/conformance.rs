@@ -1,8 +1,8 @@
 //! Every configuration worth telling apart passes the kit.
 
 use arch_x86_ept::{
-    AccessedDirty, EptConfig, ExecuteOnly, InveptSupport, LargePages, LongModeConfig, ModeBasedExecute, NoExecute, Smap,
-    Smep, WalkLength, WriteProtect,
+    AccessedDirty, EptConfig, ExecuteOnly, InveptSupport, LargePages, LongModeConfig, ModeBasedExecute, NoExecute,
+    Smap, Smep, WalkLength, WriteProtect,
 };
 use mmu_core::conformance::{Effort, check_with};
 

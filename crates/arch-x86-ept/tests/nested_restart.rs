@@ -1,0 +1,150 @@
+//! Somebody changes a word between the walker's read and its compare-and-swap: the walker starts over, loses no change,
+//! resurrects nothing, and ends with what the tables then say.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use arch_x86_ept::{AccessedDirty, EptConfig, LongModeConfig};
+use common::{BACKING, Machine};
+use mmu_core::image::MemoryImage;
+use mmu_core::walk::{Bus, BusError, Exchange, NoCaches, Step};
+use mmu_core::{Access, AccessKind, Gpa, Hpa, PageSize};
+use proptest::prelude::*;
+
+const GUEST_FLAGS: u64 = 3 << 5;
+const EPT_FLAGS: u64 = 3 << 8;
+
+/// What the other actor does to the word.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Change {
+    Clear,
+    WriteProtect,
+    SoftwareBit,
+    OtherPage,
+    SetAccessed,
+    ReservedBit,
+}
+
+impl Change {
+    fn apply(self, word: u64, guest: bool) -> u64 {
+        match self {
+            Change::Clear => 0,
+            Change::WriteProtect => word & !2,
+            Change::SoftwareBit => word ^ 1 << 52,
+            Change::OtherPage => word ^ 1 << 30,
+            Change::SetAccessed => word | if guest { 1 << 5 } else { 1 << 8 },
+            Change::ReservedBit => word | 1 << 50,
+        }
+    }
+}
+
+/// Memory in which the n-th compare-and-swap finds a word that changed just before.
+struct Racing {
+    image: MemoryImage,
+    changes: BTreeMap<usize, Change>,
+    swaps: usize,
+    /// What the other actor wrote, in order.
+    written: Vec<(Hpa, u64)>,
+}
+
+impl Racing {
+    fn swap(&mut self, at: Hpa, old: u64, new: u64, guest: bool) -> Result<Exchange, BusError> {
+        if let Some(change) = self.changes.get(&self.swaps) {
+            let word = change.apply(self.image.get(at), guest);
+            if word != self.image.get(at) {
+                self.image.set(at, word).unwrap();
+                self.written.push((at, word));
+            }
+        }
+        self.swaps += 1;
+        self.image.cmpxchg(at, old, new)
+    }
+}
+
+impl Bus for Racing {
+    fn read(&mut self, at: Hpa) -> Result<u64, BusError> {
+        self.image.read(at)
+    }
+    fn cmpxchg(&mut self, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
+        self.swap(at, old, new, false)
+    }
+    fn cmpxchg_guest(&mut self, _gpa: Gpa, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
+        self.swap(at, old, new, true)
+    }
+}
+
+fn changes() -> impl Strategy<Value = BTreeMap<usize, Change>> {
+    let change = prop_oneof![
+        Just(Change::Clear),
+        Just(Change::WriteProtect),
+        Just(Change::SoftwareBit),
+        Just(Change::OtherPage),
+        Just(Change::SetAccessed),
+        Just(Change::ReservedBit),
+    ];
+    prop::collection::btree_map(0..30usize, change, 0..4)
+}
+
+fn access() -> impl Strategy<Value = Access> {
+    prop_oneof![
+        Just(Access::READ),
+        Just(Access::WRITE),
+        Just(Access::EXECUTE),
+        Just(Access { kind: AccessKind::ReadWrite, ..Access::READ })
+    ]
+}
+
+fn page() -> impl Strategy<Value = PageSize> {
+    prop_oneof![Just(PageSize::SIZE_4K), Just(PageSize::SIZE_2M), Just(PageSize::SIZE_1G)]
+}
+
+proptest! {
+    #[test]
+    fn a_racing_walk_ends_like_a_walk_of_the_final_tables(
+        changes in changes(), access in access(), page in page(), host_page in page(), flags: bool,
+    ) {
+        let ad = if flags { AccessedDirty::On } else { AccessedDirty::Off };
+        let ept = EptConfig::new().accessed_dirty(ad).build().unwrap();
+        let machine = Machine::new(LongModeConfig::new().build().unwrap(), ept, host_page).with_page(page);
+        let before = machine.image.clone();
+        let mut bus = Racing { image: before.clone(), changes, swaps: 0, written: Vec::new() };
+        let mut cursor = machine.cursor(access);
+        let mut restarts = 0;
+        let answer = loop {
+            match cursor.step(&mut bus, &mut NoCaches) {
+                Step::Read(_) | Step::Update(_) => {}
+                Step::Restart(_) => restarts += 1,
+                Step::Done(found) => break Ok(found),
+                Step::Fault(fault) => break Err(fault),
+            }
+        };
+        prop_assert_eq!(restarts, bus.written.len(), "every change is noticed, nothing else restarts");
+
+        let mut fresh = machine.clone();
+        fresh.image = bus.image.clone();
+        prop_assert_eq!(fresh.access(access), answer);
+        if answer.is_ok() {
+            prop_assert_eq!(&fresh.image, &bus.image, "a successful walk leaves nothing to update");
+        }
+
+        // Beyond what the other actor wrote only flags were set, and only in present words.
+        let mut expected = before;
+        for &(at, word) in &bus.written {
+            expected.set(at, word).unwrap();
+        }
+        for (at, word) in bus.image.words() {
+            let flags = if at.raw() >= BACKING { GUEST_FLAGS } else { EPT_FLAGS };
+            let old = expected.get(at);
+            prop_assert_eq!(word & !flags, old & !flags, "at {}", at);
+        }
+        for (at, word) in expected.words() {
+            prop_assert!(bus.image.get(at) & word != 0 || word == 0);
+        }
+        for &(at, word) in &bus.written {
+            if word == 0 {
+                prop_assert_eq!(bus.image.get(at), 0, "resurrected at {}", at);
+            }
+        }
+    }
+}
