@@ -74,77 +74,100 @@ impl Bus for Racing {
     }
 }
 
-fn changes() -> impl Strategy<Value = BTreeMap<usize, Change>> {
-    let change = prop_oneof![
-        Just(Change::Clear),
-        Just(Change::WriteProtect),
-        Just(Change::SoftwareBit),
-        Just(Change::OtherPage),
-        Just(Change::SetAccessed),
-        Just(Change::ReservedBit),
-    ];
-    prop::collection::btree_map(0..30usize, change, 0..4)
+const CHANGES: [Change; 6] = [
+    Change::Clear,
+    Change::WriteProtect,
+    Change::SoftwareBit,
+    Change::OtherPage,
+    Change::SetAccessed,
+    Change::ReservedBit,
+];
+
+const ACCESSES: [Access; 4] =
+    [Access::READ, Access::WRITE, Access::EXECUTE, Access { kind: AccessKind::ReadWrite, ..Access::READ }];
+
+/// Walks while `changes` happen, holds the end against the final tables, and tells how often the walk started over.
+fn race(
+    changes: BTreeMap<usize, Change>,
+    access: Access,
+    page: PageSize,
+    host_page: PageSize,
+    ad: AccessedDirty,
+) -> Result<usize, TestCaseError> {
+    let ept = EptConfig::new().accessed_dirty(ad).build().unwrap();
+    let machine = Machine::new(LongModeConfig::new().build().unwrap(), ept, host_page).with_page(page);
+    let before = machine.image.clone();
+    let mut bus = Racing { image: before.clone(), changes, swaps: 0, written: Vec::new() };
+    let mut cursor = machine.cursor(access);
+    let mut restarts = 0;
+    let answer = loop {
+        match cursor.step(&mut bus, &mut NoCaches) {
+            Step::Read(_) | Step::Update(_) => {}
+            Step::Restart(_) => restarts += 1,
+            Step::Done(found) => break Ok(found),
+            Step::Fault(fault) => break Err(fault),
+        }
+    };
+    prop_assert_eq!(restarts, bus.written.len(), "every change is noticed, nothing else restarts");
+
+    let mut fresh = machine.clone();
+    fresh.image = bus.image.clone();
+    prop_assert_eq!(fresh.access(access), answer);
+    if answer.is_ok() {
+        prop_assert_eq!(&fresh.image, &bus.image, "a successful walk leaves nothing to update");
+    }
+
+    // Beyond what the other actor wrote only flags were set, and only in present words.
+    let mut expected = before;
+    for &(at, word) in &bus.written {
+        expected.set(at, word).unwrap();
+    }
+    for (at, word) in bus.image.words() {
+        let flags = if at.raw() >= BACKING { GUEST_FLAGS } else { EPT_FLAGS };
+        let old = expected.get(at);
+        prop_assert_ne!(old, 0, "resurrected at {}", at);
+        prop_assert_eq!(word & !flags, old & !flags, "at {}", at);
+        prop_assert_eq!(word & old, old, "a flag was lost at {}", at);
+    }
+    for (at, _) in expected.words() {
+        prop_assert_ne!(bus.image.get(at), 0, "lost at {}", at);
+    }
+    Ok(restarts)
 }
 
-fn access() -> impl Strategy<Value = Access> {
-    prop_oneof![
-        Just(Access::READ),
-        Just(Access::WRITE),
-        Just(Access::EXECUTE),
-        Just(Access { kind: AccessKind::ReadWrite, ..Access::READ })
-    ]
-}
+const PAGES: [PageSize; 3] = [PageSize::SIZE_4K, PageSize::SIZE_2M, PageSize::SIZE_1G];
 
-fn page() -> impl Strategy<Value = PageSize> {
-    prop_oneof![Just(PageSize::SIZE_4K), Just(PageSize::SIZE_2M), Just(PageSize::SIZE_1G)]
+/// One change at every compare-and-swap that a walk makes.
+#[test]
+fn every_single_race_is_survived() {
+    let mut races = 0;
+    for ad in [AccessedDirty::On, AccessedDirty::Off] {
+        for access in ACCESSES {
+            for page in PAGES {
+                for host_page in PAGES {
+                    for (swap, change) in (0..40).flat_map(|swap| CHANGES.map(|change| (swap, change))) {
+                        let changes = BTreeMap::from([(swap, change)]);
+                        let result = race(changes, access, page, host_page, ad);
+                        races += result.unwrap_or_else(|error| {
+                            panic!("{change:?} at swap {swap}, {access}, {page} on {host_page}, {ad:?}: {error}")
+                        });
+                    }
+                }
+            }
+        }
+    }
+    assert!(races > 2000, "{races} races took place");
 }
 
 proptest! {
     #[test]
-    fn a_racing_walk_ends_like_a_walk_of_the_final_tables(
-        changes in changes(), access in access(), page in page(), host_page in page(), flags: bool,
+    fn several_races_are_survived(
+        changes in prop::collection::btree_map(0..30usize, prop::sample::select(&CHANGES[..]), 0..5),
+        access in prop::sample::select(&ACCESSES[..]),
+        page in prop::sample::select(&PAGES[..]),
+        host_page in prop::sample::select(&PAGES[..]),
+        flags: bool,
     ) {
-        let ad = if flags { AccessedDirty::On } else { AccessedDirty::Off };
-        let ept = EptConfig::new().accessed_dirty(ad).build().unwrap();
-        let machine = Machine::new(LongModeConfig::new().build().unwrap(), ept, host_page).with_page(page);
-        let before = machine.image.clone();
-        let mut bus = Racing { image: before.clone(), changes, swaps: 0, written: Vec::new() };
-        let mut cursor = machine.cursor(access);
-        let mut restarts = 0;
-        let answer = loop {
-            match cursor.step(&mut bus, &mut NoCaches) {
-                Step::Read(_) | Step::Update(_) => {}
-                Step::Restart(_) => restarts += 1,
-                Step::Done(found) => break Ok(found),
-                Step::Fault(fault) => break Err(fault),
-            }
-        };
-        prop_assert_eq!(restarts, bus.written.len(), "every change is noticed, nothing else restarts");
-
-        let mut fresh = machine.clone();
-        fresh.image = bus.image.clone();
-        prop_assert_eq!(fresh.access(access), answer);
-        if answer.is_ok() {
-            prop_assert_eq!(&fresh.image, &bus.image, "a successful walk leaves nothing to update");
-        }
-
-        // Beyond what the other actor wrote only flags were set, and only in present words.
-        let mut expected = before;
-        for &(at, word) in &bus.written {
-            expected.set(at, word).unwrap();
-        }
-        for (at, word) in bus.image.words() {
-            let flags = if at.raw() >= BACKING { GUEST_FLAGS } else { EPT_FLAGS };
-            let old = expected.get(at);
-            prop_assert_eq!(word & !flags, old & !flags, "at {}", at);
-        }
-        for (at, word) in expected.words() {
-            prop_assert!(bus.image.get(at) & word != 0 || word == 0);
-        }
-        for &(at, word) in &bus.written {
-            if word == 0 {
-                prop_assert_eq!(bus.image.get(at), 0, "resurrected at {}", at);
-            }
-        }
+        race(changes, access, page, host_page, if flags { AccessedDirty::On } else { AccessedDirty::Off })?;
     }
 }
