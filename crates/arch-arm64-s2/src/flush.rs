@@ -49,6 +49,12 @@ impl RangePolicy {
         Pieces { policy: self, at, left }
     }
 
+    /// Whether a range instruction may be used. A leaf longer than the longest range is left to an instruction by address: with
+    /// a level hint, a base inside the leaf would invalidate nothing.
+    const fn takes_ranges(&self) -> bool {
+        self.range_unit.is_some() && self.stride <= RangeOperand::MAX_PAGES << self.granule.shift()
+    }
+
     fn widen(&self, start: Gpa, bytes: u64) -> (u64, u64) {
         let inside = start.raw() % self.stride;
         let widened = bytes.saturating_add(inside).div_ceil(self.stride).saturating_mul(self.stride);
@@ -59,7 +65,7 @@ impl RangePolicy {
 impl Pieces {
     /// How many pieces are left, without making them.
     pub fn count_left(mut self) -> u64 {
-        if self.policy.range_unit.is_none() {
+        if !self.policy.takes_ranges() {
             return self.left / self.policy.stride;
         }
         let mut count = 0;
@@ -109,7 +115,9 @@ impl Iterator for Pieces {
         }
         let (piece, bytes) = match self.range() {
             // One leaf is cheaper by address, and a range shorter than a leaf would miss it.
-            Some(range) if self.left > self.policy.stride => (Piece::Range(range), range.bytes()),
+            Some(range) if self.left > self.policy.stride && self.policy.takes_ranges() => {
+                (Piece::Range(range), range.bytes())
+            }
             _ => (self.one(), self.policy.stride),
         };
         self.at = self.at.wrapping_add(bytes);

@@ -382,7 +382,7 @@ impl Format for Stage2 {
     }
     fn restore_write(&self, raw: u64) -> Option<u64> {
         let dbm = if self.dirtied_by_hardware() { DBM } else { 0 };
-        (raw & SAVED_WRITE != 0).then_some(raw & !SAVED_WRITE | WRITE | dbm)
+        (raw & SAVED_WRITE != 0 && !self.writable(raw)).then_some(raw & !SAVED_WRITE | WRITE | dbm)
     }
     fn mark_old(&self, raw: u64) -> u64 {
         raw & !AF

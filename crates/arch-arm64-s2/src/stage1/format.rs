@@ -345,7 +345,7 @@ impl Format for Stage1 {
     }
     fn restore_write(&self, raw: u64) -> Option<u64> {
         let dbm = on(self.dirtied_by_hardware(), DBM);
-        (raw & SAVED_WRITE != 0).then_some(raw & !(SAVED_WRITE | READ_ONLY) | dbm)
+        (raw & SAVED_WRITE != 0 && !self.writable(raw)).then_some(raw & !(SAVED_WRITE | READ_ONLY) | dbm)
     }
     fn mark_old(&self, raw: u64) -> u64 {
         raw & !AF
