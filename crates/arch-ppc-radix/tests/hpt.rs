@@ -74,7 +74,7 @@ fn sizes_and_places_are_checked() {
     assert_eq!(HashedTable::new(Hpa::new(1 << 17), 18), Err(HptError::Misaligned { base: Hpa::new(1 << 17) }));
     let largest = HashedTable::new(Hpa::new(1 << 46), 46).unwrap();
     assert_eq!(largest.groups(), 1 << 39);
-    assert_eq!(largest.partition_word(), 1 << 46 | 28);
+    assert_eq!(largest.partition_word(), 1 << 46 | 0x1c);
     assert!(VirtualAddress::new(Segment::T1, 1 << 28, 0).is_err());
     assert!(VirtualAddress::new(Segment::M256, 0, 1 << 28).is_err());
     let va = VirtualAddress::new(Segment::M256, 1, 0).unwrap();

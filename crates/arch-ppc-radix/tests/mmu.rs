@@ -2,7 +2,7 @@
 
 use arch_ppc_radix::{
     BasePage, Cause, EffectiveAccess, InterruptKind, KnownTables, MmuReference, MmuStep, PartitionEntry, PowerMmu,
-    ProcessEntry, Radix, RcUpdate, RootWord, Target,
+    ProcessEntry, PteAttrs, Radix, RcUpdate, RootWord, Target,
 };
 use mmu_core::image::MemoryImage;
 use mmu_core::tlb::Perms;
@@ -21,8 +21,8 @@ const PAGE_EA: u64 = 0x1000_2000;
 const PAGE_REAL: u64 = 0x9000;
 const RC: u64 = 0x180;
 
-fn leaf(output: u64, perms: Perms) -> Leaf<<Radix as Format>::Attrs> {
-    Leaf { output: Hpa::new(output), perms, accessed: true, attrs: Default::default() }
+fn leaf(output: u64, perms: Perms) -> Leaf<PteAttrs> {
+    Leaf { output: Hpa::new(output), perms, accessed: true, attrs: PteAttrs::default() }
 }
 
 /// Maps one base page, with tables from `next` on.

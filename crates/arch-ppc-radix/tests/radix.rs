@@ -1,8 +1,8 @@
 //! Words, transitions, flushes and walks of one tree.
 
 use arch_ppc_radix::{
-    Att, BasePage, Cause, FetchDenied, Keys, Radix, RadixError, RcUpdate, RootWord, Scope, Tlbi, TlbiAp, TlbiForm,
-    TlbiRic, TlbiSelect, Why,
+    Att, BasePage, Cause, FetchDenied, Keys, PteAttrs, Radix, RadixError, RcUpdate, RootWord, Scope, Tlbi, TlbiAp,
+    TlbiForm, TlbiRic, TlbiSelect, Why,
 };
 use mmu_core::image::MemoryImage;
 use mmu_core::tlb::Perms;
@@ -60,7 +60,7 @@ proptest! {
     #[test]
     fn permissions_round_trip_or_are_refused(radix in radix(), bits in 0u8..0x80) {
         let perms = Perms::from_bits(bits);
-        let leaf = Leaf { output: Hpa::new(0), perms, accessed: false, attrs: Default::default() };
+        let leaf = Leaf { output: Hpa::new(0), perms, accessed: false, attrs: PteAttrs::default() };
         match radix.encode_leaf(Level::LAST, &leaf) {
             Ok(raw) => prop_assert_eq!(radix.decode(Level::LAST, raw), Entry::Leaf(leaf)),
             Err(error) => prop_assert_eq!(error, EncodeError::Perms { perms }),
@@ -247,12 +247,8 @@ fn caches_go_by_their_own_rules() {
 fn valid_entries_change_in_place_only_in_flags() {
     let radix = Radix::partition(BasePage::K4);
     let leaf = |output: u64, perms, att| {
-        let leaf = Leaf {
-            output: Hpa::new(output),
-            perms,
-            accessed: true,
-            attrs: arch_ppc_radix::PteAttrs { att, ..Default::default() },
-        };
+        let leaf =
+            Leaf { output: Hpa::new(output), perms, accessed: true, attrs: PteAttrs { att, ..Default::default() } };
         radix.encode_leaf(Level::new(1), &leaf).unwrap()
     };
     let old = leaf(0, Perms::RWX, Att::Normal);

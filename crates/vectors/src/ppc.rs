@@ -43,7 +43,8 @@ struct Image {
     _arch: String,
     #[serde(rename = "emulator")]
     _emulator: String,
-    image: String,
+    #[serde(rename = "image")]
+    name: String,
     config: Config,
     memory: Words,
     cases: Vec<Case>,
@@ -216,11 +217,11 @@ impl fmt::Display for Expected {
 
 pub(crate) fn check_image(text: &str, place: Place, report: &mut FileReport) -> Result<(), String> {
     let image: Image = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let fail = |what: String| format!("image {}: {what}", image.image);
+    let fail = |what: String| format!("image {}: {what}", image.name);
     let mmu = image.config.mmu().map_err(fail)?;
     let before = memory(&image.memory, None).map_err(|error| fail(format!("memory: {error}")))?;
     for (index, case) in image.cases.iter().enumerate() {
-        let fail = |what: String| format!("image {}: case {index}: {what}", image.image);
+        let fail = |what: String| format!("image {}: case {index}: {what}", image.name);
         let access = case.access.decode().map_err(fail)?;
         let recorded = case.recorded().map_err(fail)?;
         let got = replay(&mmu, access, &before);
@@ -228,7 +229,7 @@ pub(crate) fn check_image(text: &str, place: Place, report: &mut FileReport) -> 
             Judgement::Agrees => report.agree(),
             Judgement::Excepted(quirk) => report.except(quirk),
             Judgement::Disagrees(expected) => report.disagree(Disagreement {
-                image: image.image.clone(),
+                image: image.name.clone(),
                 line: place.line,
                 case: index,
                 access: format!("{:?}, EA {}: {}", access.mode, access.address, access.access),

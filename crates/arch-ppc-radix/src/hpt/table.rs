@@ -290,13 +290,13 @@ impl HashedTable {
         page: HptPage,
         access: &Access,
     ) -> Result<HptTranslation, HptFault> {
-        let fault = |why| HptFault { why, cause: cause(why, access) };
+        let fault = |why| HptFault { why, cause: cause(why, *access) };
         let bus_fault = |error| fault(HptWhy::Bus(error));
         loop {
             let Some((slot, entry)) = self.lookup(bus, va, page).map_err(bus_fault)? else {
                 return Err(fault(HptWhy::NoEntry));
             };
-            check(&entry, access).map_err(fault)?;
+            check(&entry, *access).map_err(fault)?;
             let second = entry.second | REFERENCED | if access.kind.writes() { CHANGED } else { 0 };
             let changed = second != entry.second;
             if changed {
@@ -315,16 +315,16 @@ fn slots(group: u64) -> impl Iterator<Item = Slot> {
     (0..ENTRIES).map(move |i| Slot(group * ENTRIES + i))
 }
 
-fn check(entry: &HptEntry, access: &Access) -> Result<(), HptWhy> {
+fn check(entry: &HptEntry, access: Access) -> Result<(), HptWhy> {
     let fetch = access.kind == AccessKind::Execute;
     if fetch && entry.no_execute() {
         return Err(HptWhy::NoExecute);
     }
-    let needed = Perms::needed_by(access).without(Perms::DIRTY);
+    let needed = Perms::needed_by(&access).without(Perms::DIRTY);
     if entry.perms().contains(needed) { Ok(()) } else { Err(HptWhy::Protection) }
 }
 
-fn cause(why: HptWhy, access: &Access) -> Cause {
+fn cause(why: HptWhy, access: Access) -> Cause {
     let cause = match why {
         HptWhy::NoEntry => Cause::NO_ENTRY,
         HptWhy::Protection => Cause::PROTECTION,

@@ -227,13 +227,11 @@ impl MmuCursor {
         if let Some(process) = self.known.process {
             return self.with_process(entry, process);
         }
-        match entry.process_entry(self.pid) {
-            Some(real) => self.start_partition(entry, real, Access::GUEST_TABLE, Goal::ProcessEntry),
-            None => {
-                let access = &self.access;
-                Some(self.interrupt(Interrupt::storage(access, Cause::NO_ENTRY, FaultClass::NotPresent)))
-            }
-        }
+        let Some(real) = entry.process_entry(self.pid) else {
+            let access = &self.access;
+            return Some(self.interrupt(Interrupt::storage(access, Cause::NO_ENTRY, FaultClass::NotPresent)));
+        };
+        self.start_partition(entry, real, Access::GUEST_TABLE, Goal::ProcessEntry)
     }
 
     fn start_partition(&mut self, entry: PartitionEntry, real: Gpa, access: Access, goal: Goal) -> Option<MmuStep> {
@@ -262,7 +260,7 @@ impl MmuCursor {
                 Goal::BadRoot => Some(self.bad_process_root()),
             },
             Step::Fault(fault) => Some(self.interrupt(Interrupt::of_partition(&self.access, &fault, real, self.lpid))),
-            other => in_tree(other),
+            other => in_tree(&other),
         }
     }
 
@@ -311,7 +309,7 @@ impl MmuCursor {
         Some(match step {
             Step::Done(found) => self.done(self.tagged(found)),
             Step::Fault(fault) => self.interrupt(Interrupt::of_process(&self.access, &fault)),
-            other => return in_tree(other),
+            other => return in_tree(&other),
         })
     }
 
@@ -322,7 +320,7 @@ impl MmuCursor {
             Step::Fault(NestedFault::Two { fault, gpa, .. }) => {
                 self.interrupt(Interrupt::of_partition(&self.access, &fault, gpa, self.lpid))
             }
-            other => return in_tree(other),
+            other => return in_tree(&other),
         })
     }
 
@@ -341,8 +339,8 @@ impl MmuCursor {
 }
 
 /// A step of a tree's walk that goes on; the callers take ends apart first.
-fn in_tree<F>(step: Step<F>) -> Option<MmuStep> {
-    match step {
+fn in_tree<F>(step: &Step<F>) -> Option<MmuStep> {
+    match *step {
         Step::Read(reference) => Some(MmuStep::Read(MmuReference::Tree(reference))),
         Step::Update(reference) => Some(MmuStep::Update(reference)),
         Step::Restart(reference) => Some(MmuStep::Restart(reference)),

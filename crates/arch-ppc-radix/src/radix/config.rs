@@ -142,7 +142,7 @@ impl RootWord {
             return Err(RadixError::Misaligned { root });
         }
         // Tree size = RTS + 31; 52 gives RTS = 0b10101, split into 0b10 and 0b101.
-        Ok(Self(0b10 << 61 | raw | 0b101 << 5 | 13))
+        Ok(Self(0b10 << 61 | raw | 0b101 << 5 | u64::from(Radix::ROOT_BITS)))
     }
     /// Address bits of the tree: RTS + 31.
     pub const fn tree_bits(self) -> u32 {

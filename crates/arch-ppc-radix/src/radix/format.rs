@@ -45,7 +45,7 @@ impl Radix {
         if eaa(self.scope, word) == perms.without(Perms::DIRTY) { Ok(word) } else { Err(EncodeError::Perms { perms }) }
     }
 
-    fn decode_table(&self, level: Level, raw: u64) -> Entry<PteAttrs> {
+    fn decode_table(level: Level, raw: u64) -> Entry<PteAttrs> {
         let bits = (raw & NLS) as u32;
         match level.down() {
             Some(down) if Self::legal_table(down, bits) => {
@@ -84,7 +84,7 @@ impl Format for Radix {
             });
         }
         if raw & LEAF == 0 {
-            return self.decode_table(level, raw);
+            return Self::decode_table(level, raw);
         }
         if !self.geometry.has_leaves_at(level) {
             return Entry::Malformed(Malformed::LeafLevel);
@@ -243,7 +243,7 @@ impl Format for Radix {
     fn updated(&self, walk: &Walk, _level: Level, raw: u64, place: PathPlace) -> u64 {
         match place {
             PathPlace::Table => raw,
-            PathPlace::Leaf => self.touched(raw, &walk.access),
+            PathPlace::Leaf => self.touched(raw, walk.access),
         }
     }
 

@@ -18,7 +18,7 @@ const ACC_BAD_CONFIG: u64 = 1 << 8;
 const SUPERVISOR: Perms = Perms::READ.with(Perms::WRITE).with(Perms::EXEC);
 
 /// Whether the access needs C. A walk's update of a table entry does not: quirk of all implementations that set R and C by walk.
-const fn stores(access: &Access) -> bool {
+const fn stores(access: Access) -> bool {
     access.kind.writes() && matches!(access.purpose, Purpose::Data)
 }
 
@@ -93,14 +93,14 @@ impl Radix {
         match self.rc {
             RcUpdate::Hardware => Ok(()),
             RcUpdate::Interrupt if raw & REFERENCED == 0 => Err(Why::Reference),
-            RcUpdate::Interrupt if stores(access) && raw & CHANGED == 0 => Err(Why::Change),
+            RcUpdate::Interrupt if stores(*access) && raw & CHANGED == 0 => Err(Why::Change),
             RcUpdate::Interrupt => Ok(()),
         }
     }
 
     /// The leaf word after a permitted `access`: with hardware updates R is set, and C for a store.
     #[inline]
-    pub(super) fn touched(&self, raw: u64, access: &Access) -> u64 {
+    pub(super) fn touched(&self, raw: u64, access: Access) -> u64 {
         match self.rc {
             RcUpdate::Hardware => raw | REFERENCED | if stores(access) { CHANGED } else { 0 },
             RcUpdate::Interrupt => raw,
@@ -124,7 +124,7 @@ impl Radix {
             let size = Self::leaf_size(level, (*acc & ACC_BITS) as u32);
             return match self.permit(raw, &walk.access) {
                 Ok(()) => {
-                    let dirty = if self.touched(raw, &walk.access) & CHANGED == 0 { Perms::NONE } else { Perms::DIRTY };
+                    let dirty = if self.touched(raw, walk.access) & CHANGED == 0 { Perms::NONE } else { Perms::DIRTY };
                     Verdict::Leaf(Mapped { output: page(raw, size), size, perms: self.rights(raw).with(dirty) })
                 }
                 Err(why) => fault(why),
