@@ -80,8 +80,8 @@ impl Key for u64 {
     }
 }
 
-/// Place of an entry, valid until the next insertion or removal.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Place of an entry in the structure it came from, valid until the next insertion or removal there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Slot {
     set: u32,
     slot: u32,
@@ -94,8 +94,8 @@ fn scan(tags: &[u64], tag: u64) -> u32 {
     #[inline(always)]
     fn bits<const N: usize>(tags: &[u64; N], tag: u64) -> u32 {
         let mut hits = 0;
-        for way in 0..N {
-            hits |= u32::from(tags[way] == tag) << way;
+        for (way, stored) in tags.iter().enumerate() {
+            hits |= u32::from(*stored == tag) << way;
         }
         hits
     }
@@ -224,10 +224,23 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     }
 
     /// The value at a place.
-    #[inline]
+    #[inline(always)]
     pub fn value(&self, slot: Slot) -> &V {
         &self.values[slot.slot as usize]
     }
+    /// The key at a place; one with the tag [`Key::EMPTY`] if nothing is there.
+    #[inline]
+    pub fn key(&self, slot: Slot) -> K {
+        K::join(self.tags[slot.slot as usize], self.rests[slot.slot as usize])
+    }
+
+    /// Whether this very key is (still) at a place.
+    #[inline(always)]
+    pub fn is_at(&self, slot: Slot, key: &K) -> bool {
+        let at = slot.slot as usize;
+        self.tags.get(at) == Some(&key.tag()) && self.rests.get(at) == Some(&key.rest())
+    }
+
     /// The value at a place, to be changed.
     #[inline]
     pub fn value_mut(&mut self, slot: Slot) -> &mut V {
@@ -272,8 +285,28 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     }
 
     /// [`insert_absent`](Self::insert_absent) for callers who only ask for the tag of what left ([`Key::EMPTY`] if nothing did).
-    #[inline]
+    #[inline(always)]
     pub fn displace(&mut self, key: K, value: V) -> u64 {
+        let in_order = matches!(self.shape.replacement(), Replacement::Lru | Replacement::Fifo);
+        if !(self.narrow && in_order) {
+            return self.displace_elsewhere(key, value);
+        }
+        // PERF: the common case of `victim` and `place` together: whatever is last in order is overwritten.
+        let ways = self.shape.ways();
+        let set = self.indexer.set(key.number());
+        let order = &mut self.orders[set as usize];
+        let way = packed::at(*order, ways - 1);
+        *order = packed::last_to_front(*order, way, ways);
+        let at = (set * ways + way) as usize;
+        self.rests[at] = key.rest();
+        self.values[at] = value;
+        let old = std::mem::replace(&mut self.tags[at], key.tag());
+        self.live += u32::from(old == K::EMPTY);
+        old
+    }
+
+    #[inline(never)]
+    fn displace_elsewhere(&mut self, key: K, value: V) -> u64 {
         let slot = self.victim(key.number());
         self.place(slot, key, value)
     }
@@ -413,7 +446,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         let policy = self.shape.replacement();
         match &mut self.layout {
             Layout::Narrow => self.reorder(set, slot),
-            Layout::Wide(lists, _) => lists.to_front(set, slot),
+            Layout::Wide(lists, _) => lists.move_front(set, slot),
             Layout::Skewed(stamps) if policy != Replacement::Nru => {
                 stamps.clock += 1;
                 stamps.of[slot as usize] = stamps.clock;
@@ -443,7 +476,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         let set = self.indexer.set(number);
         let ways = self.shape.ways();
         let at = |slot| Slot { set, slot };
-        let last = self.from_back(set, 0);
+        let last = self.nth_last(set, 0);
         if self.tags[last as usize] == K::EMPTY {
             return at(last);
         }
@@ -452,7 +485,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             Replacement::Random => set * ways + self.random.below(ways),
             Replacement::RandomHalf => {
                 let steps = self.random.below((ways / 2).max(1));
-                self.from_back(set, steps)
+                self.nth_last(set, steps)
             }
             Replacement::TreePlru => set * ways + tree::victim(self.marks[set as usize], ways),
             Replacement::Nru => set * ways + nru::victim(self.marks[set as usize], ways),
@@ -461,11 +494,11 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
 
     /// The slot `steps` before the end of a set's order.
     #[inline]
-    fn from_back(&self, set: u32, steps: u32) -> u32 {
+    fn nth_last(&self, set: u32, steps: u32) -> u32 {
         let ways = self.shape.ways();
         match &self.layout {
             Layout::Narrow => set * ways + packed::at(self.orders[set as usize], ways - 1 - steps),
-            Layout::Wide(lists, _) => lists.from_back(set, steps),
+            Layout::Wide(lists, _) => lists.nth_last(set, steps),
             Layout::Skewed(_) => set * ways,
         }
     }
@@ -531,7 +564,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
                 *order = packed::to_back(*order, way, ways);
             }
             Layout::Wide(lists, chains) => {
-                lists.to_back(set, slot);
+                lists.move_back(set, slot);
                 chains.unlink(tag, slot);
             }
             Layout::Skewed(stamps) => stamps.of[slot as usize] = 0,

@@ -40,6 +40,12 @@ pub(super) mod packed {
         order & newer | (order >> 4) & !newer & ((1 << last) - 1) | u64::from(way) << last
     }
 
+    /// The order after the last way was used, as when a victim is refilled.
+    #[inline(always)]
+    pub(in super::super) fn last_to_front(order: u64, way: u32, ways: u32) -> u64 {
+        (order << 4 | u64::from(way)) & (u64::MAX >> (64 - 4 * ways))
+    }
+
     /// The way at a position.
     #[inline(always)]
     pub(in super::super) fn at(order: u64, position: u32) -> u32 {
@@ -66,13 +72,13 @@ impl Lists {
 
     /// The slot `steps` before the end of the order.
     #[inline(always)]
-    pub(super) fn from_back(&self, set: u32, steps: u32) -> u32 {
+    pub(super) fn nth_last(&self, set: u32, steps: u32) -> u32 {
         let last = self.prev[self.heads[set as usize] as usize];
         (0..steps).fold(last, |slot, _| self.prev[slot as usize])
     }
 
     #[inline(always)]
-    pub(super) fn to_front(&mut self, set: u32, slot: u32) {
+    pub(super) fn move_front(&mut self, set: u32, slot: u32) {
         if self.heads[set as usize] != slot {
             self.place_last(set, slot);
             self.heads[set as usize] = slot;
@@ -80,7 +86,7 @@ impl Lists {
     }
 
     #[inline(always)]
-    pub(super) fn to_back(&mut self, set: u32, slot: u32) {
+    pub(super) fn move_back(&mut self, set: u32, slot: u32) {
         if self.heads[set as usize] == slot {
             self.heads[set as usize] = self.next[slot as usize];
         } else {
@@ -188,6 +194,9 @@ mod tests {
             let mut order = packed::initial(ways);
             for &(way, front) in &moves {
                 let way = way % ways;
+                if front && packed::at(order, ways - 1) == way {
+                    prop_assert_eq!(packed::last_to_front(order, way, ways), packed::to_front(order, way));
+                }
                 order = if front { packed::to_front(order, way) } else { packed::to_back(order, way, ways) };
             }
             let unpacked: Vec<u32> = (0..ways).map(|position| packed::at(order, position)).collect();
@@ -199,11 +208,11 @@ mod tests {
             let mut lists = Lists::new(3, ways);
             for &(way, front) in &moves {
                 let slot = ways + way % ways;
-                if front { lists.to_front(1, slot) } else { lists.to_back(1, slot) }
+                if front { lists.move_front(1, slot) } else { lists.move_back(1, slot) }
             }
-            let order: Vec<u32> = (0..ways).rev().map(|steps| lists.from_back(1, steps) - ways).collect();
+            let order: Vec<u32> = (0..ways).rev().map(|steps| lists.nth_last(1, steps) - ways).collect();
             prop_assert_eq!(order, replay(ways, &moves));
-            prop_assert_eq!(lists.from_back(0, 0), 0);
+            prop_assert_eq!(lists.nth_last(0, 0), 0);
         }
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn machine(raw: &RawMachine) -> Result<Machine, Vec<MachineError>> {
     let rules = tags(&raw.tags, &mut checks);
     let stages = stages(raw, &mut checks);
     let caches = caches(&raw.cache, clock, &mut checks);
-    let tlb = tlb(&raw.tlb, rules, &stages, &mut checks);
+    let tlb = tlb(&raw.tlb, rules, stages, &mut checks);
     let top = raw.stages.first_levels.get_ref().max(raw.stages.second_levels.get_ref());
     let psc = PscSpec {
         levels: psc_levels(&raw.psc.levels, *top, &mut checks),
@@ -227,7 +227,7 @@ fn array(raw: &Spanned<RawArray>, checks: &mut Checks) -> Option<ArraySpec> {
     }
 }
 
-fn tlb(raw: &RawTlb, rules: TagRules, stages: &Stages, checks: &mut Checks) -> TlbSpec {
+fn tlb(raw: &RawTlb, rules: TagRules, stages: Stages, checks: &mut Checks) -> TlbSpec {
     let before = checks.errors.len();
     let l1: Vec<ArraySpec> = raw.l1.get_ref().iter().filter_map(|array| self::array(array, checks)).collect();
     let l2 = raw.l2.iter().filter_map(|array| self::array(array, checks)).collect();

@@ -13,7 +13,7 @@ use super::invalidate::{Select, Span};
 use super::key::GROUPED;
 use super::{CombinedByGpa, Input, Kind, Tag, TagRules, TlbEntry, TlbKey};
 use crate::addr::{Gpa, PageSize};
-use crate::assoc::{Inserted, SetAssoc, Shape};
+use crate::assoc::{Inserted, Key, SetAssoc, Shape, Slot};
 
 /// Who asks a TLB.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -269,7 +269,7 @@ impl TlbArray {
     pub fn lookup(&mut self, tag: Tag, input: Input) -> Option<TlbEntry> {
         let found = self.find(input, self.rules.context(tag, input.kind()));
         self.stats.misses += u64::from(found.is_none());
-        found
+        found.map(|(_, entry)| entry)
     }
 
     /// Looks an address up without any trace.
@@ -284,17 +284,33 @@ impl TlbArray {
         let _ = self.put(input, self.rules.context(tag, input.kind()), entry, Known::Unknown);
     }
 
-    /// [`lookup`](Self::lookup) with the context worked out, without counting a miss.
+    /// [`lookup`](Self::lookup) with the context worked out, without counting a miss. Also tells where.
     #[inline(always)]
-    pub(super) fn find(&mut self, input: Input, context: u64) -> Option<TlbEntry> {
-        let (slot, entry) = self.probe(input, context)?;
+    pub(super) fn find(&mut self, input: Input, context: u64) -> Option<(Slot, TlbEntry)> {
+        let found = self.probe(input, context)?;
+        self.store.touch(found.0);
+        self.stats.hits += 1;
+        Some(found)
+    }
+
+    /// [`find`](Self::find) of what an earlier one found, if it still is there.
+    #[inline(always)]
+    pub(super) fn find_again(&mut self, slot: Slot, key: &TlbKey) -> Option<TlbEntry> {
+        if !self.store.is_at(slot, key) {
+            return None;
+        }
         self.store.touch(slot);
         self.stats.hits += 1;
-        Some(entry)
+        Some(*self.store.value(slot))
+    }
+
+    /// The key of what was found at a place.
+    pub(super) fn key(&self, slot: Slot) -> TlbKey {
+        self.store.key(slot)
     }
 
     #[inline(always)]
-    fn probe(&self, input: Input, context: u64) -> Option<(crate::assoc::Slot, TlbEntry)> {
+    fn probe(&self, input: Input, context: u64) -> Option<(Slot, TlbEntry)> {
         let mut present = self.present;
         while present != 0 {
             let class = self.classes[present.trailing_zeros() as usize];
@@ -365,7 +381,7 @@ impl TlbArray {
     }
 
     /// [`put`](Self::put) of a translation that a look-up has just missed, when nobody asks what has to leave.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put_absent(&mut self, input: Input, context: u64, entry: &TlbEntry) {
         let index = self.by_shift[entry.size.shift() as usize & 63];
         let class = self.classes[index as usize & (MAX_SIZES - 1)];
@@ -377,7 +393,7 @@ impl TlbArray {
         self.stats.fills += 1;
         let key = TlbKey::new(input, class.key_shift(), 0, context).with_reach(entry.reach);
         let old = self.store.displace(key, TlbEntry { gpa: Gpa::new(0), ..*entry });
-        if old == <TlbKey as crate::assoc::Key>::EMPTY {
+        if old == TlbKey::EMPTY {
             self.count_one(index as usize);
             return;
         }

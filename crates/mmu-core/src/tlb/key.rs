@@ -179,7 +179,7 @@ pub(super) const fn context_word(tag: Tag) -> u64 {
 }
 
 /// Key of a translation or paging-structure-cache entry.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct TlbKey {
     page: u64,
     context: u64,

@@ -108,10 +108,9 @@ fn build(specs: &[PscLevelSpec], seed: u64) -> Levels {
 
 /// Root tables are not cached: their address is in a register.
 fn reach_of_tables(geometry: &Geometry) -> [u32; Level::MAX_LEVELS] {
-    std::array::from_fn(|level| match level + 1 < geometry.levels() {
-        true => geometry.shift(Level::new(level as u8).up()),
-        false => 64,
-    })
+    std::array::from_fn(
+        |level| if level + 1 < geometry.levels() { geometry.shift(Level::new(level as u8).up()) } else { 64 },
+    )
 }
 
 impl PscSet {
