@@ -12,9 +12,13 @@ mod run;
 #[cfg(feature = "arm")]
 mod arm64;
 #[cfg(feature = "ppc")]
+mod matrix_ppc;
+#[cfg(feature = "ppc")]
 mod ppc;
 #[cfg(feature = "x86")]
 mod x86;
 
+#[cfg(feature = "ppc")]
+pub use matrix_ppc::check_power_matrix;
 pub use report::{Disagreement, FileReport, Quirk};
 pub use run::{Limits, VectorError, check_file, check_reader};

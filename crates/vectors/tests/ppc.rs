@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use mmu_vectors::{FileReport, Limits, check_file, check_reader};
+use mmu_vectors::{FileReport, Limits, check_file, check_power_matrix, check_reader};
 
 fn assert_passes(report: &FileReport) {
     for found in &report.disagreements {
@@ -14,6 +14,47 @@ fn assert_passes(report: &FileReport) {
         report.file, report.agreeing, report.disagreeing, report.excepted
     );
     assert!(report.passed(), "{}: {} of {} cases disagree", report.file, report.disagreeing, report.cases);
+}
+
+fn unpacked(name: &str) -> String {
+    let file = std::fs::File::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name)).unwrap();
+    std::io::read_to_string(lzma_rust2::XzReader::new(file, true)).unwrap()
+}
+
+/// 192 partition-scoped and 96 process-scoped rows, entry layout, causes and walk failures.
+#[test]
+fn the_permission_matrix_agrees() {
+    let text = unpacked("ppc-radix-matrix.json.xz");
+    let report = check_power_matrix("matrix", &text).unwrap();
+    assert_passes(&report);
+    assert_eq!(report.cases, 192 + 96 + 16 + 7 + 4);
+}
+
+/// Every changed row is noticed, and what is no matrix is refused.
+#[test]
+fn a_changed_matrix_disagrees() {
+    let text = unpacked("ppc-radix-matrix.json.xz");
+    for (old, new, expected) in [
+        (r#"[1,"normal","fetch","allowed",0,"R"]"#, r#"[1,"normal","fetch","allowed",0,"R|C"]"#, 1),
+        (r#"[0,1,"load","fault",134217728]"#, r#"[0,1,"load","allowed",0]"#, 1),
+        (r#""eaa_priv":8"#, r#""eaa_priv":16"#, 1),
+        (r#""cause":524288"#, r#""cause":262144"#, 1),
+        (r#""NOPTE":1073741824"#, r#""NOPTE":1"#, 1),
+    ] {
+        let changed = text.replacen(old, new, 1);
+        assert_ne!(changed, text, "{old}");
+        assert_eq!(check_power_matrix("matrix", &changed).unwrap().disagreeing, expected, "{old}");
+    }
+    for (old, new, what) in [
+        (r#""rc_set"]"#, r#""rc"]"#, "partition_scoped.columns"),
+        (r#""partition_scoped":192"#, r#""partition_scoped":193"#, "counts.partition_scoped"),
+        (r#""name":"store""#, r#""name":"sore""#, "`sore`"),
+        (r#"[1,"normal","#, r#"[16,"normal","#, "eaa: 16"),
+        (r#""title""#, r#""tile""#, "tile"),
+    ] {
+        let error = check_power_matrix("matrix", &text.replacen(old, new, 1)).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
 }
 
 /// Every kind of access, interrupt, cause and quirk of the recorded files, about 400 cases.
@@ -33,10 +74,7 @@ fn the_sample_agrees() {
 /// A walker that answers differently must be noticed: with other registers the same images disagree.
 #[test]
 fn wrong_answers_are_noticed() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/ppc-rcint-sample.jsonl.xz");
-    let mut text = String::new();
-    let file = std::fs::File::open(data).unwrap();
-    std::io::Read::read_to_string(&mut lzma_rust2::XzReader::new(file, true), &mut text).unwrap();
+    let text = unpacked("ppc-rcint-sample.jsonl.xz");
     let changed = text.replace(r#""rc_update":"interrupt""#, r#""rc_update":"hardware""#);
     let report = check_reader("changed", changed.as_bytes(), Limits::default()).unwrap();
     assert!(report.disagreeing > 10, "{} of {}", report.disagreeing, report.cases);
