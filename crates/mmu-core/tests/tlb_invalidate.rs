@@ -1,5 +1,7 @@
 //! What invalidations reach, and that TLBs behave like an obvious list of entries under any sequence of operations.
 
+use std::collections::BTreeMap;
+
 use mmu_core::assoc::{Index, Replacement, SetAssoc, Shape};
 use mmu_core::tlb::*;
 use mmu_core::walk::CachedTable;
@@ -254,6 +256,11 @@ impl Model {
     }
 }
 
+/// Page, ASID and VMID.
+type PageOfTag = (u64, u32, u16);
+/// Whether an invalidation reaches a page.
+type Reaches = Box<dyn Fn(&PageOfTag) -> bool>;
+
 const POLICIES: [Replacement; 6] = [
     Replacement::Lru,
     Replacement::Fifo,
@@ -335,6 +342,62 @@ proptest! {
         prop_assert!(assoc.is_empty() && ops.iter().all(|(_, key)| assoc.peek(key).is_none()));
     }
 
+    /// Two levels against two lists: every look-up ends at the same level, and the counters agree.
+    #[test]
+    fn hierarchy_equals_two_lists(
+        lru: bool, wide: bool,
+        ops in prop::collection::vec((0u8..20, 0u64..60, 0u32..2, 0u16..2), 0..600),
+    ) {
+        let policy = if lru { Replacement::Lru } else { Replacement::Fifo };
+        let mut spec = spec(Inclusion::NonInclusive, None, TagRules::default());
+        let (ways1, ways2) = if wide { (18, 20) } else { (2, 4) };
+        spec.l1[0].shape = Shape::new(2 * ways1, ways1).unwrap().replaced_by(policy).unwrap();
+        spec.l2[0].shape = Shape::new(8 * ways2, ways2).unwrap().replaced_by(policy).unwrap();
+        let mut tlb = Tlb::new(&spec, 0).unwrap();
+        let (mut l1, mut l2) = (Model::default(), Model::default());
+        let mut counts = [0u64; 4];
+        for &(op, n, asid, vmid) in &ops {
+            let context = u64::from(asid) << 40 | u64::from(vmid) << 50;
+            let key = context | n;
+            let input = Input::Combined(Gva::new(n << 12));
+            if op == 0 {
+                let what = Invalidate::Page { vmid: Vmid(vmid), asid: AsidScope::One(Asid(asid)), va: Gva::new(n << 12) };
+                let before = l1.0.len() + l2.0.len();
+                l1.0.retain(|entry| entry.0 != key);
+                l2.0.retain(|entry| entry.0 != key);
+                prop_assert_eq!(tlb.invalidate(what), (before - l1.0.len() - l2.0.len()) as u64);
+                continue;
+            }
+            if op == 1 {
+                tlb.invalidate(Invalidate::Asid { vmid: Vmid(vmid), asid: Asid(asid), globals: Globals::Kept });
+                l1.0.retain(|entry| entry.0 >> 40 != key >> 40);
+                l2.0.retain(|entry| entry.0 >> 40 != key >> 40);
+                continue;
+            }
+            let level = match tlb.lookup(Port::Load, tag(asid, vmid, 0), input) {
+                Lookup::L1(_) => 1,
+                Lookup::L2(_) => 2,
+                Lookup::Miss => 0,
+            };
+            let expected = if l1.lookup(key, lru).is_some() { 1 } else if l2.lookup(key, lru).is_some() { 2 } else { 0 };
+            prop_assert_eq!(level, expected);
+            counts[0] += u64::from(level == 1);
+            counts[1] += u64::from(level != 1);
+            counts[2] += u64::from(level == 2);
+            counts[3] += u64::from(level == 0);
+            if level == 0 {
+                tlb.fill(Port::Load, tag(asid, vmid, 0), input, page(n << 12));
+                l2.insert(key, 0, 8, ways2 as usize, lru);
+            }
+            if level != 1 {
+                l1.insert(key, 0, 2, ways1 as usize, lru);
+            }
+        }
+        let [one, two] = [tlb.l1()[0].stats(), tlb.l2()[0].stats()];
+        prop_assert_eq!([one.hits, one.misses, two.hits, two.misses], counts);
+        prop_assert_eq!((tlb.l1()[0].len(), tlb.l2()[0].len()), (l1.0.len(), l2.0.len()));
+    }
+
     /// Nothing an invalidation covers is ever found again, nothing else goes, and every hit is the newest fill.
     #[test]
     fn hierarchies_never_return_what_was_invalidated(
@@ -345,7 +408,7 @@ proptest! {
         let group = coalesce.then_some(Coalesce { pages: 4 });
         let mut tlb = Tlb::new(&spec(inclusion, group, TagRules::default()), 3).unwrap();
         // Newest translation of each page and tag; a page has one size throughout.
-        let mut newest: std::collections::BTreeMap<(u64, u32, u16), TlbEntry> = Default::default();
+        let mut newest: BTreeMap<PageOfTag, TlbEntry> = BTreeMap::new();
         let size_of_page = |n: u64| SIZES[(n % 3) as usize];
         for (step, &(op, n, asid, vmid, scope)) in ops.iter().enumerate() {
             let size = size_of_page(n);
@@ -375,7 +438,7 @@ proptest! {
                 _ => {
                     let vm = Vmid(vmid);
                     let held: Vec<_> = newest.keys().copied().collect();
-                    let (what, gone): (_, Box<dyn Fn(&(u64, u32, u16)) -> bool>) = match scope {
+                    let (what, gone): (_, Reaches) = match scope {
                         0 => (Invalidate::Page { vmid: vm, asid: AsidScope::One(Asid(asid)), va }, Box::new(move |k| *k == key)),
                         1 => (Invalidate::Asid { vmid: vm, asid: Asid(asid), globals: Globals::Kept }, Box::new(move |k| (k.1, k.2) == (asid, vmid))),
                         _ => (Invalidate::VmidBothStages { vmid: vm }, Box::new(move |k| k.2 == vmid)),

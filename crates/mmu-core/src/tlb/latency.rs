@@ -90,7 +90,7 @@ impl LatencyCache {
                 level.hits += 1;
                 return Served { by: ServedBy::Cache(n as u8), latency: level.latency };
             }
-            level.lines.insert_absent(line, ());
+            level.lines.displace(line, ());
         }
         self.memory_references += 1;
         Served { by: ServedBy::Memory, latency: self.memory }
