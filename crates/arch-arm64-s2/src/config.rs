@@ -242,7 +242,7 @@ impl Stage2 {
             return Err(ConfigError::new("HCR_EL2.FWB", "this processor lacks FEAT_S2FWB"));
         }
         let shape = shape(vtcr, granule, &features)?;
-        Ok(assemble(vtcr, hcr, &features, granule, Ok(shape)))
+        Ok(assemble(vtcr, hcr, &features, granule, Some(shape)))
     }
 
     /// What a processor makes of *any* register values: fields of features that it lacks are ignored, and an illegal
@@ -252,7 +252,7 @@ impl Stage2 {
         let supported = |granule: &Granule| features.granule(*granule) != GranuleSupport::Absent;
         let fallback = Granule::ALL.into_iter().find(supported).unwrap_or(Granule::K4);
         let granule = vtcr.granule().filter(supported).unwrap_or(fallback);
-        let shape = shape(vtcr, granule, &features);
+        let shape = shape(vtcr, granule, &features).ok();
         assemble(vtcr, hcr, &features, granule, shape)
     }
 }
@@ -278,13 +278,7 @@ pub(crate) fn geometry(layout: Layout, root_level: Level, root_bits: u32) -> Geo
     shape.unwrap_or_else(|_| unreachable!("{layout:?}, root {root_level} of {root_bits} bits"))
 }
 
-fn assemble(
-    vtcr: Vtcr,
-    hcr: Hcr,
-    features: &Features,
-    granule: Granule,
-    shape: Result<(ArmLevel, u32), ConfigError>,
-) -> Stage2 {
+fn assemble(vtcr: Vtcr, hcr: Hcr, features: &Features, granule: Granule, shape: Option<(ArmLevel, u32)>) -> Stage2 {
     let split = match granule {
         Granule::K64 if features.pa_bits >= 52 => Split::Lpa,
         Granule::K64 => Split::None,
@@ -295,8 +289,8 @@ fn assemble(
     let output_bits = vtcr.output_bits().min(features.pa_bits).min(widest);
     let layout = Layout { granule, split, output_bits };
     let (start, (root_level, root_bits)) = match shape {
-        Ok((level, bits)) => (Start::Legal, (level.level(), bits)),
-        Err(_) => (Start::Faults, (Level::LAST, granule.stride())),
+        Some((level, bits)) => (Start::Legal, (level.level(), bits)),
+        None => (Start::Faults, (Level::LAST, granule.stride())),
     };
     Stage2 {
         layout,

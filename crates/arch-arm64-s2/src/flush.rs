@@ -35,7 +35,7 @@ pub enum Piece {
 }
 
 /// The pieces that together cover a range exactly, in ascending order.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pieces {
     policy: RangePolicy,
     at: u64,
@@ -138,7 +138,7 @@ pub(crate) const fn delivery(reach: Reach) -> Delivery {
 pub(crate) fn plan_range(policy: RangePolicy, space: Space, flush: Flush, most: u32) -> Option<FlushPlan<Tlbi>> {
     let FlushScope::Range { start, bytes, level } = flush.scope else { return None };
     let mut pieces = policy.cut(start, bytes);
-    let count = pieces.count_left();
+    let count = pieces.clone().count_left();
     if count > u64::from(most) {
         return None;
     }

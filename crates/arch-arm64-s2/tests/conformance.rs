@@ -80,7 +80,8 @@ fn every_first_stage_conforms() {
 /// resolves, from one entry pair up to sixteen concatenated tables.
 #[test]
 fn widths_and_start_levels_are_the_manuals() {
-    let table: [(Granule, &[(i8, u32, u32)]); 3] = [
+    type Rows = &'static [(i8, u32, u32)];
+    let table: [(Granule, Rows); 3] = [
         (Granule::K4, &[(-1, 49, 52), (0, 40, 52), (1, 31, 43), (2, 22, 34), (3, 16, 25)]),
         (Granule::K16, &[(0, 48, 52), (1, 37, 51), (2, 26, 40), (3, 16, 29)]),
         (Granule::K64, &[(1, 43, 52), (2, 30, 46), (3, 17, 33)]),

@@ -114,7 +114,7 @@ proptest! {
         let end = if bytes == 0 { begin } else { (start + bytes).div_ceil(policy.stride) * policy.stride };
         let mut at = begin;
         let mut count = 0;
-        for piece in pieces {
+        for piece in pieces.clone() {
             count += 1;
             match piece {
                 Piece::One(operand) => {

@@ -34,7 +34,8 @@ const DECLARED: Quirk = Quirk {
 struct Image {
     arch: String,
     emulator: String,
-    image: String,
+    #[serde(rename = "image")]
+    name: String,
     config: Config,
     memory: Words,
     cases: Vec<Case>,
@@ -323,7 +324,7 @@ pub(crate) fn check_image(text: &str, place: Place, report: &mut FileReport) -> 
             Outcome::Agrees => report.agree(),
             Outcome::Excepted(quirk) => report.except(quirk),
             Outcome::Differs(why) => report.disagree(Disagreement {
-                image: image.image.clone(),
+                image: image.name.clone(),
                 line: place.line,
                 case: index,
                 access: case.access.to_string(),
@@ -419,7 +420,7 @@ impl Run {
     fn differences(&self, machine: &Machine, case: &Case) -> Vec<String> {
         let mut found = Differences::default();
         match (&self.result, &case.result.fault) {
-            (Ok(translation), None) => self.compare_success(machine, case, translation, &mut found),
+            (Ok(translation), None) => compare_success(machine, case, translation, &mut found),
             (Err(fault), Some(recorded)) => compare_fault(case, fault, recorded, &mut found),
             (Ok(_), Some(_)) => found.0.push("translates".into()),
             (Err(_), None) => found.0.push("faults".into()),
@@ -430,35 +431,6 @@ impl Run {
             found.0.push(format!("writes {}", list(&self.changed)));
         }
         found.0
-    }
-
-    fn compare_success(&self, machine: &Machine, case: &Case, translation: &Translation, found: &mut Differences) {
-        let pa = translation.output.raw();
-        let recorded = &case.result;
-        if case.access.via == Via::FetchEl0 {
-            // The page is not identified.
-            found.same("executed", u64::from(recorded.executed == Some(true) || recorded.pa.is_some()), 1);
-        } else {
-            match recorded.pa {
-                Some(recorded) => found.same("pa", recorded.0, pa),
-                None => found.0.push("record has neither pa nor fault".into()),
-            }
-        }
-        let attributes = self.attributes(machine, translation);
-        if let (Some(recorded), Some(attributes)) = (&recorded.attrs, attributes) {
-            found.same("par_attr", recorded.par_attr.0, u64::from(attributes.attr));
-            found.same("par_sh", recorded.par_sh.0, attributes.shareability.bits());
-        }
-        if let (Some(recorded), Some(attributes)) = (recorded.par_el1, attributes) {
-            found.same("par_el1", recorded.0, par_success(pa, attributes));
-        }
-    }
-
-    /// Memory attributes of the leaf together with those of a stage 1 that is off.
-    fn attributes(&self, machine: &Machine, translation: &Translation) -> Option<MemoryAttributes> {
-        let Entry::Leaf(leaf) = machine.stage2.decode(translation.level, translation.raw) else { return None };
-        let shareability: Shareability = machine.stage2.shareability(&leaf.attrs);
-        Some(MemoryAttributes::stage1_off(machine.hcr).with_stage2(leaf.attrs.memory, shareability, machine.hcr))
     }
 }
 
@@ -474,6 +446,35 @@ impl fmt::Display for Run {
         }
         if self.changed.is_empty() { Ok(()) } else { write!(f, "; writes {}", list(&self.changed)) }
     }
+}
+
+fn compare_success(machine: &Machine, case: &Case, translation: &Translation, found: &mut Differences) {
+    let pa = translation.output.raw();
+    let recorded = &case.result;
+    if case.access.via == Via::FetchEl0 {
+        // The page is not identified.
+        found.same("executed", u64::from(recorded.executed == Some(true) || recorded.pa.is_some()), 1);
+    } else {
+        match recorded.pa {
+            Some(recorded) => found.same("pa", recorded.0, pa),
+            None => found.0.push("record has neither pa nor fault".into()),
+        }
+    }
+    let attributes = attributes(machine, translation);
+    if let (Some(recorded), Some(attributes)) = (&recorded.attrs, attributes) {
+        found.same("par_attr", recorded.par_attr.0, u64::from(attributes.attr));
+        found.same("par_sh", recorded.par_sh.0, attributes.shareability.bits());
+    }
+    if let (Some(recorded), Some(attributes)) = (recorded.par_el1, attributes) {
+        found.same("par_el1", recorded.0, par_success(pa, attributes));
+    }
+}
+
+/// Memory attributes of the leaf together with those of a stage 1 that is off.
+fn attributes(machine: &Machine, translation: &Translation) -> Option<MemoryAttributes> {
+    let Entry::Leaf(leaf) = machine.stage2.decode(translation.level, translation.raw) else { return None };
+    let shareability: Shareability = machine.stage2.shareability(&leaf.attrs);
+    Some(MemoryAttributes::stage1_off(machine.hcr).with_stage2(leaf.attrs.memory, shareability, machine.hcr))
 }
 
 /// `PAR_EL1` of a translation: attributes, address bits 51:12, NS (the Non-secure state) and the RES1 bit 11.
@@ -547,16 +548,13 @@ fn list(words: &[(u64, u64)]) -> String {
 
 /// The recorded answer in words.
 fn expectation(case: &Case) -> String {
-    let mut text = match (&case.result.fault, &case.result.pa) {
+    let answer = match (&case.result.fault, &case.result.pa) {
         (Some(fault), _) => format!("{:?} fault, level {}, FSC {:#x}", fault.kind, fault.level, fault.fsc.0),
         (None, Some(pa)) => format!("pa {:#x}", pa.0),
         (None, None) => "executed".into(),
     };
-    if let Some(attrs) = &case.result.attrs {
-        text += &format!(", attr {:#x} sh {}", attrs.par_attr.0, attrs.par_sh.0);
-    }
-    if let Some(manual) = &case.manual_differs {
-        text += &format!(" (the manual: {manual})");
-    }
-    text + &format!(", writes {}", list(&recorded_changes(case.memory_after.as_ref())))
+    let attrs = case.result.attrs.as_ref();
+    let attrs = attrs.map(|attrs| format!(", attr {:#x} sh {}", attrs.par_attr.0, attrs.par_sh.0)).unwrap_or_default();
+    let manual = case.manual_differs.as_ref().map(|manual| format!(" (the manual: {manual})")).unwrap_or_default();
+    format!("{answer}{attrs}{manual}, writes {}", list(&recorded_changes(case.memory_after.as_ref())))
 }
