@@ -34,6 +34,22 @@ impl<'de> Deserialize<'de> for Num {
     }
 }
 
+/// Reads one line; an error names the field it happened at or after.
+pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| match last_key(text, error.column()) {
+        Some(key) => format!("near field `{key}`: {error}"),
+        None => error.to_string(),
+    })
+}
+
+/// The last object key that ends before byte `column` of a line.
+fn last_key(text: &str, column: usize) -> Option<&str> {
+    let before = text.get(..column.min(text.len()))?;
+    let end = before.rfind("\":")?;
+    let start = before[..end].rfind('"')?;
+    Some(&before[start + 1..end])
+}
+
 /// `[[pa, value], ...]`
 pub(crate) type Words = Vec<(Num, Num)>;
 

@@ -16,7 +16,7 @@ use mmu_core::walk::NoCaches;
 use mmu_core::{Access, AccessKind, Gva, Privilege, Purpose};
 use serde::Deserialize;
 
-use crate::json::{Num, Words, changes, memory, recorded_changes};
+use crate::json::{Num, Words, changes, memory, parse, recorded_changes};
 use crate::report::{Disagreement, FileReport, Quirk};
 use crate::run::Place;
 
@@ -216,7 +216,7 @@ impl fmt::Display for Expected {
 }
 
 pub(crate) fn check_image(text: &str, place: Place, report: &mut FileReport) -> Result<(), String> {
-    let image: Image = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let image: Image = parse(text)?;
     let fail = |what: String| format!("image {}: {what}", image.name);
     let mmu = image.config.mmu().map_err(fail)?;
     let before = memory(&image.memory, None).map_err(|error| fail(format!("memory: {error}")))?;

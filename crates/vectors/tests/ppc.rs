@@ -101,7 +101,7 @@ fn mistakes_in_a_file_are_named() {
     let access = r#""access":{"ea":"0x1000","kind":"r","mode":"hv","msr":{"SF":1,"HV":1,"PR":0,"DR":1,"IR":0}}"#;
     for (text, expected) in [
         (image(r#","TWIN":1"#, ""), "TWIN"),
-        (image("", r#"{"access":{"ea":"zz"}}"#), "zz"),
+        (image("", r#"{"access":{"ea":"zz"}}"#), "near field `ea`: `zz` is not"),
         (image("", &format!(r#"{{{access},"result":{{}}}}"#)), "result: exactly one of"),
         (image("", &format!(r#"{{{access},"result":{{"pa":0}},"manual_difers":""}}"#)), "manual_difers"),
         (
