@@ -62,8 +62,8 @@ struct Config {
     PTCR: Num,
     #[serde(rename = "LPCR")]
     _lpcr: Num,
-    LPCR_UPRT: Num,
-    LPCR_HR: Num,
+    LPCR_UPRT: Option<Num>,
+    LPCR_HR: Option<Num>,
     #[serde(rename = "LPCR_AIL", default)]
     _lpcr_ail: Num,
     #[serde(rename = "HRMOR", default)]
@@ -250,8 +250,10 @@ enum Judgement {
 
 impl Config {
     fn mmu(&self) -> Result<PowerMmu, String> {
-        if (self.LPCR_HR.0, self.LPCR_UPRT.0) != (1, 1) {
-            return Err("config.LPCR_HR and config.LPCR_UPRT: radix needs both to be 1".into());
+        for (field, bit) in [("LPCR_HR", self.LPCR_HR), ("LPCR_UPRT", self.LPCR_UPRT)] {
+            if bit.is_some_and(|bit| bit.0 != 1) {
+                return Err(format!("config.{field}: radix needs 1"));
+            }
         }
         let narrow = |field: &str, number: Num| {
             u32::try_from(number.0).map_err(|_| format!("config.{field}: {:#x} is not a 32-bit number", number.0))

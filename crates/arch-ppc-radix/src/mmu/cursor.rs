@@ -2,7 +2,8 @@
 
 use mmu_core::tlb::Perms;
 use mmu_core::walk::{
-    Bus, BusError, NestedCursor, NestedFault, Reference, Stage, Step, Translation, WalkCacheSet, WalkCursor,
+    Bus, BusError, CachedTable, NestedCursor, NestedFault, Reference, Stage, Step, Translation, WalkCacheSet,
+    WalkCursor,
 };
 use mmu_core::{Access, FaultClass, Gpa, Hpa, PageSize};
 
@@ -92,8 +93,14 @@ enum Goal {
 enum State {
     Begin,
     ReadPartitionEntry(Hpa),
+    /// A partition-scoped walk is wanted: caches are asked first.
+    LocatePartition(WalkCursor<Radix>, Goal),
     Partition(WalkCursor<Radix>, Goal),
-    ReadProcessEntry { real: Gpa, at: Hpa },
+    ReadProcessEntry {
+        real: Gpa,
+        at: Hpa,
+    },
+    LocateProcess(WalkCursor<Radix>),
     Process(WalkCursor<Radix>),
     Nested(NestedCursor<Radix, Radix>),
     Done(MmuTranslation),
@@ -125,16 +132,27 @@ impl MmuCursor {
                     let at = *at;
                     Some(self.read_partition_entry(bus, at))
                 }
+                State::LocatePartition(walk, goal) => {
+                    let (walk, goal) = (*walk, *goal);
+                    self.locate_partition(caches, &walk, goal)
+                }
                 State::Partition(walk, goal) => {
                     let (step, goal, real) = (walk.step(bus), *goal, Gpa::new(walk.walk().input));
-                    self.after_partition(step, goal, real)
+                    remember(caches, Stage::Two, walk, &step);
+                    self.after_partition(caches, step, goal, real)
                 }
                 State::ReadProcessEntry { real, at } => {
                     let (real, at) = (*real, *at);
                     Some(self.read_process_entry(bus, real, at))
                 }
+                State::LocateProcess(walk) => {
+                    let walk = resume(caches, Stage::One, walk);
+                    self.state = State::Process(walk);
+                    None
+                }
                 State::Process(walk) => {
                     let step = walk.step(bus);
+                    remember(caches, Stage::One, walk, &step);
                     self.after_process(step)
                 }
                 State::Nested(walk) => {
@@ -239,7 +257,32 @@ impl MmuCursor {
         if entry.tree.check().is_err() {
             return Some(self.bad_partition_root(access, real));
         }
-        self.state = State::Partition(WalkCursor::new(format, entry.tree.root(), real.raw(), access), goal);
+        self.state = State::LocatePartition(WalkCursor::new(format, entry.tree.root(), real.raw(), access), goal);
+        None
+    }
+
+    fn locate_partition<C: WalkCacheSet + ?Sized>(
+        &mut self,
+        caches: &mut C,
+        walk: &WalkCursor<Radix>,
+        goal: Goal,
+    ) -> Option<MmuStep> {
+        let real = Gpa::new(walk.walk().input);
+        if goal != Goal::Output
+            && let Some(found) = caches.guest_physical(real)
+        {
+            return self.reached(goal, real, found.page() + real.offset_in(found.size));
+        }
+        self.state = State::Partition(resume(caches, Stage::Two, walk), goal);
+        None
+    }
+
+    /// A table's guest real address `real` is at `at`.
+    fn reached(&mut self, goal: Goal, real: Gpa, at: Hpa) -> Option<MmuStep> {
+        if goal == Goal::BadRoot {
+            return Some(self.bad_process_root());
+        }
+        self.state = State::ReadProcessEntry { real, at };
         None
     }
 
@@ -249,16 +292,19 @@ impl MmuCursor {
         self.interrupt(Interrupt::of_partition(&self.access, &fault, real, self.lpid))
     }
 
-    fn after_partition(&mut self, step: Step<RadixFault>, goal: Goal, real: Gpa) -> Option<MmuStep> {
+    fn after_partition<C: WalkCacheSet + ?Sized>(
+        &mut self,
+        caches: &mut C,
+        step: Step<RadixFault>,
+        goal: Goal,
+        real: Gpa,
+    ) -> Option<MmuStep> {
         match step {
-            Step::Done(found) => match goal {
-                Goal::Output => Some(self.done(self.tagged(found))),
-                Goal::ProcessEntry => {
-                    self.state = State::ReadProcessEntry { real, at: found.output };
-                    None
-                }
-                Goal::BadRoot => Some(self.bad_process_root()),
-            },
+            Step::Done(found) if goal == Goal::Output => Some(self.done(self.tagged(found))),
+            Step::Done(found) => {
+                caches.fill_guest_physical(real, &found);
+                self.reached(goal, real, found.output)
+            }
             Step::Fault(fault) => Some(self.interrupt(Interrupt::of_partition(&self.access, &fault, real, self.lpid))),
             other => in_tree(&other),
         }
@@ -281,7 +327,10 @@ impl MmuCursor {
         let (input, access) = (self.access.address.raw(), self.access.access);
         let root = process.tree.root();
         match (self.lpid, process.tree.check()) {
-            (0, Ok(())) => self.state = State::Process(WalkCursor::new(one, root, input, access).of_stage(Stage::One)),
+            (0, Ok(())) => {
+                let walk = WalkCursor::new(one, root, input, access).of_stage(Stage::One);
+                self.state = State::LocateProcess(walk);
+            }
             (0, Err(_)) => return Some(self.bad_process_root()),
             (_, Err(_)) => {
                 // The address of the root's entry is formed and translated before the size is refused.
@@ -335,6 +384,21 @@ impl MmuCursor {
     fn interrupt(&mut self, interrupt: Interrupt) -> MmuStep {
         self.state = State::Interrupted(interrupt);
         MmuStep::Interrupt(interrupt)
+    }
+}
+
+/// The walk, begun at the deepest table that is cached.
+fn resume<C: WalkCacheSet + ?Sized>(caches: &mut C, stage: Stage, walk: &WalkCursor<Radix>) -> WalkCursor<Radix> {
+    match caches.deepest(stage, walk.walk().input) {
+        Some(found) => walk.resume_at(found.level, found.table, found.acc),
+        None => *walk,
+    }
+}
+
+/// Fills the page walk cache with the table that a walk has just found.
+fn remember<C: WalkCacheSet + ?Sized>(caches: &mut C, stage: Stage, walk: &WalkCursor<Radix>, step: &Step<RadixFault>) {
+    if let (Step::Read(_), Some((level, table, acc))) = (step, walk.position()) {
+        caches.fill(stage, walk.walk().input, CachedTable { level, table, host: None, acc });
     }
 }
 

@@ -41,7 +41,7 @@ use mmu_core::{Access, AccessKind, Gva, Privilege};
 use crate::radix::{BasePage, FetchDenied, Keys, Radix, RcUpdate};
 use tables::PartitionTable;
 
-/// MSR[HV].
+/// `MSR[HV]`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum MsrMode {
     /// HV=1.
@@ -50,7 +50,7 @@ pub enum MsrMode {
     Guest,
 }
 
-/// MSR[DR] for data, MSR[IR] for fetches.
+/// `MSR[DR]` for data, `MSR[IR]` for fetches.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Relocation {
     /// Addresses are effective.
@@ -64,11 +64,11 @@ pub enum Relocation {
 pub struct EffectiveAccess {
     /// The effective address.
     pub address: Gva,
-    /// Load, store or fetch, and MSR[PR].
+    /// Load, store or fetch, and `MSR[PR]`.
     pub access: Access,
-    /// MSR[HV].
+    /// `MSR[HV]`.
     pub mode: MsrMode,
-    /// MSR[DR] or MSR[IR].
+    /// `MSR[DR]` or `MSR[IR]`.
     pub relocation: Relocation,
 }
 
