@@ -126,13 +126,13 @@ impl Ept {
 
     /// Whether an access counts as a write: with accessed and dirty flags the processor's reads of guest table entries do
     /// (SDM 28.3.5).
-    const fn counts_as_write(&self, access: &Access) -> bool {
+    const fn counts_as_write(&self, access: Access) -> bool {
         access.kind.writes() || self.has_flags() && matches!(access.purpose, Purpose::GuestTable)
     }
 
     /// The permission bits that an access needs.
     #[inline]
-    const fn needed(&self, access: &Access) -> u64 {
+    const fn needed(&self, access: Access) -> u64 {
         match access.kind {
             AccessKind::Execute => match (self.config.mode_based_execute, access.privilege) {
                 (ModeBasedExecute::On, Privilege::User) => XU,
@@ -145,7 +145,7 @@ impl Ept {
         }
     }
 
-    fn qualification(&self, access: &Access, allowed: u64) -> Qualification {
+    fn qualification(&self, access: Access, allowed: u64) -> Qualification {
         let mut bits = match access.kind {
             AccessKind::Execute => Qualification::FETCH,
             AccessKind::ReadWrite => Qualification::READ.with(Qualification::WRITE),
@@ -183,7 +183,7 @@ impl Ept {
             }
             _ => ViolationDelivery::Exit,
         };
-        let qualification = self.qualification(&walk.access, allowed);
+        let qualification = self.qualification(walk.access, allowed);
         let reason = EptReason::Violation(Violation { qualification, cause, delivery });
         EptFault { gpa: Gpa::new(walk.input), level, reason }
     }
@@ -404,11 +404,11 @@ impl Format for Ept {
         if !self.is_leaf(level, raw) {
             return Verdict::Table(Table { base: self.next_table(level, raw), index_bits: 9 });
         }
-        let need = self.needed(&walk.access);
+        let need = self.needed(walk.access);
         if *acc & need != need {
             return Verdict::Fault(self.violation(walk, level, raw, *acc, ViolationCause::Permission));
         }
-        let clean = self.has_flags() && raw & D == 0 && !self.counts_as_write(&walk.access);
+        let clean = self.has_flags() && raw & D == 0 && !self.counts_as_write(walk.access);
         let dirty = if clean { Perms::NONE } else { Perms::DIRTY };
         Verdict::Leaf(Mapped {
             output: self.output(level, raw),
@@ -423,7 +423,7 @@ impl Format for Ept {
             return raw;
         }
         match place {
-            PathPlace::Leaf if self.counts_as_write(&walk.access) => raw | A | D,
+            PathPlace::Leaf if self.counts_as_write(walk.access) => raw | A | D,
             _ => raw | A,
         }
     }

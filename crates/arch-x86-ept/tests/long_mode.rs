@@ -18,7 +18,7 @@ fn tree(added: [u64; 4]) -> MemoryImage {
     let mut image = MemoryImage::everywhere();
     for (level, &table) in TABLES.iter().enumerate() {
         let index = if level == 3 { LINEAR >> 12 } else { 0 };
-        image.set(Hpa::new(table + 8 * index), table + 0x1000 | 1 | added[level]).unwrap();
+        image.set(Hpa::new(table + 8 * index), (table + 0x1000) | 1 | added[level]).unwrap();
     }
     image
 }
@@ -60,7 +60,7 @@ fn rights_follow_the_manual_for_every_combination() {
         let guest = configured(config);
         for upper in 0..8u64 {
             for lower in 0..8u64 {
-                let word = |b: u64| (b & 1) * RW | (b >> 1 & 1) * US | (b >> 2 & 1) * NX;
+                let word = |b: u64| (b & 1) * RW + (b >> 1 & 1) * US + (b >> 2 & 1) * NX;
                 if !config[1] && (upper | lower) & 4 != 0 {
                     continue; // Reserved without NXE.
                 }
@@ -75,9 +75,9 @@ fn rights_follow_the_manual_for_every_combination() {
                         assert_eq!(linear, LINEAR);
                         let fetch = access.kind == AccessKind::Execute && (config[1] || config[2]);
                         let wanted = 1
-                            | (access.kind == AccessKind::Write) as u32 * 2
-                            | (access.privilege == Privilege::User) as u32 * 4
-                            | fetch as u32 * 16;
+                            + (access.kind == AccessKind::Write) as u32 * 2
+                            + (access.privilege == Privilege::User) as u32 * 4
+                            + fetch as u32 * 16;
                         assert_eq!(code.bits(), wanted, "{access}");
                     }
                 }

@@ -475,7 +475,7 @@ impl<F: Format> Kit<'_, F> {
     fn flushes(&mut self) {
         let page = self.format.geometry().granule().bytes();
         for _ in 0..64 {
-            let start = Gpa::new(self.random() % self.format.geometry().input_bytes() & !(page - 1));
+            let start = Gpa::new((self.random() % self.format.geometry().input_bytes()) & !(page - 1));
             let pages = 1 + self.random() % (1 << (self.random() % 20));
             let range = FlushScope::Range { start, bytes: pages * page, level: None };
             for scope in [FlushScope::Vm, range] {
@@ -529,7 +529,7 @@ impl<F: Format> Kit<'_, F> {
             let down = level.down()?;
             // Tables side by side in the low gigabyte, each on a boundary of its own size.
             let align = format.geometry().table_bytes(down).max(1 << 16);
-            let next = Hpa::new((1 << 24) * (path.len() as u64 + 2) & !(align - 1));
+            let next = Hpa::new(((1 << 24) * (path.len() as u64 + 2)) & !(align - 1));
             path.push((at, format.encode_table(level, next).ok()?, level));
             (base, level) = (next, down);
         }

@@ -16,9 +16,13 @@ mod matrix_ppc;
 #[cfg(feature = "ppc")]
 mod ppc;
 #[cfg(feature = "x86")]
+mod matrix_x86;
+#[cfg(feature = "x86")]
 mod x86;
 
 #[cfg(feature = "ppc")]
 pub use matrix_ppc::check_power_matrix;
+#[cfg(feature = "x86")]
+pub use matrix_x86::check_ept_matrix;
 pub use report::{Disagreement, FileReport, Quirk};
 pub use run::{Limits, VectorError, check_file, check_reader};

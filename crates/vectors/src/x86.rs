@@ -10,11 +10,11 @@ use arch_x86_ept::{
     Ept, EptCapabilities, EptConfig, EptFault, Eptp, EptpError, EptpRule, ModeBasedExecute, Qualification,
 };
 use mmu_core::image::MemoryImage;
-use mmu_core::walk::{Step, WalkCursor};
+use mmu_core::walk::{Reference, Step, WalkCursor};
 use mmu_core::{Access, AccessKind, Hpa};
 use serde::Deserialize;
 
-use crate::json::{Num, Words, changes, memory, recorded_changes};
+use crate::json::{Num, Words, changes, memory, parse, recorded_changes};
 use crate::report::{Disagreement, FileReport, Quirk};
 use crate::run::Place;
 
@@ -40,7 +40,8 @@ struct Image {
     _arch: String,
     #[serde(rename = "emulator", default)]
     _emulator: Option<String>,
-    image: String,
+    #[serde(rename = "image")]
+    name: String,
     config: Config,
     memory: Words,
     cases: Vec<Case>,
@@ -202,7 +203,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-fn agree<T: PartialEq>(recorded: Option<T>, got: Option<T>) -> bool {
+fn agree<T: PartialEq + Copy>(recorded: Option<T>, got: Option<T>) -> bool {
     recorded.is_none() || recorded == got
 }
 
@@ -309,7 +310,8 @@ impl Config {
 struct Answer {
     outcome: Outcome,
     changed: Vec<(u64, u64)>,
-    trace: String,
+    read: Vec<Reference>,
+    why: String,
 }
 
 fn exit(fault: &EptFault) -> Outcome {
@@ -323,19 +325,36 @@ fn exit(fault: &EptFault) -> Outcome {
 fn walk(ept: Ept, root: Hpa, before: &MemoryImage, gpa: u64, access: Access) -> Answer {
     let mut image = before.clone();
     let mut cursor = WalkCursor::new(ept, root, gpa, access);
-    let mut trace = String::new();
-    let outcome = loop {
+    let mut read = Vec::new();
+    let (outcome, why) = loop {
         match cursor.step(&mut image) {
-            Step::Read(entry) => trace += &format!(", level {} at {} = {:#x}", entry.level.up(), entry.at, entry.raw),
+            Step::Read(entry) => read.push(entry),
             Step::Update(_) | Step::Restart(_) => {}
-            Step::Done(found) => break Outcome::Done { pa: Some(found.output.raw()) },
-            Step::Fault(fault) => {
-                trace += &format!(", {fault}");
-                break exit(&fault);
-            }
+            Step::Done(found) => break (Outcome::Done { pa: Some(found.output.raw()) }, String::new()),
+            Step::Fault(fault) => break (exit(&fault), format!(", {fault}")),
         }
     };
-    Answer { outcome, changed: changes(before, &image), trace }
+    Answer { outcome, changed: changes(before, &image), read, why }
+}
+
+impl fmt::Display for Answer {
+    /// The outcome, the words changed, and the entries read (levels as the manual counts them).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.outcome, Changes(&self.changed))?;
+        for entry in &self.read {
+            write!(f, ", level {} at {} = {:#x}", entry.level.up(), entry.at, entry.raw)?;
+        }
+        f.write_str(&self.why)
+    }
+}
+
+/// Words that a walk changed.
+struct Changes<'a>(&'a [(u64, u64)]);
+
+impl fmt::Display for Changes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(at, word)| write!(f, ", [{at:#x}] becomes {word:#x}"))
+    }
 }
 
 struct Judged<'a> {
@@ -373,13 +392,9 @@ impl Judged<'_> {
     }
 }
 
-fn words(changed: &[(u64, u64)]) -> String {
-    changed.iter().map(|(at, word)| format!(", [{at:#x}] becomes {word:#x}")).collect()
-}
-
 /// Checks one image.
 pub(crate) fn check_image(text: &str, place: Place, report: &mut FileReport) -> Result<(), String> {
-    let image: Image = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let image: Image = parse(text)?;
     image.config.check()?;
     let before = memory(&image.memory, None).map_err(|error| error.to_string())?;
     let entered = image.config.enter();
@@ -397,19 +412,20 @@ pub(crate) fn check_image(text: &str, place: Place, report: &mut FileReport) -> 
             Err(error) => Answer {
                 outcome: Outcome::EntryFailure { error: Some(error.vm_instruction_error()) },
                 changed: Vec::new(),
-                trace: format!(", {error}"),
+                read: Vec::new(),
+                why: format!(", {error}"),
             },
         };
         match (Judged { case, answer: &answer }).judge(recorded) {
             Judgement::Agrees => report.agree(),
             Judgement::Excepted(quirk) => report.except(quirk),
             Judgement::Disagrees(expected) => report.disagree(Disagreement {
-                image: image.image.clone(),
+                image: image.name.clone(),
                 line: place.line,
                 case: index,
                 access: format!("{:?} at {:#x}", access.via, access.gpa.0),
-                expected: format!("{expected}{}", words(&recorded_changes(case.memory_after.as_ref()))),
-                got: format!("{}{}{}", answer.outcome, words(&answer.changed), answer.trace),
+                expected: format!("{expected}{}", Changes(&recorded_changes(case.memory_after.as_ref()))),
+                got: answer.to_string(),
             }),
         }
     }

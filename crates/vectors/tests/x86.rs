@@ -1,9 +1,10 @@
-//! EPT vectors: the committed sample, files named by `MMU_VECTORS_X86` (paths separated by colons), and malformed lines.
+//! EPT vectors: the committed sample, files named by `MMU_VECTORS_X86` (paths separated by colons), malformed lines; and
+//! the permission matrix, in small and the file named by `MMU_MATRIX_X86`.
 #![cfg(feature = "x86")]
 
 use std::path::Path;
 
-use mmu_vectors::{FileReport, Limits, VectorError, check_file, check_reader};
+use mmu_vectors::{FileReport, Limits, VectorError, check_ept_matrix, check_file, check_reader};
 
 fn assert_passes(report: &FileReport) {
     assert!(report.passed(), "{report:#?}");
@@ -63,8 +64,8 @@ fn malformed_lines_name_what_is_wrong() {
         (r#"["0x1000","#, r#"["0x1001","#, "8-byte aligned"),
         (r#"{"exit_reason":49,"#, "{", "exactly one of `exit_reason` and `vm_entry_failure`"),
         (r#""fault":{"#, r#""pa":1,"fault":{"#, "exactly one of `pa`"),
-        (r#"x86-ept"#, "m68k", "unknown arch `m68k`"),
-        (r#"}]}"#, "", "EOF"),
+        ("x86-ept", "m68k", "unknown arch `m68k`"),
+        ("}]}", "", "EOF"),
     ] {
         let text = LEGAL.replacen(from, to, 1);
         assert_ne!(text, LEGAL, "{from} is not in the image");
@@ -110,4 +111,44 @@ fn five_levels_are_walked_when_the_processor_has_them() {
         )
         .replace(r#"{"fault":{"exit_reason":49,"guest_physical_address":"0x10"}}"#, r#"{"pa":"0x6010"}"#);
     assert_passes(&check(&text).unwrap());
+}
+
+/// A matrix of one row a section.
+const MATRIX: &str = r#"{"rows":[{"features":{"mbec":false,"exec_only":true},"level":2,"large_page":true,"entry_perm":"r---",
+"other_levels_perm":"rwx-","access":"write","outcome":"violation","exit_qualification":394}],
+"compact_matrix":[{"mbec":true,"exec_only":false,"perm":"---u","access":"exec","outcome":"misconfig"}],
+"reserved_bits":[{"rule":"wide","level":1,"large_page":[false],"bits":"MAXPHYADDR..51","present_outcome":"misconfig"}],
+"ignored_bits":{"bits_always":[11],"bits_without_mbec":[10],"levels":[1,2],"accesses":["read"],"outcome":"allowed"},
+"leaf_memtype_xwr":{"columns":["exec_only","memtype","xwr","outcome"],"rows":[[false,2,1,"misconfig"],[false,0,1,"translates"]]},
+"guest_page_walk":{"rows":[{"ept_ad_enabled":true,"ept_perm_of_page_holding_guest_pte":"r--","guest_pte_ad":"AD",
+"access":"read","outcome":"violation","exit_qualification":139}]}}"#;
+
+#[test]
+fn a_matrix_is_walked_row_by_row() {
+    let report = check_ept_matrix("test", MATRIX).unwrap();
+    assert!(report.passed(), "{report:#?}");
+    let wrong = check_ept_matrix("test", &MATRIX.replace("394", "395")).unwrap();
+    assert!(!wrong.passed() && wrong.disagreements[0].got.contains("Some(394)"), "{wrong:#?}");
+    for (from, to, says) in [
+        (r#""entry_perm":"r---""#, r#""entry_perm":"q---""#, "`q` is none of"),
+        (r#""level":2,"large_page":true"#, r#""level":9,"large_page":true"#, "no such entry: level 9"),
+        ("MAXPHYADDR..51", "somewhere", "`somewhere` are not known"),
+        (r#""AD""#, r#""DA""#, "`DA` is none of"),
+        (
+            r#""access":"read","outcome":"violation""#,
+            r#""access":"jump","outcome":"violation""#,
+            "unknown variant `jump`",
+        ),
+    ] {
+        let message = check_ept_matrix("test", &MATRIX.replacen(from, to, 1)).unwrap_err().to_string();
+        assert!(message.contains(says), "{message}");
+    }
+}
+
+#[test]
+fn the_matrix_from_the_environment_agrees() {
+    let Ok(file) = std::env::var("MMU_MATRIX_X86") else { return };
+    let report = check_ept_matrix(&file, &std::fs::read_to_string(&file).unwrap()).unwrap();
+    println!("{file}: {} walks, {} agree, excepted {:?}", report.cases, report.agreeing, report.excepted);
+    assert!(report.passed(), "{report:#?}");
 }

@@ -1,7 +1,7 @@
 //! A guest with tables of its own on top of an EPT tree, built word by word.
 #![allow(dead_code)] // Each test file uses a part.
 
-use arch_x86_ept::{Ept, LongMode, LongModeAttrs, LongModeFault};
+use arch_x86_ept::{Ept, EptAttrs, LongMode, LongModeAttrs, LongModeFault};
 use mmu_core::image::MemoryImage;
 use mmu_core::tlb::Perms;
 use mmu_core::walk::{NestedCursor, NestedFault, NoCaches, Translation};
@@ -66,7 +66,7 @@ impl Machine {
         }
         let perms = if self.ept.dirty_mask() == 0 { Perms::RWX.with(Perms::DIRTY) } else { Perms::RWX };
         let accessed = self.ept.accessed_mask() == 0;
-        let leaf = Leaf { output: Hpa::new(BACKING + start.raw()), perms, accessed, attrs: Default::default() };
+        let leaf = Leaf { output: Hpa::new(BACKING + start.raw()), perms, accessed, attrs: EptAttrs::default() };
         let at = table + 8 * self.ept.geometry().index(level, start.raw()) as u64;
         self.image.set(at, self.ept.encode_leaf(level, &leaf).unwrap()).unwrap();
     }
