@@ -33,4 +33,4 @@ pub use op::*;
 pub use rcu::RcuStats;
 pub use sim::{ActorFuture, ExitHandler, Sim, Stopped, Threads, VcpuExit};
 pub use vcpu::{Exit, GuestFault, Vcpu, VcpuStats, Watch};
-pub use world::{ActorStats, HostCounters, World};
+pub use world::{ActorStats, HostCounters, Runs, World};

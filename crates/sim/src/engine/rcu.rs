@@ -70,10 +70,6 @@ impl Rcu {
         true
     }
 
-    pub(crate) fn is_reader(&self, actor: ActorId) -> bool {
-        self.readers.iter().any(|&(reader, _)| reader == actor)
-    }
-
     /// Retires frames at `now`; tells when their grace period can end at the earliest.
     pub(crate) fn retire(&mut self, frames: Frames, now: Cycles, grace: Cycles) -> Cycles {
         self.stats.retired += frames.count;
@@ -130,7 +126,8 @@ impl Rcu {
     }
 
     /// Frames still waiting.
-    pub(crate) fn pending(&self) -> u64 {
+    #[cfg(test)]
+    fn pending(&self) -> u64 {
         self.batches.iter().flat_map(|batch| &batch.frames).map(|frames| frames.count).sum()
     }
 }

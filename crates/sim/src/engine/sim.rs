@@ -27,7 +27,7 @@ use super::host::{Host, Mailbox};
 use super::lock::ActorId;
 use super::op::Reply;
 use super::vcpu::{Exit, Mode, Vcpu, VcpuStats, View, Watch};
-use super::world::{ActorState, ActorStats, Horizon, Performed, World};
+use super::world::{ActorState, ActorStats, Horizon, Performed, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
 
@@ -136,6 +136,10 @@ impl<A: Arch> Sim<A> {
     pub fn set_watch(&mut self, watch: Watch) {
         self.watch = watch;
     }
+    /// Chooses whether bulk work is done in bulk; the result does not depend on it.
+    pub fn set_runs(&mut self, runs: Runs) {
+        self.world.runs = runs;
+    }
     /// Sets the least window length; the default is the machine's smallest latency between processors.
     pub fn set_window(&mut self, window: Cycles) {
         self.window = window.max(Cycles(1));
@@ -183,7 +187,9 @@ impl<A: Arch> Sim<A> {
                 self.collect();
             }
             self.run_host(end, running);
-            self.now = end;
+            if running {
+                self.now = end;
+            }
         }
     }
 
@@ -293,6 +299,7 @@ impl<A: Arch> Sim<A> {
                 continue;
             }
             let Some(Reverse((at, id))) = self.ready.pop() else { return };
+            self.now = self.now.max(at);
             self.run_actor(id, at, end);
             // A vCPU that entered the guest must run before the host goes on past the window.
             if !running && self.vcpus.iter().any(|vcpu| vcpu.mode == Mode::Guest) {

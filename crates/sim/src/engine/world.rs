@@ -1,6 +1,6 @@
 //! Everything host actors share, and what each micro-operation does to it.
 
-use mmu_core::memory::{Masks, Progression, TableFault, TableMemory};
+use mmu_core::memory::{Masks, Progression, TableMemory};
 use mmu_core::{Cycles, Delivery, Flush, Format, Gpa, Hpa, Level};
 
 use super::backing::{Backed, Backing};
@@ -18,9 +18,9 @@ use crate::checker::{Checker, Violation};
 pub struct HostCounters {
     /// Table entries that host actors looked at.
     pub visits: u64,
-    /// Leaves that became non-present.
+    /// Leaves that became non-present, their state handed to the primary MMU.
     pub zapped_leaves: u64,
-    /// Table entries that became non-present.
+    /// Tables unlinked and given to RCU.
     pub zapped_tables: u64,
     /// Flushes that had to reach other processors.
     pub remote_flushes: u64,
@@ -55,8 +55,6 @@ pub struct ActorStats {
     pub longest_rcu: Cycles,
     /// Time spent waiting for locks.
     pub lock_wait: Cycles,
-    /// Longest time any lock was held.
-    pub longest_hold: Cycles,
 }
 
 /// The part of an actor that operations change.
@@ -71,14 +69,12 @@ pub(crate) struct ActorState {
     slice: Cycles,
     rcu_since: Option<Cycles>,
     waiting_since: Option<Cycles>,
-    held: Vec<(LockId, Cycles)>,
 }
 
 impl ActorState {
     pub(crate) fn new(id: ActorId, now: Cycles) -> Self {
         let stats = ActorStats { started: now, ..ActorStats::default() };
-        let held = Vec::new();
-        Self { id, now, stats, scheduled: now, slice: now, rcu_since: None, waiting_since: None, held }
+        Self { id, now, stats, scheduled: now, slice: now, rcu_since: None, waiting_since: None }
     }
 
     /// An opportunity to reschedule: the stretch since the last one ends.
@@ -118,6 +114,16 @@ pub(crate) struct Horizon {
     pub(crate) until: Cycles,
 }
 
+/// Whether bulk work is done in bulk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Runs {
+    /// As far as nothing else has to happen.
+    #[default]
+    Whole,
+    /// Entry by entry: the same words, cycles and counters, slowly.
+    Single,
+}
+
 /// The host and the VM.
 #[derive(Debug)]
 pub struct World<A: Arch> {
@@ -133,6 +139,7 @@ pub struct World<A: Arch> {
     pub(crate) flights: Vec<Flight>,
     pub(crate) counters: HostCounters,
     pub(crate) checker: Checker,
+    pub(crate) runs: Runs,
     /// Actors that may go on, with when.
     pub(crate) woken: Vec<Granted>,
 }
@@ -153,6 +160,7 @@ impl<A: Arch> World<A> {
             flights: Vec::new(),
             counters: HostCounters::default(),
             checker: Checker::default(),
+            runs: Runs::default(),
             woken: Vec::new(),
         }
     }
@@ -195,6 +203,7 @@ impl<A: Arch> World<A> {
             }
             Op::ReadRun(at, max) => {
                 self.visit(actor, 1);
+                let max = if self.runs == Runs::Single { 1 } else { max };
                 Performed::Done(self.read_run(at, max, actor))
             }
             Op::Write(at, word) => {
@@ -261,6 +270,7 @@ impl<A: Arch> World<A> {
                 done(0)
             }
             Op::CallRcu(frames) => {
+                self.counters.zapped_tables += frames.count;
                 self.rcu.retire(frames, actor.now, self.costs.rcu_grace);
                 done(0)
             }
@@ -384,19 +394,8 @@ impl<A: Arch> World<A> {
 
     #[inline]
     fn store(&mut self, at: Hpa, word: u64, actor: &ActorState) {
-        match self.tables.xchg(at, word) {
-            Ok(old) => self.count_change(old, word, 1),
-            Err(fault) => {
-                self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment: actor.now });
-            }
-        }
-    }
-
-    fn count_change(&mut self, old: u64, new: u64, entries: u64) {
-        let present = self.arch.two().present_mask();
-        if old & present != 0 && new & present == 0 {
-            // A table pointer and a leaf are told apart by who zaps them; leaves are the many.
-            self.counters.zapped_leaves += entries;
+        if let Err(fault) = self.tables.write(at, word) {
+            self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment: actor.now });
         }
     }
 
@@ -444,7 +443,7 @@ impl<A: Arch> World<A> {
         let (overhead, work) = self.run_costs(&run);
         let outcome = match run.apply {
             Apply::Nothing => Ok(()),
-            Apply::Set(word) => self.set_run(run.at, n, word),
+            Apply::Set(word) => self.tables.fill_run(run.at, n, Progression::constant(word)),
             Apply::Mask { and, or } => self.tables.map_run(run.at, n, Masks { keep: and, set: or }).map(drop),
         };
         if let Err(fault) = outcome {
@@ -452,6 +451,9 @@ impl<A: Arch> World<A> {
             self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment });
         }
         self.counters.visits += n - 1;
+        if run.work == Some(Work::ReleaseLeaf) {
+            self.counters.zapped_leaves += n;
+        }
         let start = actor.now;
         actor.now += work.times(n) + overhead.times(n - 1);
         if run.check == ReschedCheck::EachEntry && n > 1 {
@@ -461,13 +463,6 @@ impl<A: Arch> World<A> {
             actor.scheduled = Cycles(actor.now.0 - work.0);
         }
         n
-    }
-
-    fn set_run(&mut self, at: Hpa, n: u64, word: u64) -> Result<(), TableFault> {
-        let old = self.tables.read(at)?;
-        self.tables.fill_run(at, n, Progression { first: word, step: 0 })?;
-        self.count_change(old, word, n);
-        Ok(())
     }
 
     /// The subtrees below `remove.len` uniform table entries, torn down as the loop over single entries would: each entry
@@ -483,15 +478,15 @@ impl<A: Arch> World<A> {
         }
         let first = two.next_table(remove.level, parents.first);
         let Ok(leaves) = self.tables.run_at(first, entries * remove.len) else { return 0 };
-        let present = leaves.first & two.present_mask() != 0;
-        if leaves.len < entries * remove.len || !present || !two.is_leaf(leaf_level, leaves.first) {
+        if leaves.len < entries * remove.len || !two.is_mapped(leaves.first) || !two.is_leaf(leaf_level, leaves.first) {
             return 0;
         }
-        let costs = self.removal_costs(&remove, entries);
-        if actor.now + costs.times(remove.len) >= horizon.until {
+        // The first table entry has been read by the caller.
+        let spent = self.removal_costs(&remove, entries).times(remove.len).since(self.costs.visit);
+        if self.runs == Runs::Single || actor.now + spent >= horizon.until {
             return 0;
         }
-        let marker = Progression { first: remove.marker, step: 0 };
+        let marker = Progression::constant(remove.marker);
         let filled = self
             .tables
             .fill_run(remove.at, remove.len, marker)
@@ -499,10 +494,10 @@ impl<A: Arch> World<A> {
         if filled.is_err() {
             return 0;
         }
-        self.counters.visits += remove.len * (1 + entries);
+        self.counters.visits += remove.len * (1 + entries) - 1;
         self.counters.zapped_leaves += remove.len * entries;
         self.counters.zapped_tables += remove.len;
-        actor.now += costs.times(remove.len);
+        actor.now += spent;
         let frames = Frames { first, count: remove.len, level: leaf_level, bytes };
         self.rcu.retire(frames, actor.now, self.costs.rcu_grace);
         remove.len

@@ -75,7 +75,7 @@ async fn map<F: Format>(host: &Host<F>, gpa: Gpa, host_page: mmu_core::Hpa, page
     loop {
         let at = table + 8 * geometry.index(level, gpa.raw()) as u64;
         let word = host.read(at).await;
-        let present = word & format.present_mask() != 0;
+        let present = format.is_mapped(word);
         if level == goal || (present && format.is_leaf(level, word)) {
             return install(host, at, word, level, gpa, host_page).await;
         }
@@ -114,7 +114,7 @@ async fn install<F: Format>(
 ) -> Attempt {
     let format = *host.format();
     let size = format.geometry().page_size(level);
-    let new = if word & format.present_mask() != 0 {
+    let new = if format.is_mapped(word) {
         if !format.is_leaf(level, word) {
             return Attempt::Spurious;
         }

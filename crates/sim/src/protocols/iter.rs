@@ -77,8 +77,6 @@ pub struct TdpIter<F> {
     pub old: u64,
     /// Entries of this run, the current one included.
     pub len: u64,
-    /// Entries of this run that have been dealt with by bulk work.
-    done: u64,
     started: bool,
 }
 
@@ -104,14 +102,13 @@ impl<F: Format> TdpIter<F> {
             sptep: Hpa::new(0),
             old: 0,
             len: 1,
-            done: 0,
             started: false,
         }
     }
 
     /// Whether the current entry is present.
     pub fn is_present(&self) -> bool {
-        self.old & self.format.present_mask() != 0
+        self.format.is_mapped(self.old)
     }
 
     /// Whether the current entry maps a page.
@@ -173,17 +170,16 @@ impl<F: Format> TdpIter<F> {
         let run = host.read_run(self.sptep, max).await;
         self.old = run.first;
         self.len = if self.descends(run.first) { 1 } else { run.len };
-        self.done = 0;
         self.next_last_level = Gpa::new(self.next_last_level.raw().max(self.gpa.raw()));
     }
 
     /// Whether the walk goes below this entry.
     fn descends(&self, word: u64) -> bool {
-        self.level > self.min_level && word & self.format.present_mask() != 0 && !self.format.is_leaf(self.level, word)
+        self.level > self.min_level && self.format.is_mapped(word) && !self.format.is_leaf(self.level, word)
     }
 
     async fn try_step_down(&mut self, host: &Host<F>) -> bool {
-        if self.level <= self.min_level {
+        if !self.descends(self.old) {
             return false;
         }
         // Re-read, so that a table that was unlinked meanwhile is never entered.
@@ -220,9 +216,14 @@ impl<F: Format> TdpIter<F> {
         self.next_last_level >= self.end
     }
 
-    /// Shortens the current run to `n` entries: the rest will be visited next.
+    /// The first `n` entries of the run have been dealt with: the walk stands on the last of them, where a walk over
+    /// single entries would.
     pub fn take(&mut self, n: u64) {
-        self.len = n.clamp(1, self.len);
+        let last = n.clamp(1, self.len) - 1;
+        self.gpa += last << self.format.geometry().shift(self.level);
+        self.sptep += 8 * last;
+        self.len = 1;
+        self.next_last_level = self.next_last_level.max(self.gpa);
     }
 }
 
@@ -296,5 +297,5 @@ pub async fn bulk<F: Format>(
     let run = RunOp { at: iter.sptep, len: iter.len, apply, atomicity, work, check };
     let n = host.run(run).await;
     iter.take(n);
-    iter.len
+    n
 }

@@ -215,7 +215,7 @@ async fn remove_table<F: Format>(host: &Host<F>, table: Hpa, parent: Level, poli
     while index < entries {
         let at = table + 8 * index;
         let run = host.read_run(at, entries - index).await;
-        index += if run.first & host.format().present_mask() == 0 {
+        index += if !host.format().is_mapped(run.first) {
             skip_removed(host, at, run.len, marker, policy).await
         } else if host.format().is_leaf(level, run.first) {
             remove_leaves(host, at, run.len, marker).await
@@ -270,5 +270,5 @@ async fn remove_children<F: Format>(
 }
 
 fn is_table<F: Format>(format: &F, level: Level, word: u64) -> bool {
-    word & format.present_mask() != 0 && !format.is_leaf(level, word)
+    format.is_mapped(word) && !format.is_leaf(level, word)
 }

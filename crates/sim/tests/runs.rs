@@ -1,0 +1,100 @@
+//! Work on a run of n entries equals work on n single entries: same words, cycles, yields and counters.
+
+mod common;
+
+use common::{small_vm, x86};
+use mmu_core::{ByteUnits, Cycles, Gpa, PageSize};
+use mmu_sim::arch::Arch;
+use mmu_sim::engine::{ActorStats, HostCounters, Runs, Sim, Stopped, VcpuStats};
+use mmu_sim::experiment::zap::{Target, strategies};
+use mmu_sim::experiment::{Platform, VmSpec, build};
+use mmu_sim::protocols::zap::ZapPolicy;
+use mmu_sim::protocols::{memslot, notifier};
+use mmu_sim::workload::Workload;
+use proptest::prelude::*;
+
+/// Everything that must not depend on how runs are done.
+#[derive(PartialEq, Debug)]
+struct Outcome {
+    tables: u128,
+    host: HostCounters,
+    zap: Vec<ActorStats>,
+    guest: Vec<VcpuStats>,
+    root: mmu_core::Hpa,
+}
+
+fn outcome<A: Arch>(sim: &mut Sim<A>) -> Outcome {
+    assert_eq!(sim.run(), Stopped::Finished);
+    let violations: Vec<String> = sim.world().violations().iter().map(ToString::to_string).collect();
+    assert_eq!(violations, Vec::<String>::new());
+    Outcome {
+        tables: sim.world().tables().digest(),
+        host: *sim.world().counters(),
+        zap: sim.actors().map(|(_, stats)| *stats).collect(),
+        guest: sim.vcpu_stats().copied().collect(),
+        root: sim.world().root(),
+    }
+}
+
+fn zap<A: Arch>(
+    platform: &Platform<A>,
+    vm: &VmSpec,
+    target: Target,
+    policy: ZapPolicy,
+    range: (u64, u64),
+    runs: Runs,
+) -> Outcome {
+    let mut sim = build(platform, vm).unwrap();
+    sim.set_runs(runs);
+    sim.spawn("zap", Cycles(10_000), move |host| {
+        Box::pin(async move {
+            match target {
+                Target::Range => notifier::invalidate_range(&host, Gpa::new(range.0), range.1, &policy).await,
+                Target::Root => memslot::zap_all_fast(&host, &policy).await.unwrap(),
+            }
+        })
+    });
+    outcome(&mut sim)
+}
+
+#[test]
+fn every_strategy_on_an_idle_guest() {
+    let platform = x86();
+    let vm = VmSpec { workload: Workload::Idle, ..small_vm(24.MiB(), 2, 0) };
+    for strategy in strategies() {
+        let run = |runs| zap(&platform, &vm, strategy.target, strategy.policy, (1.MiB(), 7.MiB()), runs);
+        assert_eq!(run(Runs::Whole), run(Runs::Single), "{}", strategy.name);
+    }
+}
+
+#[test]
+fn every_strategy_with_busy_vcpus_and_short_time_slices() {
+    let mut platform = x86();
+    platform.costs.tick_period = Cycles(50_000);
+    let vm = small_vm(24.MiB(), 2, 5_000);
+    for strategy in strategies() {
+        let run = |runs| zap(&platform, &vm, strategy.target, strategy.policy, (0, 8.MiB()), runs);
+        assert_eq!(run(Runs::Whole), run(Runs::Single), "{}", strategy.name);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn any_range_any_slice(
+        start in 0u64..6_000,
+        pages in 1u64..6_000,
+        slice in 1_000u64..200_000,
+        which in 0usize..10,
+        huge: bool,
+    ) {
+        let mut platform = x86();
+        platform.costs.tick_period = Cycles(slice);
+        let page = if huge { PageSize::SIZE_2M } else { PageSize::SIZE_4K };
+        let vm = VmSpec { workload: Workload::Idle, page, ..small_vm(32.MiB(), 1, 0) };
+        let strategy = strategies()[which];
+        let range = (start << 12, (pages << 12).min(vm.memory - (start << 12)));
+        let run = |runs| zap(&platform, &vm, strategy.target, strategy.policy, range, runs);
+        prop_assert_eq!(run(Runs::Whole), run(Runs::Single));
+    }
+}
