@@ -1,1 +1,83 @@
-//! p
+//! The program `mmusim`: experiments, vector checks, traces and machine sheets from the command line.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `args` | the command line |
+//! | `compare` | `compare zap`: from arguments to plans, runs and their report |
+//! | `vectors`, `trace`, `machine` | the other commands |
+//! | `table`, `output`, `progress` | tables for people, where data goes, where talk goes |
+//! | `error` | what can go wrong, and the exit code of it |
+//!
+//! Standard output carries data and nothing else; progress, notes and errors go to standard error. A reader that closes the
+//! pipe has enough: the program stops at once and reports success.
+
+pub mod args;
+mod compare;
+mod error;
+mod machine;
+mod output;
+mod progress;
+mod table;
+mod trace;
+mod vectors;
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+
+use clap::Parser;
+
+pub use error::{CliError, Exit};
+
+use args::{Cli, Command, Compare};
+
+/// Version of the layout of JSON and CSV output. It rises when a field is renamed, removed or changes its meaning.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Runs one command line, the program's name first, and says how it ended.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help that nobody reads to its end is no failure.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::BadInput } else { Exit::Fine };
+        }
+    };
+    match dispatch(&cli.command) {
+        Ok(()) => Exit::Fine,
+        Err(error) => {
+            if let Some(text) = error.render(colour()) {
+                eprintln!("{text}");
+            }
+            error.exit()
+        }
+    }
+}
+
+fn dispatch(command: &Command) -> Result<(), CliError> {
+    match command {
+        Command::Compare(Compare::Zap(args)) => compare::zap(args),
+        Command::CheckVectors(args) => vectors::check(args),
+        Command::Trace(args::Trace::Info(args)) => trace::info(args),
+        Command::Trace(args::Trace::Convert(args)) => trace::convert(args),
+        Command::Machine(args::Machine::List(args)) => machine::list(args),
+        Command::Machine(args::Machine::Show(args)) => machine::show(args),
+        Command::Machine(args::Machine::Check(args)) => machine::check(args),
+    }
+}
+
+/// Whether errors are drawn in colour.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Colour {
+    /// Yes.
+    Styled,
+    /// No.
+    Plain,
+}
+
+/// Colour only on a terminal that shows it, and never against `NO_COLOR` (<https://no-color.org>).
+fn colour() -> Colour {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    if std::io::stderr().is_terminal() && !set("NO_COLOR") && !dumb { Colour::Styled } else { Colour::Plain }
+}

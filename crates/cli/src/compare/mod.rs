@@ -1,0 +1,103 @@
+//! `compare zap`: from arguments to plans, from plans to reports.
+//!
+//! Everything that can be wrong with the arguments is found before the first run: a plan is complete, and its guest has
+//! been built once.
+
+mod plan;
+mod report;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use mmusim::sim::arch::Arch;
+use mmusim::{Platform, RunError, Threads, ZapReport, compare_zap, strategies};
+
+use crate::CliError;
+use crate::args::CompareZap;
+use crate::output::Output;
+use crate::progress::Progress;
+use plan::{Formats, Plan};
+
+/// `compare zap`.
+pub fn zap(args: &CompareZap) -> Result<(), CliError> {
+    let plans = plan::plans(args)?;
+    let mut output = Output::open(args.output.as_deref())?;
+    let workers = Workers::new(args.threads)?;
+    // One run without a zap, then one for each strategy.
+    let progress = Progress::new((plans.len() * (1 + strategies().len())) as u64);
+    let mut runs = Vec::with_capacity(plans.len());
+    for plan in plans {
+        let report = workers.run(&plan, &progress)?;
+        if !args.json && !args.csv {
+            let text = report::as_table(&plan, &report);
+            progress.aside(|| output.write(&text))?;
+        }
+        runs.push((plan, report));
+    }
+    drop(progress);
+    if args.json {
+        output.write(&report::as_json(args, &runs)?)?;
+    } else if args.csv {
+        output.write(&report::as_csv(&runs)?)?;
+    }
+    output.finish()
+}
+
+/// The threads that simulate vCPUs.
+struct Workers(Option<ThreadPool>);
+
+impl Workers {
+    fn new(threads: Option<u32>) -> Result<Self, CliError> {
+        if threads == Some(1) {
+            return Ok(Self(None));
+        }
+        // Zero means one thread per processor.
+        let threads = threads.unwrap_or(0);
+        let pool = ThreadPoolBuilder::new().num_threads(threads as usize).build();
+        let pool = pool.map_err(|error| {
+            CliError::argument(format!("--threads {threads}"), format!("cannot start threads: {error}; use fewer"))
+        })?;
+        Ok(Self(Some(pool)))
+    }
+
+    fn run(&self, plan: &Plan, progress: &Progress) -> Result<ZapReport, CliError> {
+        match plan.formats {
+            Formats::X86(arch) => self.run_on(arch, plan, progress),
+            Formats::Arm64(arch) => self.run_on(arch, plan, progress),
+            Formats::Power(arch) => self.run_on(arch, plan, progress),
+        }
+    }
+
+    fn run_on<A: Arch>(&self, arch: A, plan: &Plan, progress: &Progress) -> Result<ZapReport, CliError> {
+        let platform = Platform::new(arch, &plan.machine);
+        let strategies = strategies();
+        let mut done = 0;
+        let mut step = || {
+            progress.step();
+            let what = strategies.get(done).map_or("", |strategy| strategy.name);
+            progress.say(format!("{}: {what}", arch.name()));
+            done += 1;
+        };
+        progress.say(format!("{}: without a zap", arch.name()));
+        let result = match &self.0 {
+            None => compare_zap(&platform, &plan.vm, plan.request, &strategies, Threads::One, step),
+            Some(pool) => {
+                pool.install(|| compare_zap(&platform, &plan.vm, plan.request, &strategies, Threads::Pool, &mut step))
+            }
+        };
+        result.map_err(|error| failure(plan, &error))
+    }
+}
+
+/// Guests that cannot go on were given too little or damaged input; anything else is a finding.
+fn failure(plan: &Plan, error: &RunError) -> CliError {
+    let place = format!("{} on {}", plan.arch_name(), plan.machine.name);
+    match error {
+        RunError::Build(error) => plan::refused(plan, error),
+        RunError::Guest(why) => CliError::Input(format!("{place}: {why}")),
+        RunError::Deadlock { .. } => CliError::Check(format!("{place}, seed {}: {error}", plan.vm.seed.0)),
+        RunError::Violations(all) => {
+            let listed = all.join("\n  ");
+            CliError::Check(format!("{place}, seed {}: {} invariants violated:\n  {listed}", plan.vm.seed.0, all.len()))
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The other commands from outside.
+
+mod common;
+
+use common::{Scratch, data, fails, mmusim, talk};
+
+#[test]
+fn help_lists_commands_and_exit_codes() {
+    for args in [&["--help"][..], &["compare", "zap", "--help"], &["check-vectors", "--help"], &["trace", "info", "--help"]] {
+        let help = data(args);
+        assert!(help.contains("Exit codes:") && help.contains("2  bad usage or bad input"), "{args:?}: {help}");
+    }
+    assert!(data(&["--version"]).starts_with("mmusim "));
+    let nothing = mmusim(&[]);
+    assert_eq!((nothing.status.code(), nothing.stdout.len()), (Some(2), 0));
+    fails(&["compare", "zip"], 2, &["zip"]);
+    fails(&["--nonsense"], 2, &["--nonsense"]);
+}
+
+#[test]
+fn the_recorded_vectors_agree() {
+    let files = ["crates/vectors/data/x86-ept.jsonl.xz", "crates/vectors/data/arm64-sample.jsonl.xz"];
+    let text = data(&["check-vectors", files[0], files[1]]);
+    assert!(text.contains(files[0]) && text.contains("disagreeing"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&data(&["check-vectors", "--json", files[0]])).unwrap();
+    assert_eq!(json["passed"], true);
+    let file = &json["files"][0];
+    assert_eq!(file["cases"], file["agreeing"]);
+}
+
+#[test]
+fn a_wrong_answer_is_found_and_explained() {
+    let scratch = Scratch::new("vectors");
+    let file = scratch.path("wrong.jsonl");
+    // One guest-physical page that is not mapped at all, recorded as if it were.
+    let image = concat!(
+        r#"{"arch":"x86-ept","image":"i0","config":{"MAXPHYADDR":40,"IA32_VMX_EPT_VPID_CAP":"0xf0106334141","EPTP":"0x101e"},"#,
+        r#""memory":[],"cases":[{"access":{"gpa":"0x1000","kind":"r","via":"load"},"result":{"pa":"0x5000"}}]}"#
+    );
+    std::fs::write(&file, image).unwrap();
+    let output = mmusim(&["check-vectors", &file]);
+    let said = talk(&output);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}{said}");
+    assert!(text.contains("expected") && text.contains("got"), "{text}");
+    assert!(said.contains("1 cases disagree"), "{said}");
+}
+
+#[test]
+fn files_that_hold_no_vectors_are_bad_input() {
+    let scratch = Scratch::new("novectors");
+    let file = scratch.path("bad.jsonl");
+    std::fs::write(&file, "{\"arch\":\"vax\"}\n").unwrap();
+    let output = mmusim(&["check-vectors", &file, "gone.jsonl"]);
+    let said = talk(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("bad.jsonl: line 1: unknown arch `vax`") && said.contains("gone.jsonl"), "{said}");
+}
+
+#[test]
+fn traces_are_summed_up_and_converted() {
+    let scratch = Scratch::new("traces");
+    let part = scratch.path("part.mmut.gz");
+    let output = mmusim(&["trace", "convert", "--skip", "1000", "--take", "5000", "traces/sqlite3.mmut.xz", &part]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0), "{}", talk(&output));
+    assert!(talk(&output).contains("5000 records"));
+    let text = data(&["trace", "info", &part]);
+    assert!(text.contains("mmut (gz)") && text.contains("records      5000"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&data(&["trace", "info", &part, "--json"])).unwrap();
+    assert_eq!((&json["records"], &json["format"]), (&5000.into(), &"mmut".into()));
+
+    let stores = scratch.path("data.lackey");
+    assert_eq!(mmusim(&["trace", "convert", &part, &stores, "--select", "data"]).status.code(), Some(0));
+    let json: serde_json::Value = serde_json::from_str(&data(&["trace", "info", &stores, "--json"])).unwrap();
+    assert_eq!(json["fetches"], 0);
+}
+
+#[test]
+fn traces_that_cannot_be_read_or_written_are_bad_input() {
+    let scratch = Scratch::new("badtraces");
+    let file = scratch.path("noise");
+    std::fs::write(&file, "noise\n").unwrap();
+    fails(&["trace", "info", &file], 2, &["noise", "name the format"]);
+    fails(&["trace", "info", "gone.mmut"], 2, &["gone.mmut", "check the path"]);
+    fails(&["trace", "info", "traces/sqlite3.mmut.xz", "--from", "vax"], 2, &["vax", "lackey"]);
+    fails(&["trace", "convert", "traces/sqlite3.mmut.xz", &scratch.path("x.champsim")], 2, &["can be read but not written"]);
+    assert_eq!(std::fs::read_dir(&scratch.0).unwrap().count(), 1, "a failed conversion leaves nothing");
+}
+
+#[test]
+fn machines_are_listed_shown_and_checked() {
+    let list = data(&["machine", "list"]);
+    let json: serde_json::Value = serde_json::from_str(&data(&["machine", "list", "--json"])).unwrap();
+    for (name, machine) in mmusim::Machine::names().zip(json["machines"].as_array().unwrap()) {
+        assert!(list.contains(name), "{list}");
+        assert_eq!(machine["name"], name);
+        assert_eq!(data(&["machine", "show", name]), mmusim::Machine::sheet(name).unwrap());
+    }
+    assert!(data(&["machine", "check", "machines/ibm-power9.toml"]).contains("fine: ibm-power9, power"));
+    fails(&["machine", "show", "vax"], 2, &["known are", "arm-neoverse-n1"]);
+}
+
+#[test]
+fn every_defect_of_every_sheet_is_shown() {
+    let scratch = Scratch::new("sheets");
+    let (one, two) = (scratch.path("one.toml"), scratch.path("two.toml"));
+    let sheet = mmusim::Machine::sheet("ibm-power9").unwrap();
+    std::fs::write(&one, sheet.replace("clock_ghz = 3.8", "clock_ghz = 380").replace("line_bytes = 128", "line_bytes = 100")).unwrap();
+    std::fs::write(&two, "name = ").unwrap();
+    let words = ["one.toml:", "clock_ghz = 380", "line_bytes = 100", "two.toml:1:", "gone.toml: cannot read"];
+    fails(&["machine", "check", &one, &two, "gone.toml"], 2, &words);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_incomplete_run() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mmusim"));
+    let output = command.args(["machine", "list"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", talk(&output));
+    assert!(talk(&output).contains("cannot write"));
+}

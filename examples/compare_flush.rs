@@ -1,0 +1,30 @@
+//! What does it cost the running vCPUs when KVM zaps a whole root, and how much does the way of flushing matter?
+//!
+//! `cargo run --release --example compare_flush`
+
+use mmusim::{ByteUnits, Bytes, Cycles, GuestPaging, Machine, Mix, PageSize, PatternSpec, Platform, Populate, Seed};
+use mmusim::{Target, Threads, VmSpec, Workload, ZapRequest, arch, compare_zap, strategies};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let machine = Machine::builtin("intel-granite-rapids-host").map_err(|errors| errors[0].clone())?;
+    let memory = Bytes(256.MiB());
+    let platform = Platform::new(arch::x86(&machine, memory)?, &machine);
+    let touched =
+        PatternSpec { bytes: 16.MiB(), mix: Mix::Zipf { hundredths: 99 }, writes_percent: 30, accesses: 200_000 };
+    let vm = VmSpec {
+        memory: memory.0,
+        vcpus: 4,
+        page: PageSize::SIZE_4K,
+        guest: GuestPaging::FirstTouch(PageSize::SIZE_4K),
+        populate: Populate::Mapped,
+        workload: Workload::Pattern(touched),
+        seed: Seed(1),
+    };
+    let roots: Vec<_> = strategies().into_iter().filter(|strategy| strategy.target == Target::Root).collect();
+    let request = ZapRequest { range: memory.0, after: Cycles(1_000_000) };
+    let report = compare_zap(&platform, &vm, request, &roots, Threads::Pool, || {})?;
+    for row in &report.rows {
+        println!("{:>12} cycles, {:>9} lost per vCPU: {}", row.zap_cycles, row.lost_cycles.mean, row.strategy.name);
+    }
+    Ok(())
+}
