@@ -8,6 +8,7 @@ pub mod format;
 pub mod geometry;
 pub mod image;
 pub mod machine;
+pub mod memory;
 pub mod tlb;
 pub mod walk;
 
@@ -15,3 +16,4 @@ pub use access::*;
 pub use addr::*;
 pub use format::*;
 pub use geometry::*;
+pub use tlb::Perms;

@@ -1,0 +1,201 @@
+//! Writing single words, and the way from template over overlay to dense.
+
+use super::frame::{Body, Kind, PIECE_SHIFT, Piece};
+use super::overlay::{self, Overlay};
+use super::{Holding, TableFault, TableMemory};
+use crate::addr::Hpa;
+use crate::walk::Exchange;
+
+impl TableMemory {
+    /// Sets the word at `at`.
+    ///
+    /// # Errors
+    /// As [`TableMemory::read`], like all operations on one word.
+    #[inline]
+    pub fn write(&mut self, at: Hpa, word: u64) -> Result<(), TableFault> {
+        self.update(at, |_| word).map(drop)
+    }
+
+    /// Sets the word at `at` and returns what it was.
+    ///
+    /// # Errors
+    /// As [`TableMemory::read`].
+    #[inline]
+    pub fn xchg(&mut self, at: Hpa, word: u64) -> Result<u64, TableFault> {
+        self.update(at, |_| word)
+    }
+
+    /// Sets the word at `at` to `new` if it is `old`.
+    ///
+    /// # Errors
+    /// As [`TableMemory::read`].
+    #[inline]
+    pub fn cmpxchg(&mut self, at: Hpa, old: u64, new: u64) -> Result<Exchange, TableFault> {
+        let found = self.update(at, |word| if word == old { new } else { word })?;
+        Ok(if found == old { Exchange::Done } else { Exchange::Found(found) })
+    }
+
+    /// Keeps only `bits` of the word at `at` and returns what it was.
+    ///
+    /// # Errors
+    /// As [`TableMemory::read`].
+    #[inline]
+    pub fn fetch_and(&mut self, at: Hpa, bits: u64) -> Result<u64, TableFault> {
+        self.update(at, |word| word & bits)
+    }
+
+    /// Sets `bits` in the word at `at` and returns what it was.
+    ///
+    /// # Errors
+    /// As [`TableMemory::read`].
+    #[inline]
+    pub fn fetch_or(&mut self, at: Hpa, bits: u64) -> Result<u64, TableFault> {
+        self.update(at, |word| word | bits)
+    }
+
+    #[inline]
+    fn update(&mut self, at: Hpa, change: impl FnOnce(u64) -> u64) -> Result<u64, TableFault> {
+        let w = self.word_index(at);
+        let Some(old) = self.word_at(w) else {
+            return Err(self.fault(at));
+        };
+        let new = change(old);
+        if new != old {
+            self.put(w, old, new);
+        }
+        Ok(old)
+    }
+
+    /// Replaces `old`, the word at index `w` of a live frame, by a different one.
+    pub(super) fn put(&mut self, w: u64, old: u64, new: u64) {
+        let p = (w >> PIECE_SHIFT) as usize;
+        if self.pieces[p].kind == Kind::Uniform {
+            self.break_piece(p);
+        }
+        let piece = self.pieces[p];
+        let (slot, offset) = (piece.slot(w), piece.offset(w));
+        let records = self.records_of(piece);
+        match self.records.item(records, slot as usize).body {
+            Body::Dense { index, bends } => {
+                let bends = self.put_dense(piece, index, bends, offset, new);
+                let record = self.records.item_mut(records, slot as usize);
+                let live = self.present_mask;
+                let live = record.live() + u64::from(new & live != 0) - u64::from(old & live != 0);
+                *record = record.with_body(Body::Dense { index, bends }).with_live(live);
+                if bends == 0 && self.holding == Holding::Folding {
+                    self.fold_dense(p, slot);
+                }
+            }
+            Body::Template(_) if piece.words() <= overlay::MAX_WORDS => {
+                self.open_overlay(p, slot);
+                self.put_overlay(p, w, old, new);
+            }
+            Body::Overlay { .. } => self.put_overlay(p, w, old, new),
+            _ => {
+                self.make_dense(p, slot);
+                self.put(w, old, new);
+            }
+        }
+    }
+
+    /// Stores a word of a dense frame and returns its new count of bends.
+    #[inline]
+    fn put_dense(&mut self, piece: Piece, index: u32, bends: u32, offset: u64, new: u64) -> u32 {
+        if self.holding == Holding::Dense {
+            *self.dense.item_mut(index, offset as usize) = new;
+            return bends;
+        }
+        let words = self.dense.slice_mut(index, piece.shift as u32);
+        let before = bends_near(words, offset as usize);
+        words[offset as usize] = new;
+        bends + bends_near(words, offset as usize) - before
+    }
+
+    fn put_overlay(&mut self, p: usize, w: u64, old: u64, new: u64) {
+        let piece = self.pieces[p];
+        let (slot, offset) = (piece.slot(w), piece.offset(w));
+        let records = self.records_of(piece);
+        let record = *self.records.item(records, slot as usize);
+        let Body::Overlay { index, line } = record.body else { return };
+        let overlay = &mut self.overlays[index as usize];
+        if overlay.set(offset, line.word(w), new).is_err() {
+            self.make_dense(p, slot);
+            return self.put(w, old, new);
+        }
+        if overlay.is_empty() {
+            self.free_overlays.push(index);
+            return self.replace(p, slot, record.with_body(Body::Template(line)));
+        }
+        let mask = self.present_mask;
+        let live = record.live() + u64::from(new & mask != 0) - u64::from(old & mask != 0);
+        *self.records.item_mut(records, slot as usize) = record.with_live(live);
+    }
+
+    /// Puts an overlay without exceptions on a template frame.
+    fn open_overlay(&mut self, p: usize, slot: u32) {
+        let record = self.record(p, slot);
+        let Body::Template(line) = record.body else { return };
+        let index = self.free_overlays.pop().unwrap_or_else(|| {
+            super::arena::grow(&mut self.overlays, 1);
+            self.overlays.push(Overlay::EMPTY);
+            self.overlays.len() as u32 - 1
+        });
+        self.overlays[index as usize] = Overlay::EMPTY;
+        let live = self.live_in(p, slot);
+        self.replace(p, slot, record.with_body(Body::Overlay { index, line }).with_live(live));
+    }
+
+    /// Turns a template or overlay frame into plain words.
+    pub(super) fn make_dense(&mut self, p: usize, slot: u32) {
+        let record = self.record(p, slot);
+        let piece = self.pieces[p];
+        let (line, overlay) = match record.body {
+            Body::Template(line) => (line, None),
+            Body::Overlay { line, index } => (line, Some(index)),
+            _ => return,
+        };
+        let shift = piece.shift as u32;
+        let start = self.first_word(p, slot);
+        let live = self.live_in(p, slot);
+        let home = self.slabs[piece.slab as usize].home;
+        let index = if home == super::frame::NONE {
+            self.dense.take(shift, 0)
+        } else {
+            home + (slot << (shift - super::MIN_SHIFT))
+        };
+        let words = self.dense.slice_mut(index, shift);
+        for (w, word) in (start..).zip(words.iter_mut()) {
+            *word = line.word(w);
+        }
+        if let Some(overlay) = overlay {
+            let exceptions = self.overlays[overlay as usize];
+            for i in exceptions.indices() {
+                words[i as usize] = exceptions.word(i, line.word(start + i));
+            }
+            self.free_overlays.push(overlay);
+        }
+        let bends = bends(words);
+        self.dense_frames += 1;
+        self.replace(p, slot, record.with_body(Body::Dense { index, bends }).with_live(live));
+    }
+}
+
+/// Whether word `i` has two neighbours and is not their mean.
+#[inline]
+fn is_bend(words: &[u64], i: usize) -> bool {
+    match (words.get(i.wrapping_sub(1)), words.get(i), words.get(i.wrapping_add(1))) {
+        (Some(a), Some(b), Some(c)) => b.wrapping_sub(*a) != c.wrapping_sub(*b),
+        _ => false,
+    }
+}
+
+/// Bends that depend on word `i`.
+#[inline]
+fn bends_near(words: &[u64], i: usize) -> u32 {
+    u32::from(is_bend(words, i.wrapping_sub(1))) + u32::from(is_bend(words, i)) + u32::from(is_bend(words, i + 1))
+}
+
+/// Bends of a whole frame.
+pub(super) fn bends(words: &[u64]) -> u32 {
+    words.windows(3).filter(|w| w[1].wrapping_sub(w[0]) != w[2].wrapping_sub(w[1])).count() as u32
+}
