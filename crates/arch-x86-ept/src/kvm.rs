@@ -1,7 +1,7 @@
 //! The software bits of Linux KVM's second-stage entries (SPTEs) on Intel, and its transitions as pure functions.
 //!
 //! Facts of Linux 6.6, `arch/x86/kvm/mmu/spte.h` and `spte.c` (the frozen marker was called REMOVED there and until
-//! 6.12). Where the bits are:
+//! 6.12; since 6.10 KVM adds bit 63, suppress #VE, to every non-present word, which is not modelled). Where the bits are:
 //!
 //! ```text
 //!  63   62 .. 59  58           57             56:54          53:52     51 .. 12   11           10 .. 3   2:0

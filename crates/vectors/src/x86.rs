@@ -29,8 +29,8 @@ const EMULATORS_DISAGREE: Quirk =
 /// Bit 0 of the qualification of a read-modify-write.
 const EXCHANGE_READ_BIT: Quirk = Quirk {
     name: "ept-exchange-read-bit",
-    why: "SDM 27.2.1, footnote to bits 0 and 1 of the qualification: a read-modify-write may set either or both; Bochs \
-          leaves bit 0 clear",
+    why: "SDM 27.2.1, note on bits 0 and 1 of the qualification: a read-modify-write sets bit 1, and whether it sets \
+          bit 0 as well is implementation-specific; Bochs leaves it clear",
 };
 
 #[derive(Deserialize)]
