@@ -161,13 +161,16 @@ impl<F: Format> GuestTables<F> {
             level = down;
         }
         let page = self.next_page()?;
-        let leaf = Leaf {
+        let leaf = |perms: Perms| Leaf {
             output: Hpa::new(page.raw()),
-            perms: Perms::RWX.with(Perms::DIRTY),
+            perms: perms.with(Perms::DIRTY),
             accessed: true,
             attrs: F::Attrs::default(),
         };
-        let word = self.format.encode_leaf(leaf_level, &leaf).map_err(GuestError::Encode)?;
+        // A user page. Not every format can let the supervisor execute what users write (Arm: it implies PXN).
+        let encode = |perms| self.format.encode_leaf(leaf_level, &leaf(perms));
+        let word = encode(Perms::RWX).or_else(|_| encode(Perms::RWX.without(Perms::EXEC)));
+        let word = word.map_err(GuestError::Encode)?;
         self.write(table + 8 * geometry.index(leaf_level, canonical) as u64, word);
         Ok(page)
     }

@@ -476,7 +476,8 @@ impl<A: Arch> Vcpu<A> {
 
     #[inline]
     fn access(&mut self, access: &GuestAccess, view: View<'_>) -> Outcome {
-        let what = Access { kind: access.kind, ..Access::READ };
+        // Traces are of user mode.
+        let what = Access { kind: access.kind, ..Access::READ.user() };
         let input = match &self.guest {
             Some(_) => Input::Combined(access.gva),
             None => Input::GuestPhysical(Gpa::new(access.gva.raw())),
