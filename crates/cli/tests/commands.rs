@@ -6,7 +6,9 @@ use common::{Scratch, data, fails, mmusim, talk};
 
 #[test]
 fn help_lists_commands_and_exit_codes() {
-    for args in [&["--help"][..], &["compare", "zap", "--help"], &["check-vectors", "--help"], &["trace", "info", "--help"]] {
+    for args in
+        [&["--help"][..], &["compare", "zap", "--help"], &["check-vectors", "--help"], &["trace", "info", "--help"]]
+    {
         let help = data(args);
         assert!(help.contains("Exit codes:") && help.contains("2  bad usage or bad input"), "{args:?}: {help}");
     }
@@ -83,7 +85,11 @@ fn traces_that_cannot_be_read_or_written_are_bad_input() {
     fails(&["trace", "info", &file], 2, &["noise", "name the format"]);
     fails(&["trace", "info", "gone.mmut"], 2, &["gone.mmut", "check the path"]);
     fails(&["trace", "info", "traces/sqlite3.mmut.xz", "--from", "vax"], 2, &["vax", "lackey"]);
-    fails(&["trace", "convert", "traces/sqlite3.mmut.xz", &scratch.path("x.champsim")], 2, &["can be read but not written"]);
+    fails(
+        &["trace", "convert", "traces/sqlite3.mmut.xz", &scratch.path("x.champsim")],
+        2,
+        &["can be read but not written"],
+    );
     assert_eq!(std::fs::read_dir(&scratch.0).unwrap().count(), 1, "a failed conversion leaves nothing");
 }
 
@@ -105,7 +111,11 @@ fn every_defect_of_every_sheet_is_shown() {
     let scratch = Scratch::new("sheets");
     let (one, two) = (scratch.path("one.toml"), scratch.path("two.toml"));
     let sheet = mmusim::Machine::sheet("ibm-power9").unwrap();
-    std::fs::write(&one, sheet.replace("clock_ghz = 3.8", "clock_ghz = 380").replace("line_bytes = 128", "line_bytes = 100")).unwrap();
+    std::fs::write(
+        &one,
+        sheet.replace("clock_ghz = 3.8", "clock_ghz = 380").replace("line_bytes = 128", "line_bytes = 100"),
+    )
+    .unwrap();
     std::fs::write(&two, "name = ").unwrap();
     let words = ["one.toml:", "clock_ghz = 380", "line_bytes = 100", "two.toml:1:", "gone.toml: cannot read"];
     fails(&["machine", "check", &one, &two, "gone.toml"], 2, &words);

@@ -40,7 +40,10 @@ fn json_holds_versions_seed_configuration_and_every_row() {
     assert_eq!((&json["schema_version"], &json["seed"]), (&1.into(), &7.into()));
     assert!(json["versions"]["mmusim"].is_string());
     let runs = json["runs"].as_array().unwrap();
-    assert_eq!(runs.iter().map(|run| run["report"]["arch"].as_str().unwrap()).collect::<Vec<_>>(), ["x86", "arm64", "power"]);
+    assert_eq!(
+        runs.iter().map(|run| run["report"]["arch"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["x86", "arm64", "power"]
+    );
     for run in runs {
         assert_eq!(run["configuration"]["memory_bytes"], 8 << 20);
         assert_eq!(run["configuration"]["workload"]["file"], "traces/sqlite3.mmut.xz");
@@ -58,7 +61,9 @@ fn csv_has_named_columns_with_units_and_a_line_per_strategy() {
     let csv = data(&small(&["--csv", "--arch", "arm64", "--workload", "uniform", "--working-set", "1MiB"]));
     let mut lines = csv.lines();
     let columns: Vec<&str> = lines.next().unwrap().split(',').collect();
-    for wanted in ["schema_version", "arch", "seed", "cfg_memory_bytes", "zap_cycles", "lost_p99_cycles", "lock_wait_cycles"] {
+    for wanted in
+        ["schema_version", "arch", "seed", "cfg_memory_bytes", "zap_cycles", "lost_p99_cycles", "lock_wait_cycles"]
+    {
         assert!(columns.contains(&wanted), "{columns:?}");
     }
     assert!(columns.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')));
@@ -70,7 +75,8 @@ fn csv_has_named_columns_with_units_and_a_line_per_strategy() {
 fn the_same_bytes_for_any_number_of_threads() {
     let with = |threads| data(&small(&["--json", "--threads", threads]));
     assert_eq!(with("1"), with("2"));
-    let other_seed = data(&small(&["--csv", "--arch", "x86", "--workload", "zipf", "--working-set", "1MiB", "--seed", "2"]));
+    let other_seed =
+        data(&small(&["--csv", "--arch", "x86", "--workload", "zipf", "--working-set", "1MiB", "--seed", "2"]));
     let seed = data(&small(&["--csv", "--arch", "x86", "--workload", "zipf", "--working-set", "1MiB", "--seed", "3"]));
     assert_ne!(seed, other_seed);
 }
@@ -133,7 +139,11 @@ fn bad_arguments_name_themselves_and_the_remedy() {
         fails(&[&["compare", "zap"], case].concat(), 2, words);
     }
     fails(&["compare", "zap", "--json", "--csv"], 2, &["cannot be used with"]);
-    fails(&["compare", "zap", "--output", "no/such/dir/x", "--arch", "x86"], 2, &["--output no/such/dir/x", "directory"]);
+    fails(
+        &["compare", "zap", "--output", "no/such/dir/x", "--arch", "x86"],
+        2,
+        &["--output no/such/dir/x", "directory"],
+    );
 }
 
 #[test]
