@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use mmu_core::{Cycles, Flush, FlushScope, Gpa, Hpa, Level, PageSize, Reach, WalkCaches};
 
-use super::op::{Frames, LockId, LockMode, Op, RemoveSubtrees, Reply, RunOp, Var, Work};
+use super::op::{Frames, LockId, LockMode, Op, RemoveSubtrees, Reply, RunBelow, RunOp, Var, Work};
 
 /// One slot between an actor and the engine. Only one actor is polled at a time, so one slot serves all.
 #[derive(Default)]
@@ -118,6 +118,10 @@ impl<F: Copy> Host<F> {
     /// Does the same to each entry of a run; returns how many entries were done before something else had to happen.
     pub async fn run(&self, run: RunOp) -> u64 {
         self.op(Op::Run(run)).await.a
+    }
+    /// Does the same to every leaf below consecutive table entries; returns how many tables were done (0: go down).
+    pub async fn run_below(&self, run: RunBelow) -> u64 {
+        self.op(Op::RunBelow(run)).await.a
     }
     /// Detaches whole subtrees at once where they are uniform; returns how many (0: do it entry by entry).
     pub async fn remove_subtrees(&self, remove: RemoveSubtrees) -> u64 {

@@ -114,6 +114,24 @@ pub struct RunOp {
     pub check: ReschedCheck,
 }
 
+/// The same work on all leaves of consecutive, uniformly populated last-level tables, exactly as a walk over single
+/// entries would do it, table entries included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RunBelow {
+    /// First table entry. It has been read and checked already.
+    pub at: Hpa,
+    /// Table entries, at least one.
+    pub len: u64,
+    /// Level of those entries; their tables hold leaves.
+    pub level: Level,
+    /// What happens to each leaf.
+    pub apply: Apply,
+    /// Extra work per leaf.
+    pub work: Option<Work>,
+    /// Whether the loop checks for rescheduling.
+    pub check: ReschedCheck,
+}
+
 /// A stretch of table frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frames {
@@ -144,6 +162,8 @@ pub enum Op {
     FetchAnd(Hpa, u64),
     /// Bulk work on consecutive entries; replies how many were done.
     Run(RunOp),
+    /// Bulk work on every leaf below consecutive table entries; replies how many tables were done (0: go down).
+    RunBelow(RunBelow),
     /// Detaches the subtrees of consecutive, uniformly populated table entries at once, exactly as the entry-by-entry
     /// teardown would; replies how many it could do (0: do it entry by entry).
     RemoveSubtrees(RemoveSubtrees),

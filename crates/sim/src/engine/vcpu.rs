@@ -3,7 +3,7 @@
 //! In the parallel phase of a window a vCPU sees the tables as they were when the window began. It writes nothing: the
 //! accessed and dirty flags that its walks set go into a log which the host phase applies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use mmu_core::memory::TableMemory;
 use mmu_core::tlb::{
@@ -167,8 +167,9 @@ pub struct Vcpu<A: Arch> {
     pub(crate) error: Option<GuestError>,
     pub(crate) acks: Vec<(FlightId, Cycles)>,
     pub(crate) log: FlagLog,
-    pub(crate) reload: bool,
-    requests: Vec<Request>,
+    reload: bool,
+    owes_flush: bool,
+    requests: VecDeque<Request>,
     current: Option<GuestAccess>,
 }
 
@@ -270,7 +271,8 @@ impl<A: Arch> Vcpu<A> {
             acks: Vec::new(),
             log: FlagLog::default(),
             reload: false,
-            requests: Vec::new(),
+            owes_flush: false,
+            requests: VecDeque::new(),
             current: None,
         }
     }
@@ -289,21 +291,52 @@ impl<A: Arch> Vcpu<A> {
     }
 
     fn ask(&mut self, what: What, flight: FlightId, at: Cycles) -> bool {
-        let running = self.mode == Mode::Guest;
-        let flight = running.then_some(flight);
-        self.requests.push(Request { at, what, flight });
-        self.requests.sort_by_key(|request| request.at);
-        running
+        match self.mode {
+            Mode::Guest => {
+                self.queue(Request { at, what, flight: Some(flight) });
+                true
+            }
+            // Out of the guest nothing can be used before it is entered again: the request is noted, nobody waits.
+            Mode::Exited(_) | Mode::InHost => {
+                self.note(what);
+                false
+            }
+            Mode::Finished => false,
+        }
     }
 
     /// An invalidation that hardware delivers; it acts on the TLBs whatever this vCPU is doing.
     pub(crate) fn receive_broadcast(&mut self, at: Cycles, covers: Flush) {
-        self.requests.push(Request { at, what: What::Flush(covers), flight: None });
-        self.requests.sort_by_key(|request| request.at);
+        match self.mode {
+            Mode::Guest => self.queue(Request { at, what: What::Flush(covers), flight: None }),
+            Mode::Exited(_) | Mode::InHost => self.apply_flush(covers),
+            Mode::Finished => {}
+        }
     }
 
-    /// Serves what waits while the vCPU is in the host, before it enters the guest.
+    /// Keeps requests in order of time, first come first among equals.
+    fn queue(&mut self, request: Request) {
+        let place = self.requests.partition_point(|earlier| earlier.at <= request.at);
+        self.requests.insert(place, request);
+    }
+
+    /// Takes note of a request while in the host. However many flushes are asked for, the entry makes one.
+    fn note(&mut self, what: What) {
+        match what {
+            What::Flush(covers) => {
+                self.apply_flush(covers);
+                self.owes_flush = true;
+            }
+            What::Reload => self.reload = true,
+        }
+    }
+
+    /// Enters the guest, with the flush that was asked for meanwhile.
     pub(crate) fn enter(&mut self, costs: &Costs) {
+        if std::mem::take(&mut self.owes_flush) {
+            self.stats.flushes += 1;
+            self.clock += costs.invalidate_local;
+        }
         for request in std::mem::take(&mut self.requests) {
             self.serve(request, costs);
         }
@@ -392,14 +425,14 @@ impl<A: Arch> Vcpu<A> {
     /// Runs guest code to `end` or the first exit.
     pub(crate) fn run(&mut self, view: View<'_>, end: Cycles) {
         while self.mode == Mode::Guest && self.clock < end {
-            if let Some(&request) = self.requests.first()
+            if let Some(&request) = self.requests.front()
                 && request.at <= self.clock
             {
-                self.requests.remove(0);
+                self.requests.pop_front();
                 self.interrupted(request, view.costs);
                 continue;
             }
-            let limit = self.requests.first().map_or(end, |request| request.at.min(end));
+            let limit = self.requests.front().map_or(end, |request| request.at.min(end));
             self.run_guest(view, limit);
         }
     }

@@ -7,7 +7,9 @@ use super::backing::{Backed, Backing};
 use super::costs::Costs;
 use super::flight::{Flight, FlightId};
 use super::lock::{ActorId, Granted, LockKind, SimLock};
-use super::op::{Apply, Atomicity, Frames, LockId, Op, RemoveSubtrees, Reply, ReschedCheck, RunOp, Var, Work};
+use super::op::{
+    Apply, Atomicity, Frames, LockId, Op, RemoveSubtrees, Reply, ReschedCheck, RunBelow, RunOp, Var, Work,
+};
 use super::rcu::Rcu;
 use super::vcpu::Vcpu;
 use crate::arch::Arch;
@@ -232,6 +234,7 @@ impl<A: Arch> World<A> {
                 done(found)
             }
             Op::Run(run) => done(self.run(run, actor, horizon)),
+            Op::RunBelow(run) => done(self.run_below(&run, actor, horizon)),
             Op::RemoveSubtrees(remove) => done(self.remove_subtrees(remove, actor, horizon)),
             Op::Load(var) => {
                 actor.now += self.costs.store;
@@ -465,6 +468,74 @@ impl<A: Arch> World<A> {
         n
     }
 
+    /// How many of `len` table entries from `at` on point to consecutive last-level tables filled by one progression of
+    /// leaves, and where the first leaf is.
+    fn uniform_tables(&self, at: Hpa, len: u64, level: Level) -> Option<(Hpa, u64)> {
+        let two = self.arch.two();
+        let leaf_level = level.down()?;
+        let (entries, bytes) = (two.geometry().entries(leaf_level) as u64, two.geometry().table_bytes(leaf_level));
+        let parents = self.tables.run_at(at, len).ok()?;
+        let tables = if parents.len > 1 && parents.step == bytes { parents.len } else { 1 };
+        let first = two.next_table(level, parents.first);
+        let leaves = self.tables.run_at(first, entries * tables).ok()?;
+        let uniform = two.is_mapped(leaves.first) && two.is_leaf(leaf_level, leaves.first);
+        uniform.then_some((first, leaves.len / entries))
+    }
+
+    /// Leaf work below table entries, in the order of a walk over single entries: each table entry is read, checked, read again
+    /// on the way down; each leaf is read, checked and worked on.
+    fn run_below(&mut self, run: &RunBelow, actor: &mut ActorState, horizon: Horizon) -> u64 {
+        if self.runs == Runs::Single {
+            return 0;
+        }
+        let Some((first, tables)) = self.uniform_tables(run.at, run.len, run.level) else { return 0 };
+        let entries = run.level.down().map_or(1, |level| self.arch.two().geometry().entries(level)) as u64;
+        let leaf_run = RunOp {
+            at: first,
+            len: 1,
+            apply: run.apply,
+            atomicity: Atomicity::Atomic,
+            work: run.work,
+            check: run.check,
+        };
+        let (overhead, work) = self.run_costs(&leaf_run);
+        let leaf = overhead + work;
+        // Its own read and check, then the read on the way down.
+        let table = overhead + self.costs.visit + leaf.times(entries);
+        let mut limit = horizon.until;
+        if run.check == ReschedCheck::EachEntry {
+            if self.locks.iter().any(|lock| lock.is_held_by(actor.id) && lock.is_contended()) {
+                return 0;
+            }
+            limit = limit.min(self.slice_end(actor));
+        }
+        // All of it ends before the limit: so does every read, check and piece of work.
+        let room = (limit.since(actor.now) + overhead).0 / table.0.max(1);
+        let n = tables.min(run.len).min(if limit == Cycles::NEVER { u64::MAX } else { room });
+        if n == 0 {
+            return 0;
+        }
+        let spent = table.times(n).since(overhead);
+        let done = match run.apply {
+            Apply::Nothing => Ok(()),
+            Apply::Set(word) => self.tables.fill_run(first, n * entries, Progression::constant(word)),
+            Apply::Mask { and, or } => self.tables.map_run(first, n * entries, Masks { keep: and, set: or }).map(drop),
+        };
+        if done.is_err() {
+            return 0;
+        }
+        self.counters.visits += n * (2 + entries) - 1;
+        if run.work == Some(Work::ReleaseLeaf) {
+            self.counters.zapped_leaves += n * entries;
+        }
+        actor.now += spent;
+        if run.check == ReschedCheck::EachEntry {
+            actor.stats.longest_unscheduled = actor.stats.longest_unscheduled.max(leaf);
+            actor.scheduled = Cycles(actor.now.0 - work.0);
+        }
+        n
+    }
+
     /// The subtrees below `remove.len` uniform table entries, torn down as the loop over single entries would: each entry
     /// of each table is visited and replaced, each leaf's state released, each table retired through RCU.
     fn remove_subtrees(&mut self, remove: RemoveSubtrees, actor: &mut ActorState, horizon: Horizon) -> u64 {
@@ -472,13 +543,8 @@ impl<A: Arch> World<A> {
         let Some(leaf_level) = remove.level.down() else { return 0 };
         let geometry = two.geometry();
         let (entries, bytes) = (geometry.entries(leaf_level) as u64, geometry.table_bytes(leaf_level));
-        let Ok(parents) = self.tables.run_at(remove.at, remove.len) else { return 0 };
-        if parents.len < remove.len || (remove.len > 1 && parents.step != bytes) {
-            return 0;
-        }
-        let first = two.next_table(remove.level, parents.first);
-        let Ok(leaves) = self.tables.run_at(first, entries * remove.len) else { return 0 };
-        if leaves.len < entries * remove.len || !two.is_mapped(leaves.first) || !two.is_leaf(leaf_level, leaves.first) {
+        let Some((first, tables)) = self.uniform_tables(remove.at, remove.len, remove.level) else { return 0 };
+        if tables < remove.len {
             return 0;
         }
         // The first table entry has been read by the caller.

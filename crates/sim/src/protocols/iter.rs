@@ -78,6 +78,8 @@ pub struct TdpIter<F> {
     /// Entries of this run, the current one included.
     pub len: u64,
     started: bool,
+    /// What lies below the current entry has been visited.
+    below_done: bool,
 }
 
 impl<F: Format> TdpIter<F> {
@@ -103,6 +105,7 @@ impl<F: Format> TdpIter<F> {
             old: 0,
             len: 1,
             started: false,
+            below_done: false,
         }
     }
 
@@ -179,7 +182,7 @@ impl<F: Format> TdpIter<F> {
     }
 
     async fn try_step_down(&mut self, host: &Host<F>) -> bool {
-        if !self.descends(self.old) {
+        if std::mem::take(&mut self.below_done) || !self.descends(self.old) {
             return false;
         }
         // Re-read, so that a table that was unlinked meanwhile is never entered.
@@ -210,6 +213,27 @@ impl<F: Format> TdpIter<F> {
         self.gpa = next;
         self.read(host).await;
         true
+    }
+
+    /// Table entries from the current one on that point to last-level tables and whose whole stretch is still to be
+    /// visited: what [`Host::run_below`] may be asked to do at once.
+    pub fn tables_ahead(&self) -> u64 {
+        let geometry = self.format.geometry();
+        if self.level.index() != 1 || !self.descends(self.old) || self.next_last_level != self.gpa {
+            return 0;
+        }
+        let page = geometry.page_size(self.level);
+        let in_table = (geometry.entries(self.level) - geometry.index(self.level, self.gpa.raw())) as u64;
+        in_table.min((self.end - self.gpa) / page.bytes())
+    }
+
+    /// What lies below the first `n` table entries from here has been dealt with: the walk goes on behind them.
+    pub fn skip_below(&mut self, n: u64) {
+        let page = self.format.geometry().page_size(self.level);
+        self.gpa += (n - 1) << page.shift();
+        self.sptep += 8 * (n - 1);
+        self.next_last_level = self.gpa + page.bytes();
+        self.below_done = true;
     }
 
     fn past_end(&self) -> bool {

@@ -13,7 +13,7 @@ use mmu_core::{Format, Gpa, Hpa, Level, NotPresent, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, skip_run};
-use crate::engine::{Apply, Atomicity, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RunOp, Work};
+use crate::engine::{Apply, Atomicity, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work};
 
 /// When a torn-down table's translations are flushed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -110,6 +110,10 @@ pub async fn zap_leafs<F: Format>(host: &Host<F>, root: Hpa, start: Gpa, end: Gp
         if early && cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
             continue;
         }
+        if early && zap_below(host, &mut iter, check).await {
+            debt = FlushDebt::Owed;
+            continue;
+        }
         if !iter.is_leaf() {
             let check = if early { check } else { ReschedCheck::Never };
             skip_run(host, &mut iter, check).await;
@@ -123,6 +127,21 @@ pub async fn zap_leafs<F: Format>(host: &Host<F>, root: Hpa, start: Gpa, end: Gp
     }
     host.rcu_read_unlock().await;
     debt
+}
+
+/// Zaps the leaves of whole last-level tables at once where they are uniform.
+async fn zap_below<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, check: ReschedCheck) -> bool {
+    let len = iter.tables_ahead();
+    if len == 0 {
+        return false;
+    }
+    let work = Some(Work::ReleaseLeaf);
+    let run = RunBelow { at: iter.sptep, len, level: iter.level, apply: Apply::Set(0), work, check };
+    let n = host.run_below(run).await;
+    if n > 0 {
+        iter.skip_below(n);
+    }
+    n > 0
 }
 
 /// Zaps one table: its parent entry at `sptep`, standing at `level` and covering from `gpa` on, becomes non-present and
