@@ -71,7 +71,7 @@ pub struct CompareZap {
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub machine: Option<String>,
     /// Guest memory
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub memory: Bytes,
     /// Virtual CPUs
     #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=4096))]

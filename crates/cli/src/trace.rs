@@ -1,5 +1,6 @@
 //! `trace info` and `trace convert`.
 
+use mmusim::PageSize;
 use mmusim::trace::{self, ConvertOptions, ReadOptions, TraceFormat};
 use serde_json::json;
 
@@ -22,7 +23,7 @@ pub fn info(args: &TraceInfo) -> Result<(), CliError> {
             "format": info.format.name(),
             "compression": info.compression.to_string(),
             "source": header.map(|header| header.source.as_str()),
-            "traced_page_bytes": header.and_then(|header| header.page_size).map(|size| size.bytes()),
+            "traced_page_bytes": header.and_then(|header| header.page_size).map(PageSize::bytes),
             "decompressed_bytes": info.decompressed_bytes,
             "records": info.counts.records(),
             "fetches": info.counts.fetches,

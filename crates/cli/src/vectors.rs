@@ -21,7 +21,7 @@ pub fn check(args: &CheckVectors) -> Result<(), CliError> {
         match check_file(file, Limits::default()) {
             Ok(report) => reports.push(report),
             Err(error) => {
-                failed.push(CliError::input(format!("{error}; name a vector file of JSON lines, plain or xz")))
+                failed.push(CliError::input(format!("{error}; name a vector file of JSON lines, plain or xz")));
             }
         }
         progress.step();
