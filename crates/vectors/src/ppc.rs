@@ -372,9 +372,9 @@ fn apply_tag(tag: &str, recorded: &Expected, access: &EffectiveAccess) -> Option
         expected.outcome = Outcome::Address(number);
     } else if what == "cause" {
         let Outcome::Fault { cause, .. } = &mut expected.outcome else { return None };
-        *cause = number as u32;
+        *cause = u32::try_from(number).ok()?;
     } else {
-        expected.outcome = tagged_fault(interrupt(what)?, number as u32, recorded, access);
+        expected.outcome = tagged_fault(interrupt(what)?, u32::try_from(number).ok()?, recorded, access);
     }
     if in_foreign_quadrant(access) {
         // The emulator did not walk the tables' addresses, so that its updates tell nothing.

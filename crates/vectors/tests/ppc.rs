@@ -80,6 +80,29 @@ fn wrong_answers_are_noticed() {
     assert!(report.disagreeing > 10, "{} of {}", report.disagreeing, report.cases);
 }
 
+/// Tagged cases are held to the tag; where its text is not understood, to the rule that their circumstances fall under.
+#[test]
+fn tags_are_held_to() {
+    for (file, tag) in [("ppc-hwrc-sample.jsonl.xz", "model update {"), ("ppc-rcint-sample.jsonl.xz", "model cause 0x")]
+    {
+        let text = unpacked(file);
+        let known = check_reader(file, text.as_bytes(), Limits::default()).unwrap();
+        let vague = check_reader(file, text.replace("model ", "manual: ").as_bytes(), Limits::default()).unwrap();
+        assert_eq!((vague.disagreeing, &vague.excepted), (0, &known.excepted));
+        let with_false_tags = if tag.ends_with('{') {
+            text.replace(tag, "model update {'0x8': '0x1', ").replace(", }", "}")
+        } else {
+            let mut parts = text.split(tag);
+            let first = parts.next().unwrap().to_owned();
+            parts.fold(first, |done, part| done + tag + "1" + &part[part.find('"').unwrap()..])
+        };
+        let report = check_reader(file, with_false_tags.as_bytes(), Limits::default()).unwrap();
+        let tagged = text.matches(tag).count() as u64;
+        assert!(tagged > 0);
+        assert_eq!(report.disagreeing, tagged, "{file}");
+    }
+}
+
 /// `MMUSIM_PPC_VECTORS` names more files, separated by colons.
 #[test]
 fn named_files_agree() {
