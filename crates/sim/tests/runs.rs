@@ -8,6 +8,7 @@ use mmu_sim::arch::Arch;
 use mmu_sim::engine::{ActorStats, HostCounters, Runs, Sim, Stopped, VcpuStats};
 use mmu_sim::experiment::zap::{Target, strategies};
 use mmu_sim::experiment::{Platform, VmSpec, build};
+use mmu_sim::protocols::unmap::{UnmapFlush, UnmapPolicy, unmap_range};
 use mmu_sim::protocols::zap::ZapPolicy;
 use mmu_sim::protocols::{memslot, notifier};
 use mmu_sim::workload::Workload;
@@ -25,11 +26,13 @@ struct Outcome {
 
 fn outcome<A: Arch>(sim: &mut Sim<A>) -> Outcome {
     assert_eq!(sim.run(), Stopped::Finished);
+    let (tables, host) = (sim.world().tables().digest(), *sim.world().counters());
+    assert_eq!(sim.destroy(), Stopped::Finished);
     let violations: Vec<String> = sim.world().violations().iter().map(ToString::to_string).collect();
     assert_eq!(violations, Vec::<String>::new());
     Outcome {
-        tables: sim.world().tables().digest(),
-        host: *sim.world().counters(),
+        tables,
+        host,
         zap: sim.actors().map(|(_, stats)| *stats).collect(),
         guest: sim.vcpu_stats().copied().collect(),
         root: sim.world().root(),
@@ -55,6 +58,32 @@ fn zap<A: Arch>(
         })
     });
     outcome(&mut sim)
+}
+
+/// Unmaps a range through the visitor.
+fn unmap<A: Arch>(platform: &Platform<A>, vm: &VmSpec, policy: UnmapPolicy, range: (u64, u64), runs: Runs) -> Outcome {
+    let mut sim = build(platform, vm).unwrap();
+    sim.set_runs(runs);
+    sim.spawn("unmap", Cycles(10_000), move |host| {
+        Box::pin(async move { unmap_range(&host, Gpa::new(range.0), range.1, policy).await })
+    });
+    outcome(&mut sim)
+}
+
+#[test]
+fn unmapping_frees_empty_tables_and_keeps_the_rest() {
+    let platform = x86();
+    let vm = VmSpec { workload: Workload::Idle, ..small_vm(24.MiB(), 1, 0) };
+    for flush in [UnmapFlush::EachEntry, UnmapFlush::Range] {
+        let policy = UnmapPolicy { flush, chunk: 2.MiB() };
+        // From the middle of one table to the middle of another, with two whole ones between.
+        let run = |runs| unmap(&platform, &vm, policy, (3.MiB(), 6.MiB()), runs);
+        let whole = run(Runs::Whole);
+        assert_eq!(whole.host.zapped_leaves, 6.MiB() >> 12);
+        let before_the_end = whole.host.zapped_tables;
+        assert_eq!(before_the_end, 2, "tables of 4-6M and 6-8M are empty");
+        assert_eq!(whole, run(Runs::Single));
+    }
 }
 
 #[test]

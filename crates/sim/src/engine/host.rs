@@ -135,6 +135,10 @@ impl<F: Copy> Host<F> {
         let Reply { a, b, .. } = self.op(Op::Alloc(level)).await;
         (b == 0).then_some(Hpa::new(a))
     }
+    /// Number of present entries in a table, from its counter.
+    pub async fn live_entries(&self, table: Hpa) -> u64 {
+        self.op(Op::Live(table)).await.a
+    }
     /// Frees tables at once: nobody may be walking them.
     pub async fn free_tables(&self, frames: Frames) {
         self.op(Op::Free(frames)).await;

@@ -169,6 +169,8 @@ pub enum Op {
     RemoveSubtrees(RemoveSubtrees),
     /// Allocates a zeroed table of this level.
     Alloc(Level),
+    /// Number of present entries in a table.
+    Live(Hpa),
     /// Frees tables at once.
     Free(Frames),
     /// Frees tables after a grace period.

@@ -30,6 +30,7 @@ use super::vcpu::{Exit, Mode, Vcpu, VcpuStats, View, Watch};
 use super::world::{ActorState, ActorStats, Horizon, Performed, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
+use crate::protocols::vm;
 
 /// A protocol running as an actor.
 pub type ActorFuture = Pin<Box<dyn Future<Output = ()>>>;
@@ -383,6 +384,19 @@ impl<A: Arch> Sim<A> {
         }
         vcpu.enter(costs);
         vcpu.account_exit(left, costs);
+    }
+
+    /// Ends the VM: tears its tables down and reports as a violation whatever is left of them. Every vCPU has finished by
+    /// then.
+    pub fn destroy(&mut self) -> Stopped {
+        let at = self.now;
+        self.spawn("destroy", at, |host| Box::pin(async move { vm::destroy(&host).await }));
+        let stopped = self.run();
+        let tables = self.world.tables.frames();
+        if tables > 0 {
+            self.world.checker.report(Violation::Leak { tables });
+        }
+        stopped
     }
 
     // ---- results ----

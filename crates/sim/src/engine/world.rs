@@ -71,12 +71,14 @@ pub(crate) struct ActorState {
     slice: Cycles,
     rcu_since: Option<Cycles>,
     waiting_since: Option<Cycles>,
+    /// Gave the processor away until it is woken.
+    asleep: bool,
 }
 
 impl ActorState {
     pub(crate) fn new(id: ActorId, now: Cycles) -> Self {
         let stats = ActorStats { started: now, ..ActorStats::default() };
-        Self { id, now, stats, scheduled: now, slice: now, rcu_since: None, waiting_since: None }
+        Self { id, now, stats, scheduled: now, slice: now, rcu_since: None, waiting_since: None, asleep: false }
     }
 
     /// An opportunity to reschedule: the stretch since the last one ends.
@@ -97,6 +99,10 @@ impl ActorState {
             self.stats.lock_wait += now.since(since);
         }
         self.now = now;
+        if std::mem::take(&mut self.asleep) {
+            self.scheduled = now;
+            self.slice = now;
+        }
     }
 }
 
@@ -267,6 +273,17 @@ impl<A: Arch> World<A> {
         let done = |word| Performed::Done(Reply::one(word));
         match op {
             Op::Alloc(level) => self.alloc(level, actor),
+            Op::Live(at) => {
+                actor.now += self.costs.visit;
+                match self.tables.live(at) {
+                    Ok(entries) => done(entries),
+                    Err(fault) => {
+                        let (actor, moment) = (Some(actor.id), actor.now);
+                        self.checker.report(Violation::TableUse { at, fault, actor, moment });
+                        done(0)
+                    }
+                }
+            }
             Op::Free(frames) => {
                 actor.now += self.costs.free_table.times(frames.count);
                 self.free(frames);
@@ -280,6 +297,7 @@ impl<A: Arch> World<A> {
             Op::SynchronizeRcu => {
                 self.rcu.synchronize(actor.id, actor.now, self.costs.rcu_grace);
                 actor.breathe();
+                actor.asleep = true;
                 Performed::Blocked
             }
             Op::RcuLock => {

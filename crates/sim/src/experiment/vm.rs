@@ -4,7 +4,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use mmu_core::image::RamRange;
-use mmu_core::memory::{Progression, TableMemory};
+use mmu_core::memory::{Progression, Reuse, TableMemory};
 use mmu_core::tlb::{LatencyCache, Tag, TranslationCaches, Vmid};
 use mmu_core::{ByteUnits, EncodeError, Format, Gpa, Gva, Hpa, Leaf, Level, PageSize, Perms};
 
@@ -126,6 +126,8 @@ pub fn build<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<Sim<A>, B
     let pool = table_pool(spec, two.geometry().output_bits())?;
     let mut tables =
         TableMemory::new(pool, two.present_mask()).map_err(|error| BuildError::Tables(error.to_string()))?;
+    // A freed table is never handed out again: who still walks it is caught, not misled.
+    tables = tables.with_reuse(Reuse::Quarantine);
     let mut backing = Backing::new(Hpa::new(4.GiB()));
     let host = backing.populate(Gpa::new(0), spec.memory, PageSize::SIZE_1G.min(largest(spec.memory)));
     let root = match spec.populate {

@@ -271,16 +271,21 @@ fn finish<A: Arch>(sim: &mut Sim<A>) -> Result<Finished, RunError> {
     if let Some(why) = sim.failure() {
         return Err(RunError::Guest(why));
     }
+    // What the experiment did is counted before the VM goes.
+    let (host, lock_wait) = (*sim.world().counters(), sim.world().lock_wait());
+    let zap = sim.actors().find(|(name, _)| *name == "zap").map(|(_, stats)| *stats).unwrap_or_default();
+    if let Stopped::Deadlock { at, actors } = sim.destroy() {
+        return Err(RunError::Deadlock { at, actors });
+    }
     let violations: Vec<String> = sim.world().violations().iter().map(ToString::to_string).collect();
     if !violations.is_empty() {
         return Err(RunError::Violations(violations));
     }
-    let zap = sim.actors().find(|(name, _)| *name == "zap").map(|(_, stats)| *stats).unwrap_or_default();
     Ok(Finished {
         per_vcpu: sim.vcpu_stats().map(|stats| stats.finished).collect(),
         guest: sim.vcpu_stats().fold(VcpuStats::default(), |sum, stats| sum.merge(stats)),
-        host: *sim.world().counters(),
-        lock_wait: sim.world().lock_wait(),
+        host,
+        lock_wait,
         zap,
     })
 }

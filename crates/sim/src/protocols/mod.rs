@@ -6,13 +6,19 @@
 //! | file | models |
 //! | --- | --- |
 //! | `iter` | `tdp_iter`: resumable pre-order walk of a second-stage tree |
+//! | `visit` | `kvm_pgtable_walk`: a tree walk that calls a visitor |
+//! | `unmap` | `stage2_unmap`: clearing a range, freeing tables that become empty |
 //! | `zap` | leaf zap of a range, zap of one table, zap of a root |
 //! | `fault` | a second-stage fault from exit to installed entry |
 //! | `notifier` | mmu_notifier invalidation of a range around the primary MMU's change |
 //! | `memslot` | fast zap: a new root, the old one torn down behind it |
+//! | `vm` | the end of a VM |
 
 pub mod fault;
 pub mod iter;
 pub mod memslot;
 pub mod notifier;
+pub mod unmap;
+pub mod visit;
+pub mod vm;
 pub mod zap;

@@ -1,0 +1,120 @@
+//! Unmapping a range with a visitor, and freeing tables that become empty.
+//!
+//! Models `kvm_pgtable_stage2_unmap` and `stage2_apply_range` of Linux 6.6: leaves are cleared and invalidated one by one,
+//! or all at once by a range invalidation after the walk; a table that is left without entries is unlinked and freed.
+//! Locking: `mmu_lock` for write, given up between chunks (5994bc9e05c2, 6.1; A08 is one chunk for everything). Emptiness comes from the
+//! table's count of present entries, never from a scan.
+
+use mmu_core::{Flush, FlushScope, Format, Gpa, PageSize, Reach, WalkCaches};
+
+use super::visit::{Visit, VisitContext, Visited, Visitor, WalkEnd, WalkFlags, walk};
+use crate::engine::{Apply, Atomicity, Frames, Host, LockId, LockMode, ReschedCheck, RunOp, Work};
+
+/// When unmapped leaves are invalidated.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum UnmapFlush {
+    /// Each after it was cleared.
+    EachEntry,
+    /// All by one range invalidation per chunk (needs FEAT_TLBIRANGE and FWB on Arm; v9 of the range series, 6.6).
+    Range,
+}
+
+/// How a range is unmapped.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct UnmapPolicy {
+    /// Invalidation.
+    pub flush: UnmapFlush,
+    /// Bytes between two chances to reschedule; the lock is given up there when somebody wants it.
+    pub chunk: u64,
+}
+
+impl UnmapPolicy {
+    /// Linux 6.6 with range invalidation, in chunks of the largest block.
+    pub const V6_6: UnmapPolicy = UnmapPolicy { flush: UnmapFlush::Range, chunk: PageSize::SIZE_1G.bytes() };
+}
+
+struct Unmap {
+    flush: UnmapFlush,
+}
+
+impl<F: Format> Visitor<F> for Unmap {
+    async fn visit(&mut self, host: &Host<F>, context: VisitContext) -> Visited {
+        if !host.format().is_mapped(context.old) {
+            return Visited::Continue(context.len);
+        }
+        match context.visit {
+            Visit::Leaf => Visited::Continue(self.clear_leaves(host, context).await),
+            Visit::TablePost => {
+                free_if_empty(host, context).await;
+                Visited::Continue(1)
+            }
+            Visit::TablePre => Visited::Continue(1),
+        }
+    }
+}
+
+impl Unmap {
+    async fn clear_leaves<F: Format>(&self, host: &Host<F>, context: VisitContext) -> u64 {
+        let len = match self.flush {
+            UnmapFlush::EachEntry => 1,
+            UnmapFlush::Range => context.len,
+        };
+        let run = RunOp {
+            at: context.ptep,
+            len,
+            apply: Apply::Set(0),
+            atomicity: Atomicity::Plain,
+            work: Some(Work::ReleaseLeaf),
+            check: ReschedCheck::Never,
+        };
+        let done = host.run(run).await;
+        if self.flush == UnmapFlush::EachEntry {
+            let bytes = host.format().geometry().page_size(context.level).bytes();
+            let scope = FlushScope::Range { start: context.addr, bytes, level: Some(context.level) };
+            host.flush(Flush { scope, walk_caches: WalkCaches::Keep, reach: Reach::Everyone }).await;
+        }
+        done
+    }
+}
+
+/// Unlinks and frees the table below an entry when nothing is left in it.
+async fn free_if_empty<F: Format>(host: &Host<F>, context: VisitContext) {
+    let format = *host.format();
+    let Some(level) = context.level.down() else { return };
+    let table = format.next_table(context.level, context.old);
+    if host.live_entries(table).await != 0 {
+        return;
+    }
+    host.write(context.ptep, 0).await;
+    let page = format.geometry().page_size(context.level);
+    // Walk caches may hold the table: they go before it does.
+    host.flush_range(context.addr.align_down(page), page.bytes(), WalkCaches::Drop).await;
+    let bytes = format.geometry().table_bytes(level);
+    host.call_rcu(Frames { first: table, count: 1, level, bytes }).await;
+}
+
+/// Unmaps `[start, start + bytes)` of the VM's current root. Takes and gives back `mmu_lock`; nothing is owed afterwards.
+pub async fn unmap_range<F: Format>(host: &Host<F>, start: Gpa, bytes: u64, policy: UnmapPolicy) {
+    let end = start + bytes;
+    let mut at = start;
+    host.lock(LockId::MMU, LockMode::Write).await;
+    while at < end {
+        let next = Gpa::new((at.raw() / policy.chunk + 1).saturating_mul(policy.chunk)).min(end);
+        let root = host.root().await;
+        let flags = WalkFlags::LEAF | WalkFlags::TABLE_POST;
+        // Alone under the write lock: no race can be lost.
+        let WalkEnd::Complete = walk(host, root, at, next, flags, &mut Unmap { flush: policy.flush }).await else {
+            break;
+        };
+        if policy.flush == UnmapFlush::Range {
+            host.flush_range(at, next - at, WalkCaches::Keep).await;
+        }
+        at = next;
+        if at < end && host.need_resched(LockId::MMU).await {
+            host.unlock(LockId::MMU).await;
+            host.reschedule().await;
+            host.lock(LockId::MMU, LockMode::Write).await;
+        }
+    }
+    host.unlock(LockId::MMU).await;
+}
