@@ -37,6 +37,11 @@
 
 pub mod arch;
 
+/// The README's example is a doctest.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 pub use arch_arm64_s2 as arm64;
 pub use arch_ppc_radix as power;
 pub use arch_x86_ept as x86;
