@@ -49,6 +49,14 @@ impl Indexer {
     /// The set of a block in a structure whose ways all share one index function.
     #[inline(always)]
     pub(super) fn set(&self, number: u64) -> u32 {
+        if let Rule::Mask = self.rule {
+            return number as u32 & (self.sets - 1);
+        }
+        self.set_by_rule(number)
+    }
+
+    #[inline]
+    fn set_by_rule(&self, number: u64) -> u32 {
         match self.rule {
             Rule::Mask => number as u32 & (self.sets - 1),
             Rule::Remainder => (number % u64::from(self.sets)) as u32,

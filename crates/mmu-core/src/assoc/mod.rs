@@ -2,12 +2,11 @@
 //!
 //! # Design
 //!
-//! One type, [`SetAssoc`], holds entries in three flat arrays: the words that decide most comparisons (tags), the rest of
-//! the keys, and the values. A probe scans tags only; a set of eight is one cache line of the host. The replacement state lies apart, in a form chosen once from the
-//! [`Shape`]:
+//! One type, [`SetAssoc`], holds its entries as cells of tag, rest of the key and value, set after set. The replacement
+//! state lies apart, in a form chosen once from the [`Shape`]:
 //!
-//! - *narrow* (up to 16 ways): the recency order of a set is one word of nibbles, updated without branches; the set
-//!   is scanned;
+//! - *narrow* (up to 16 ways): the recency order of a set is one word of nibbles, updated without branches; beside it
+//!   lies one byte of every tag, so that a probe reads half a cache line of the host and then the one cell that hits;
 //! - *wide* (more ways, so every large fully associative structure): linked recency lists, and chained buckets by
 //!   tag, so that a probe of 256 ways costs about as much as one of 8;
 //! - *skewed*: time stamps, because the candidates for a block are not a set.
@@ -27,7 +26,9 @@
 mod index;
 mod order;
 mod replacement;
+mod row;
 mod shape;
+mod slow;
 
 use std::fmt;
 
@@ -35,7 +36,8 @@ pub use index::Index;
 use index::Indexer;
 use order::{Chains, Lists, NONE, packed};
 pub use replacement::Replacement;
-use replacement::{SplitMix, nru, tree};
+use replacement::SplitMix;
+use row::Row;
 pub use shape::{Shape, ShapeError};
 
 /// What a structure is searched by: a word that is compared first, and the rest.
@@ -44,7 +46,7 @@ pub trait Key: Copy + Eq {
     type Rest: Copy + Eq + Default;
     /// Tag of an unused way. No probe may have it; inserting a key with it does nothing.
     const EMPTY: u64;
-    /// A word equal in every two keys that match.
+    /// A word equal in every two keys that match, of which [`Key::number`] is a function.
     fn tag(&self) -> u64;
     /// What the tag leaves out.
     fn rest(&self) -> Self::Rest;
@@ -87,25 +89,30 @@ pub struct Slot {
     slot: u32,
 }
 
-/// Which of up to 16 tags equal this one, as bits.
-// PERF: without early exit, because the way of a hit is random to the host's branch predictor.
-#[inline(always)]
-fn scan(tags: &[u64], tag: u64) -> u32 {
-    #[inline(always)]
-    fn bits<const N: usize>(tags: &[u64; N], tag: u64) -> u32 {
-        let mut hits = 0;
-        for (way, stored) in tags.iter().enumerate() {
-            hits |= u32::from(*stored == tag) << way;
-        }
-        hits
-    }
-    if let Ok(four) = <&[u64; 4]>::try_from(tags) {
-        return bits(four, tag);
-    }
-    if let Ok(twelve) = <&[u64; 12]>::try_from(tags) {
-        return bits(twelve, tag);
-    }
-    tags.iter().rev().fold(0, |hits, &stored| hits << 1 | u32::from(stored == tag))
+/// One way: what it holds.
+#[derive(Clone, Copy)]
+struct Cell<R, V> {
+    tag: u64,
+    rest: R,
+    value: V,
+}
+
+/// What a hit does to the replacement state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnHit {
+    /// Moves the way to the front of a narrow set's order.
+    Order,
+    /// Something else, or nothing.
+    Else,
+}
+
+/// Whose way a new entry takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnFill {
+    /// That of the last in a narrow set's order.
+    Last,
+    /// Another.
+    Else,
 }
 
 /// What an insertion did.
@@ -132,19 +139,17 @@ pub enum Inserted<K, V> {
 /// ```
 #[derive(Clone)]
 pub struct SetAssoc<K: Key, V> {
-    tags: Vec<u64>,
-    rests: Vec<K::Rest>,
-    values: Vec<V>,
-    /// Whether the layout is the narrow one, asked on every probe.
-    narrow: bool,
-    /// Recency order per set of a narrow structure.
-    orders: Vec<u64>,
-    layout: Layout,
-    /// Tree-PLRU or NRU bits per set; empty for other policies.
-    marks: Vec<u64>,
+    cells: Vec<Cell<K::Rest, V>>,
+    /// One per set; skewed structures do not use theirs.
+    rows: Vec<Row>,
     indexer: Indexer,
     shape: Shape,
+    /// Whether the layout is the narrow one, asked on every probe.
+    narrow: bool,
+    on_hit: OnHit,
+    on_fill: OnFill,
     live: u32,
+    layout: Layout,
     random: SplitMix,
 }
 
@@ -174,18 +179,17 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             Layout::Wide(Lists::new(sets, ways), Chains::new(entries))
         };
         let narrow = matches!(layout, Layout::Narrow);
-        let marked = shape.replacement().has_marks();
+        let in_order = matches!(shape.replacement(), Replacement::Lru | Replacement::Fifo);
         Self {
-            tags: vec![K::EMPTY; entries as usize],
-            rests: vec![K::Rest::default(); entries as usize],
-            values: vec![V::default(); entries as usize],
-            narrow,
-            orders: if narrow { vec![packed::initial(ways); sets as usize] } else { Vec::new() },
-            layout,
-            marks: vec![0; if marked { sets as usize } else { 0 }],
+            cells: vec![Cell { tag: K::EMPTY, rest: K::Rest::default(), value: V::default() }; entries as usize],
+            rows: vec![Row::new(ways); sets as usize],
             indexer: Indexer::new(shape.index(), sets),
             shape,
+            narrow,
+            on_hit: if narrow && shape.replacement().reorders_on_hit() { OnHit::Order } else { OnHit::Else },
+            on_fill: if narrow && in_order { OnFill::Last } else { OnFill::Else },
             live: 0,
+            layout,
             random: SplitMix(seed),
         }
     }
@@ -226,36 +230,37 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     /// The value at a place.
     #[inline(always)]
     pub fn value(&self, slot: Slot) -> &V {
-        &self.values[slot.slot as usize]
+        &self.cells[slot.slot as usize].value
     }
     /// The key at a place; one with the tag [`Key::EMPTY`] if nothing is there.
     #[inline]
     pub fn key(&self, slot: Slot) -> K {
-        K::join(self.tags[slot.slot as usize], self.rests[slot.slot as usize])
+        let cell = &self.cells[slot.slot as usize];
+        K::join(cell.tag, cell.rest)
     }
 
-    /// Whether this very key is (still) at a place.
+    /// The value at a place, if this very key is (still) there.
     #[inline(always)]
-    pub fn is_at(&self, slot: Slot, key: &K) -> bool {
-        let at = slot.slot as usize;
-        self.tags.get(at) == Some(&key.tag()) && self.rests.get(at) == Some(&key.rest())
+    pub fn value_if(&self, slot: Slot, key: &K) -> Option<&V> {
+        let cell = self.cells.get(slot.slot as usize)?;
+        (cell.tag == key.tag() && cell.rest == key.rest()).then_some(&cell.value)
     }
 
     /// The value at a place, to be changed.
     #[inline]
     pub fn value_mut(&mut self, slot: Slot) -> &mut V {
-        &mut self.values[slot.slot as usize]
+        &mut self.cells[slot.slot as usize].value
     }
 
     /// Counts a use of the entry at a place.
     #[inline(always)]
     pub fn touch(&mut self, slot: Slot) {
-        if !self.shape.replacement().reorders_on_hit() {
-            self.mark(slot.set, slot.slot);
-        } else if self.narrow {
-            self.reorder(slot.set, slot.slot);
-        } else {
-            self.bring_to_front(slot.set, slot.slot);
+        if self.on_hit == OnHit::Else {
+            return self.touch_elsewhere(slot.set, slot.slot);
+        }
+        let way = slot.slot - slot.set * self.shape.ways();
+        if let Some(row) = self.rows.get_mut(slot.set as usize) {
+            row.touch(way);
         }
     }
 
@@ -266,7 +271,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         if key.tag() == K::EMPTY {
             return Inserted::Filled;
         }
-        match self.search(&key, |rest| rest == key.rest()) {
+        match self.find_equal(&key) {
             Some(slot) => {
                 self.touch(slot);
                 Inserted::Replaced(std::mem::replace(self.value_mut(slot), value))
@@ -275,63 +280,37 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         }
     }
 
+    /// Finds the place of this very key without counting a use.
+    #[inline(always)]
+    pub fn find_equal(&self, key: &K) -> Option<Slot> {
+        self.search(key, |rest| rest == key.rest())
+    }
+
     /// [`insert`](Self::insert) for a key that is known not to be there, without the search.
     #[inline]
     pub fn insert_absent(&mut self, key: K, value: V) -> Inserted<K, V> {
         let slot = self.victim(key.number());
-        let (rest, old_value) = (self.rests[slot.slot as usize], self.values[slot.slot as usize]);
+        let Cell { rest, value: old, .. } = self.cells[slot.slot as usize];
         let tag = self.place(slot, key, value);
-        if tag == K::EMPTY { Inserted::Filled } else { Inserted::Evicted(K::join(tag, rest), old_value) }
+        if tag == K::EMPTY { Inserted::Filled } else { Inserted::Evicted(K::join(tag, rest), old) }
     }
 
     /// [`insert_absent`](Self::insert_absent) for callers who only ask for the tag of what left ([`Key::EMPTY`] if nothing did).
     #[inline(always)]
     pub fn displace(&mut self, key: K, value: V) -> u64 {
-        let in_order = matches!(self.shape.replacement(), Replacement::Lru | Replacement::Fifo);
-        if !(self.narrow && in_order) {
+        if self.on_fill == OnFill::Else {
             return self.displace_elsewhere(key, value);
         }
         // PERF: the common case of `victim` and `place` together: whatever is last in order is overwritten.
         let ways = self.shape.ways();
         let set = self.indexer.set(key.number());
-        let order = &mut self.orders[set as usize];
-        let way = packed::at(*order, ways - 1);
-        *order = packed::last_to_front(*order, way, ways);
-        let at = (set * ways + way) as usize;
-        self.rests[at] = key.rest();
-        self.values[at] = value;
-        let old = std::mem::replace(&mut self.tags[at], key.tag());
-        self.live += u32::from(old == K::EMPTY);
-        old
-    }
-
-    #[inline(never)]
-    fn displace_elsewhere(&mut self, key: K, value: V) -> u64 {
-        let slot = self.victim(key.number());
-        self.place(slot, key, value)
-    }
-
-    /// Puts an entry into a slot and returns the tag it had.
-    #[inline]
-    fn place(&mut self, slot: Slot, key: K, value: V) -> u64 {
-        let at = slot.slot as usize;
-        let old = std::mem::replace(&mut self.tags[at], key.tag());
-        self.rests[at] = key.rest();
-        self.values[at] = value;
-        if let Layout::Wide(_, chains) = &mut self.layout {
-            if old != K::EMPTY {
-                chains.unlink(old, slot.slot);
-            }
-            chains.link(key.tag(), slot.slot);
-        }
-        if self.narrow {
-            self.reorder(slot.set, slot.slot);
-        } else {
-            self.bring_to_front(slot.set, slot.slot);
-        }
-        if self.shape.replacement().has_marks() {
-            self.mark(slot.set, slot.slot);
-        }
+        let Some(row) = self.rows.get_mut(set as usize) else { return K::EMPTY };
+        let way = packed::at(row.order, ways - 1);
+        row.order = packed::last_to_front(row.order, way, ways);
+        row.set_print(way, key.tag());
+        let Some(cell) = self.cells.get_mut((set * ways + way) as usize) else { return K::EMPTY };
+        let old = cell.tag;
+        *cell = Cell { tag: key.tag(), rest: key.rest(), value };
         self.live += u32::from(old == K::EMPTY);
         old
     }
@@ -384,8 +363,8 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
 
     /// All entries, set by set.
     pub fn iter(&self) -> impl Iterator<Item = (K, &V)> {
-        let entries = self.tags.iter().zip(&self.rests).zip(&self.values);
-        entries.filter(|((tag, _), _)| **tag != K::EMPTY).map(|((&tag, &rest), value)| (K::join(tag, rest), value))
+        let full = self.cells.iter().filter(|cell| cell.tag != K::EMPTY);
+        full.map(|cell| (K::join(cell.tag, cell.rest), &cell.value))
     }
 
     #[inline(always)]
@@ -393,184 +372,23 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         if !self.narrow {
             return self.search_elsewhere(key, accept);
         }
-        let ways = self.shape.ways();
+        let (tag, ways) = (key.tag(), self.shape.ways());
         let set = self.indexer.set(key.number());
         let first = set * ways;
-        let mut hits = scan(&self.tags[first as usize..(first + ways) as usize], key.tag());
-        while hits != 0 {
-            let slot = first + hits.trailing_zeros();
-            if accept(self.rests[slot as usize]) {
-                return Some(Slot { set, slot });
-            }
-            hits &= hits - 1;
-        }
-        None
-    }
-
-    #[inline(never)]
-    fn search_elsewhere(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
-        let Layout::Wide(_, chains) = &self.layout else { return self.search_skewed(key, accept) };
-        let tag = key.tag();
-        let mut slot = chains.first(tag);
-        while slot != NONE && !(self.tags[slot as usize] == tag && accept(self.rests[slot as usize])) {
-            slot = chains.after(slot);
-        }
-        (slot != NONE).then(|| Slot { set: self.indexer.set(key.number()), slot })
-    }
-
-    fn search_skewed(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
-        let (tag, number) = (key.tag(), key.number());
-        (0..self.shape.ways())
-            .map(|way| self.slot_in_way(number, way))
-            .find(|slot| self.tags[slot.slot as usize] == tag && accept(self.rests[slot.slot as usize]))
-    }
-
-    /// Where a block would lie in a way.
-    #[inline]
-    fn slot_in_way(&self, number: u64, way: u32) -> Slot {
-        let set = match self.layout {
-            Layout::Skewed(_) => self.indexer.set_of_way(number, way),
-            _ => self.indexer.set(number),
-        };
-        Slot { set, slot: set * self.shape.ways() + way }
-    }
-
-    // PERF: places are passed as two words; as a struct they went through memory and cost a store-forwarding stall.
-    #[inline(always)]
-    fn reorder(&mut self, set: u32, slot: u32) {
-        let order = &mut self.orders[set as usize];
-        *order = packed::to_front(*order, slot - set * self.shape.ways());
-    }
-
-    fn bring_to_front(&mut self, set: u32, slot: u32) {
-        let policy = self.shape.replacement();
-        match &mut self.layout {
-            Layout::Narrow => self.reorder(set, slot),
-            Layout::Wide(lists, _) => lists.move_front(set, slot),
-            Layout::Skewed(stamps) if policy != Replacement::Nru => {
-                stamps.clock += 1;
-                stamps.of[slot as usize] = stamps.clock;
-            }
-            Layout::Skewed(stamps) => stamps.of[slot as usize] = 1,
-        }
-    }
-
-    /// Notes a use in the marks of tree-PLRU or NRU.
-    fn mark(&mut self, set: u32, slot: u32) {
-        let ways = self.shape.ways();
-        let policy = self.shape.replacement();
-        if let (Replacement::Nru, Layout::Skewed(stamps)) = (policy, &mut self.layout) {
-            stamps.of[slot as usize] = 1;
-        } else if let Some(bits) = self.marks.get_mut(set as usize) {
-            let touch = if policy == Replacement::TreePlru { tree::touch } else { nru::touch };
-            *bits = touch(*bits, slot - set * ways, ways);
-        }
-    }
-
-    /// The way to fill for this block: an empty one if there is one, else the policy's choice.
-    #[inline]
-    fn victim(&mut self, number: u64) -> Slot {
-        if let Layout::Skewed(_) = self.layout {
-            return self.skewed_victim(number);
-        }
-        let set = self.indexer.set(number);
-        let ways = self.shape.ways();
-        let at = |slot| Slot { set, slot };
-        let last = self.nth_last(set, 0);
-        if self.tags[last as usize] == K::EMPTY {
-            return at(last);
-        }
-        at(match self.shape.replacement() {
-            Replacement::Lru | Replacement::Fifo => last,
-            Replacement::Random => set * ways + self.random.below(ways),
-            Replacement::RandomHalf => {
-                let steps = self.random.below((ways / 2).max(1));
-                self.nth_last(set, steps)
-            }
-            Replacement::TreePlru => set * ways + tree::victim(self.marks[set as usize], ways),
-            Replacement::Nru => set * ways + nru::victim(self.marks[set as usize], ways),
-        })
-    }
-
-    /// The slot `steps` before the end of a set's order.
-    #[inline]
-    fn nth_last(&self, set: u32, steps: u32) -> u32 {
-        let ways = self.shape.ways();
-        match &self.layout {
-            Layout::Narrow => set * ways + packed::at(self.orders[set as usize], ways - 1 - steps),
-            Layout::Wide(lists, _) => lists.nth_last(set, steps),
-            Layout::Skewed(_) => set * ways,
-        }
-    }
-
-    fn skewed_victim(&mut self, number: u64) -> Slot {
-        let ways = self.shape.ways();
-        let mut candidates = [(0, Slot { set: 0, slot: 0 }); replacement::MAX_MARKED_WAYS as usize];
-        let candidates = &mut candidates[..ways as usize];
-        for (way, candidate) in candidates.iter_mut().enumerate() {
-            let slot = self.slot_in_way(number, way as u32);
-            if self.tags[slot.slot as usize] == K::EMPTY {
-                return slot;
-            }
-            *candidate = (self.stamp(slot), slot);
-        }
-        match self.shape.replacement() {
-            Replacement::Random => candidates[self.random.below(ways) as usize].1,
-            Replacement::RandomHalf => {
-                candidates.sort_unstable_by_key(|candidate| candidate.0);
-                candidates[self.random.below((ways / 2).max(1)) as usize].1
-            }
-            Replacement::Nru => self.skewed_nru_victim(candidates),
-            _ => candidates.iter().min_by_key(|candidate| candidate.0).map_or(candidates[0].1, |oldest| oldest.1),
-        }
-    }
-
-    /// The first candidate without a mark; when all have one, all lose it.
-    fn skewed_nru_victim(&mut self, candidates: &[(u64, Slot)]) -> Slot {
-        if let Some(unused) = candidates.iter().find(|candidate| candidate.0 == 0) {
-            return unused.1;
-        }
-        if let Layout::Skewed(stamps) = &mut self.layout {
-            for (_, slot) in candidates {
-                stamps.of[slot.slot as usize] = 0;
-            }
-        }
-        candidates[0].1
-    }
-
-    fn stamp(&self, slot: Slot) -> u64 {
-        match &self.layout {
-            Layout::Skewed(stamps) => stamps.of[slot.slot as usize],
-            _ => 0,
-        }
+        // A print may agree past the last way; the cell there is another set's and has another tag.
+        let check =
+            |way| self.cells.get((first + way) as usize).is_some_and(|cell| cell.tag == tag && accept(cell.rest));
+        let row = self.rows.get(set as usize)?;
+        let way = if ways <= row::WORD_WAYS { row.find_in_eight(tag, check) } else { row.find(tag, check) };
+        way.map(|way| Slot { set, slot: first + way })
     }
 
     #[inline]
     fn keep_or_drop(&mut self, slot: u32, keep: &mut impl FnMut(&K, &mut V) -> bool) {
-        let tag = self.tags[slot as usize];
-        if tag != K::EMPTY && !keep(&K::join(tag, self.rests[slot as usize]), &mut self.values[slot as usize]) {
+        let cell = &mut self.cells[slot as usize];
+        let tag = cell.tag;
+        if tag != K::EMPTY && !keep(&K::join(tag, cell.rest), &mut cell.value) {
             self.drop_slot(tag, slot);
-        }
-    }
-
-    fn drop_slot(&mut self, tag: u64, slot: u32) {
-        self.tags[slot as usize] = K::EMPTY;
-        self.live -= 1;
-        let ways = self.shape.ways();
-        let (set, way) = (slot / ways, slot % ways);
-        match &mut self.layout {
-            Layout::Narrow => {
-                let order = &mut self.orders[set as usize];
-                *order = packed::to_back(*order, way, ways);
-            }
-            Layout::Wide(lists, chains) => {
-                lists.move_back(set, slot);
-                chains.unlink(tag, slot);
-            }
-            Layout::Skewed(stamps) => stamps.of[slot as usize] = 0,
-        }
-        if self.shape.replacement() == Replacement::Nru && !self.marks.is_empty() {
-            self.marks[set as usize] &= !(1 << way);
         }
     }
 }

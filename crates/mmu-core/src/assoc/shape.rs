@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::order::packed;
 use super::replacement::MAX_MARKED_WAYS;
+use super::row::MAX_WAYS;
 use super::{Index, Replacement};
 
 /// Entries one structure may hold: far above any TLB, and enough for the lines of a 1 GiB cache.
@@ -85,7 +85,7 @@ impl Shape {
     }
     /// Whether one word orders a set, so that it is scanned and not chained.
     pub(super) const fn is_narrow(self) -> bool {
-        self.ways <= packed::MAX_WAYS
+        self.ways <= MAX_WAYS
     }
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::invalidate::{Select, Span};
-use super::key::GROUPED;
+use super::key::{Cut, GROUPED};
 use super::{CombinedByGpa, Input, Kind, Tag, TagRules, TlbEntry, TlbKey};
 use crate::addr::{Gpa, PageSize};
 use crate::assoc::{Inserted, Key, SetAssoc, Shape, Slot};
@@ -153,8 +153,7 @@ const NO_CLASS: u8 = u8::MAX;
 /// One page size of an array.
 #[derive(Clone, Copy, Debug, Default)]
 struct Class {
-    /// Shift and flags of its keys.
-    key: u64,
+    cut: Cut,
     page_shift: u32,
     /// Entries of this size.
     count: u32,
@@ -162,13 +161,11 @@ struct Class {
 
 impl Class {
     const fn key_shift(self) -> u32 {
-        (self.key & !GROUPED) as u32
+        (self.cut.class() & !GROUPED) as u32
     }
-    const fn flags(self) -> u64 {
-        self.key & GROUPED
-    }
+    #[inline(always)]
     const fn is_grouped(self) -> bool {
-        self.flags() != 0
+        self.cut.class() & GROUPED != 0
     }
     /// Which page of its group an address lies in.
     const fn page_in_group(self, address: u64) -> u32 {
@@ -209,10 +206,10 @@ impl TlbArray {
         sizes.sort_unstable();
         let mut classes = [Class::default(); MAX_SIZES];
         for (class, size) in classes.iter_mut().zip(&sizes) {
-            *class = Class { key: u64::from(size.shift()), page_shift: size.shift(), count: 0 };
+            *class = Class { cut: Cut::new(size.shift(), 0), page_shift: size.shift(), count: 0 };
         }
         if let Some(Coalesce { pages }) = spec.coalesce {
-            classes[0].key = (classes[0].key + u64::from(pages.trailing_zeros())) | GROUPED;
+            classes[0].cut = Cut::new(classes[0].page_shift + pages.trailing_zeros(), GROUPED);
         }
         let by_shift = std::array::from_fn(|shift| {
             let class = sizes.iter().rposition(|size| size.shift() as usize <= shift);
@@ -296,15 +293,14 @@ impl TlbArray {
     /// [`find`](Self::find) of what an earlier one found, if it still is there.
     #[inline(always)]
     pub(super) fn find_again(&mut self, slot: Slot, key: &TlbKey) -> Option<TlbEntry> {
-        if !self.store.is_at(slot, key) {
-            return None;
-        }
+        let entry = *self.store.value_if(slot, key)?;
         self.store.touch(slot);
         self.stats.hits += 1;
-        Some(*self.store.value(slot))
+        Some(entry)
     }
 
     /// The key of what was found at a place.
+    #[inline]
     pub(super) fn key(&self, slot: Slot) -> TlbKey {
         self.store.key(slot)
     }
@@ -313,10 +309,9 @@ impl TlbArray {
     fn probe(&self, input: Input, context: u64) -> Option<(Slot, TlbEntry)> {
         let mut present = self.present;
         while present != 0 {
-            let class = self.classes[present.trailing_zeros() as usize];
+            let class = &self.classes[present.trailing_zeros() as usize % MAX_SIZES];
             present &= present - 1;
-            let key = TlbKey::new(input, class.key_shift(), class.flags(), context);
-            let Some(slot) = self.store.find(&key) else { continue };
+            let Some(slot) = self.store.find(&class.cut.key(input, context)) else { continue };
             let entry = *self.store.value(slot);
             if !class.is_grouped() {
                 return Some((slot, entry));
@@ -369,7 +364,7 @@ impl TlbArray {
             entry.gpa = Gpa::new(0);
         }
         self.stats.fills += 1;
-        let key = TlbKey::new(input, class.key_shift(), class.flags(), context).with_reach(entry.reach);
+        let key = class.cut.key(input, context).with_reach(entry.reach);
         let inserted = if class.is_grouped() {
             self.join_group(key, class.page_in_group(input.raw()), entry)
         } else if known == Known::Absent {
@@ -380,29 +375,42 @@ impl TlbArray {
         self.account(index as usize, inserted)
     }
 
-    /// [`put`](Self::put) of a translation that a look-up has just missed, when nobody asks what has to leave.
+    /// [`put`](Self::put) when nobody asks what has to leave.
     #[inline(always)]
-    pub(super) fn put_absent(&mut self, input: Input, context: u64, entry: &TlbEntry) {
+    pub(super) fn put_quietly(&mut self, input: Input, context: u64, entry: &TlbEntry, known: Known) {
         let index = self.by_shift[entry.size.shift() as usize & 63];
-        let class = self.classes[index as usize & (MAX_SIZES - 1)];
+        let cut = self.classes[index as usize % MAX_SIZES].cut;
         // Fragments, groups and guest-physical addresses are the general path's.
-        if index == NO_CLASS || class.key != u64::from(entry.size.shift()) || self.stores_gpa(input.kind()) {
-            let _ = self.put(input, context, *entry, Known::Absent);
-            return;
+        if index == NO_CLASS || cut.class() != u64::from(entry.size.shift()) || self.stores_gpa(input.kind()) {
+            return self.put_elsewhere(input, context, entry, known);
         }
         self.stats.fills += 1;
-        let key = TlbKey::new(input, class.key_shift(), 0, context).with_reach(entry.reach);
-        let old = self.store.displace(key, TlbEntry { gpa: Gpa::new(0), ..*entry });
-        if old == TlbKey::EMPTY {
-            self.count_one(index as usize);
+        let key = cut.key(input, context).with_reach(entry.reach);
+        let entry = TlbEntry { gpa: Gpa::new(0), ..*entry };
+        let present = if known == Known::Unknown { self.store.find_equal(&key) } else { None };
+        if let Some(slot) = present {
+            self.store.touch(slot);
+            *self.store.value_mut(slot) = entry;
             return;
         }
-        self.stats.evictions += 1;
+        let old = self.store.displace(key, entry);
+        self.stats.evictions += u64::from(old != TlbKey::EMPTY);
         let old = TlbKey::class_of(old);
-        if old != class.key {
-            self.count_one(index as usize);
-            self.forget(old);
+        if old != cut.class() {
+            self.exchange(index as usize, old);
         }
+    }
+
+    #[inline(never)]
+    fn put_elsewhere(&mut self, input: Input, context: u64, entry: &TlbEntry, known: Known) {
+        let _ = self.put(input, context, *entry, known);
+    }
+
+    /// One entry more of a class, and one less of the class of what left (0 if nothing did).
+    #[inline(never)]
+    fn exchange(&mut self, class: usize, old: u64) {
+        self.count_one(class);
+        self.forget(old);
     }
 
     #[inline]
@@ -430,7 +438,7 @@ impl TlbArray {
     }
 
     fn forget_in(classes: &mut [Class], present: &mut u8, key_class: u64) {
-        if let Some(index) = classes.iter().position(|class| class.key == key_class) {
+        if let Some(index) = classes.iter().position(|class| class.cut.class() == key_class) {
             classes[index].count -= 1;
             if classes[index].count == 0 {
                 *present &= !(1 << index);
@@ -496,7 +504,7 @@ impl TlbArray {
             for block in span.first >> class.key_shift()..=span.last >> class.key_shift() {
                 for kind in select.kinds() {
                     let input = Input::of(kind, block << class.key_shift());
-                    let key = TlbKey::new(input, class.key_shift(), class.flags(), 0);
+                    let key = class.cut.key(input, 0);
                     store.retain_tagged(&key, |key, entry| strike(select, key, entry, stats, classes, present));
                 }
             }

@@ -69,66 +69,90 @@ impl Lookup {
 /// The arrays of one level, and which of them each port asks.
 #[derive(Clone, Debug)]
 struct Arrays {
-    arrays: Vec<TlbArray>,
+    all: Vec<TlbArray>,
     routes: [Vec<u8>; 3],
+    /// The array that stores the pages of a shift, by port.
+    homes: [[u8; 64]; 3],
 }
+
+/// No array of the port stores such pages.
+const NO_HOME: u8 = u8::MAX;
 
 impl Arrays {
     fn new(specs: &[ArraySpec], rules: TagRules, seed: u64) -> Result<Self, ArrayError> {
         let arrays = specs.iter().zip(0..).map(|(spec, n): (_, u64)| TlbArray::new(spec, rules, seed ^ (n << 32)));
+        let arrays = arrays.collect::<Result<Vec<_>, _>>()?;
         let route = |port| {
-            specs.iter().zip(0..).filter(|(spec, _)| spec.ports.contains(&port)).map(|(_, n): (_, u8)| n).collect()
+            let all = specs.iter().zip(0..NO_HOME);
+            all.filter(|(spec, _)| spec.ports.contains(&port)).map(|(_, n)| n).collect::<Vec<_>>()
         };
-        Ok(Self { arrays: arrays.collect::<Result<_, _>>()?, routes: Port::ALL.map(route) })
+        let routes = Port::ALL.map(route);
+        let homes = std::array::from_fn(|port| std::array::from_fn(|shift| home(&arrays, &routes[port], shift as u32)));
+        Ok(Self { all: arrays, routes, homes })
     }
 
+    /// Asks the arrays of a port; counts a hit, or a miss of each.
     #[inline(always)]
     fn find(&mut self, port: Port, input: Input, context: u64) -> Option<(u8, Slot, TlbEntry)> {
-        let route = &self.routes[port as usize];
-        for &array in route {
-            if let Some((slot, entry)) = self.arrays[array as usize].find(input, context) {
-                return Some((array, slot, entry));
+        for (asked, &n) in self.routes[port as usize].iter().enumerate() {
+            let Some(array) = self.all.get_mut(n as usize) else { continue };
+            if let Some((slot, entry)) = array.find(input, context) {
+                if asked > 0 {
+                    self.uncount_misses(port, asked);
+                }
+                return Some((n, slot, entry));
             }
-        }
-        for &array in route {
-            self.arrays[array as usize].stats.misses += 1;
+            array.stats.misses += 1;
         }
         None
     }
 
-    /// The array of a port that stores a page of this size in the largest pieces.
-    #[inline]
-    fn home(&self, port: Port, size: PageSize) -> Option<usize> {
-        let mut best: Option<(u32, usize)> = None;
-        for &array in &self.routes[port as usize] {
-            let Some(shift) = self.arrays[array as usize].stored_shift(size) else { continue };
-            if shift == size.shift() {
-                return Some(array as usize);
-            }
-            if best.is_none_or(|(most, _)| shift > most) {
-                best = Some((shift, array as usize));
-            }
+    /// The arrays asked before the one that hit did not miss: their level answered.
+    #[inline(never)]
+    fn uncount_misses(&mut self, port: Port, asked: usize) {
+        for &n in &self.routes[port as usize][..asked] {
+            self.all[n as usize].stats.misses -= 1;
         }
-        best.map(|(_, array)| array)
+    }
+
+    /// The array that stores a page of this size.
+    #[inline(always)]
+    fn home(&mut self, port: Port, size: PageSize) -> Option<&mut TlbArray> {
+        self.all.get_mut(self.homes[port as usize][size.shift() as usize & 63] as usize)
     }
 
     #[inline]
     fn put(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) -> Put {
         match self.home(port, entry.size) {
-            Some(array) => Put::Stored(self.arrays[array].put(input, context, entry, known)),
+            Some(array) => Put::Stored(array.put(input, context, entry, known)),
             None => Put::NoPlace,
         }
     }
 
+    /// [`put`](Self::put) when nobody asks what became of it.
+    #[inline(always)]
+    fn put_quietly(&mut self, port: Port, input: Input, context: u64, entry: &TlbEntry, known: Known) {
+        if let Some(array) = self.home(port, entry.size) {
+            array.put_quietly(input, context, entry, known);
+        }
+    }
+
     fn invalidate(&mut self, select: &Select) -> u64 {
-        self.arrays.iter_mut().map(|array| array.invalidate(select)).sum()
+        self.all.iter_mut().map(|array| array.invalidate(select)).sum()
     }
 
     fn take(&mut self, port: Port, input: Input, context: u64) {
         for &array in &self.routes[port as usize] {
-            self.arrays[array as usize].take(input, context);
+            self.all[array as usize].take(input, context);
         }
     }
+}
+
+/// The array of a route that stores pages of this shift in the largest pieces, the first of several.
+fn home(arrays: &[TlbArray], route: &[u8], shift: u32) -> u8 {
+    let Some(size) = PageSize::from_shift(shift) else { return NO_HOME };
+    let stored = route.iter().filter_map(|&n| arrays[n as usize].stored_shift(size).map(|shift| (shift, n)));
+    stored.rev().max_by_key(|&(shift, _)| shift).map_or(NO_HOME, |(_, n)| n)
 }
 
 /// Where a page was found in the first level the last time it was asked for.
@@ -142,8 +166,8 @@ struct Hint {
     array: u8,
 }
 
-/// Number of hints: about the entries of a first level.
-const HINTS: usize = 128;
+/// Number of hints: the entries of the largest first levels.
+const HINTS: usize = 256;
 
 impl Hint {
     #[inline(always)]
@@ -192,9 +216,20 @@ pub struct Tlb {
     inclusion: Inclusion,
     rules: TagRules,
     l2_hit_extra: [Cycles; 3],
-    // PERF: spares most first-level hits the search: 187 host instructions for look-up and caller become 111. A hint is
-    // checked against the array before it is believed, and counts and orders are those of the search.
-    hints: [Hint; HINTS],
+    // PERF: spares most first-level hits the search. A hint is checked against the array before it is believed, and
+    // counts and orders are those of the search.
+    hints: Box<[Hint; HINTS]>,
+    /// What the last search found.
+    // PERF: results of the search go this way, so that those of a hint stay in the host's registers.
+    found: TlbEntry,
+}
+
+/// Where a search ended; the entry is in [`Tlb::found`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Searched {
+    L1,
+    L2,
+    Nowhere,
 }
 
 impl Tlb {
@@ -206,7 +241,8 @@ impl Tlb {
             inclusion: spec.inclusion,
             rules: spec.rules,
             l2_hit_extra: [spec.l2_hit_extra, spec.l2_hit_extra, spec.l2_hit_extra_fetch],
-            hints: [Hint::default(); HINTS],
+            hints: Box::new([Hint::default(); HINTS]),
+            found: TlbEntry::default(),
         })
     }
 
@@ -229,60 +265,68 @@ impl Tlb {
         let page = Hint::page(port, input);
         let hint = &self.hints[Hint::index(page)];
         if hint.page == page && hint.context == context {
-            let found = self.l1.arrays[hint.array as usize].find_again(hint.slot, &hint.key);
-            if let Some(entry) = found {
+            let array = self.l1.all.get_mut(hint.array as usize);
+            if let Some(entry) = array.and_then(|array| array.find_again(hint.slot, &hint.key)) {
                 return Lookup::L1(entry);
             }
         }
-        self.search(port, input, context, page)
+        match self.search(port, input, context) {
+            Searched::L1 => Lookup::L1(self.found),
+            Searched::L2 => Lookup::L2(self.found),
+            Searched::Nowhere => Lookup::Miss,
+        }
     }
 
     #[inline(never)]
-    fn search(&mut self, port: Port, input: Input, context: u64, page: u64) -> Lookup {
-        let Some((array, slot, entry)) = self.l1.find(port, input, context) else {
-            return self.search_l2(port, input, context);
-        };
-        let key = self.l1.arrays[array as usize].key(slot);
-        // What lies in a group is not the entry itself.
-        if !key.is_grouped() {
-            self.hints[Hint::index(page)] = Hint { page, context, key, slot, array };
+    fn search(&mut self, port: Port, input: Input, context: u64) -> Searched {
+        if let Some((array, slot, entry)) = self.l1.find(port, input, context) {
+            self.found = entry;
+            let key = self.l1.all[array as usize].key(slot);
+            // What lies in a group is not the entry itself.
+            if !key.is_grouped() {
+                let page = Hint::page(port, input);
+                self.hints[Hint::index(page)] = Hint { page, context, key, slot, array };
+            }
+            return Searched::L1;
         }
-        Lookup::L1(entry)
+        let Some((_, _, entry)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
+        self.found = entry;
+        if self.inclusion == Inclusion::Exclusive {
+            self.move_up(port, input, context, entry);
+        } else {
+            self.l1.put_quietly(port, input, context, &entry, Known::Absent);
+        }
+        Searched::L2
     }
 
-    #[inline(always)]
-    fn search_l2(&mut self, port: Port, input: Input, context: u64) -> Lookup {
-        let Some((_, _, entry)) = self.l2.find(port, input, context) else { return Lookup::Miss };
-        if self.inclusion == Inclusion::Exclusive {
-            self.l2.take(port, input, context);
-            self.put_l1_exclusive(port, input, context, entry, Known::Absent);
-        } else if let Some(home) = self.l1.home(port, entry.size) {
-            self.l1.arrays[home].put_absent(input, context, &entry);
-        }
-        Lookup::L2(entry)
+    #[inline(never)]
+    fn move_up(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry) {
+        self.l2.take(port, input, context);
+        self.put_l1_exclusive(port, input, context, entry, Known::Absent);
     }
 
     /// Puts the result of a walk in. An entry with the same page, tag and reach is replaced; one that differs in reach
     /// (global or not) or size stays beside it until it is invalidated, as hardware allows.
     pub fn fill(&mut self, port: Port, tag: Tag, input: Input, entry: TlbEntry) {
         let context = self.rules.context(tag, input.kind());
-        match self.inclusion {
-            Inclusion::NonInclusive => {
-                self.l2.put(port, input, context, entry, Known::Unknown);
-                self.l1.put(port, input, context, entry, Known::Unknown);
-            }
-            Inclusion::Inclusive => {
-                let evicted = self.l2.put(port, input, context, entry, Known::Unknown).evicted();
-                if let Some((key, _)) = evicted {
-                    self.l1.invalidate(&Select::block(&key, self.rules));
-                }
-                self.l1.put(port, input, context, entry, Known::Unknown);
-            }
-            Inclusion::Exclusive => {
-                self.l2.take(port, input, context);
-                self.put_l1_exclusive(port, input, context, entry, Known::Unknown);
-            }
+        if self.inclusion != Inclusion::NonInclusive {
+            return self.fill_related(port, input, context, entry);
         }
+        self.l2.put_quietly(port, input, context, &entry, Known::Unknown);
+        self.l1.put_quietly(port, input, context, &entry, Known::Unknown);
+    }
+
+    #[inline(never)]
+    fn fill_related(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry) {
+        if self.inclusion == Inclusion::Exclusive {
+            self.l2.take(port, input, context);
+            return self.put_l1_exclusive(port, input, context, entry, Known::Unknown);
+        }
+        let evicted = self.l2.put(port, input, context, entry, Known::Unknown).evicted();
+        if let Some((key, _)) = evicted {
+            self.l1.invalidate(&Select::block(&key, self.rules));
+        }
+        self.l1.put_quietly(port, input, context, &entry, Known::Unknown);
     }
 
     fn put_l1_exclusive(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) {
@@ -316,7 +360,7 @@ impl Tlb {
 
     /// Every translation of either level that a look-up under this tag can find.
     pub fn reachable(&self, tag: Tag) -> impl Iterator<Item = TlbEntry> + '_ {
-        self.l1.arrays.iter().chain(&self.l2.arrays).flat_map(TlbArray::entries).filter_map(move |(key, entry)| {
+        self.l1.all.iter().chain(&self.l2.all).flat_map(TlbArray::entries).filter_map(move |(key, entry)| {
             let wanted = self.rules.context(tag, key.kind());
             key.belongs(wanted, self.rules.mask(key.kind())).then_some(entry)
         })
@@ -324,14 +368,14 @@ impl Tlb {
 
     /// First-level arrays.
     pub fn l1(&self) -> &[TlbArray] {
-        &self.l1.arrays
+        &self.l1.all
     }
     /// Second-level arrays.
     pub fn l2(&self) -> &[TlbArray] {
-        &self.l2.arrays
+        &self.l2.all
     }
     /// Counters of every array by name, first level first.
     pub fn stats(&self) -> impl Iterator<Item = (&str, ArrayStats)> {
-        self.l1.arrays.iter().chain(&self.l2.arrays).map(|array| (array.name(), array.stats()))
+        self.l1.all.iter().chain(&self.l2.all).map(|array| (array.name(), array.stats()))
     }
 }

@@ -163,7 +163,8 @@ impl TagRules {
     /// The context word that entries of this kind carry under this tag.
     #[inline(always)]
     pub(super) const fn context(&self, tag: Tag, kind: Kind) -> u64 {
-        context_word(tag) & self.mask(kind)
+        // No mask has the bit of the global flag, so the ASID needs no cut of its own.
+        wide_word(tag) & self.mask(kind)
     }
 }
 
@@ -175,7 +176,13 @@ impl Default for TagRules {
 }
 
 pub(super) const fn context_word(tag: Tag) -> u64 {
-    tag.asid.0 as u64 & ASID_MASK | (tag.vmid.0 as u64) << VMID_SHIFT | (tag.root.0 as u64) << ROOT_SHIFT
+    wide_word(tag) & !GLOBAL
+}
+
+/// The parts of a tag side by side, with whatever the ASID has in the place of the global flag.
+#[inline(always)]
+const fn wide_word(tag: Tag) -> u64 {
+    tag.asid.0 as u64 | (tag.vmid.0 as u64) << VMID_SHIFT | (tag.root.0 as u64) << ROOT_SHIFT
 }
 
 /// Key of a translation or paging-structure-cache entry.
@@ -190,6 +197,31 @@ const KIND_SHIFT: u32 = 6;
 /// Set in the low bits of keys that stand for an aligned group of pages.
 pub(super) const GROUPED: u64 = 1 << 9;
 const META: u64 = 0xfff;
+
+/// Cuts addresses to the keys of one block size, with the masks worked out.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cut {
+    mask: u64,
+    /// Shift and flags.
+    class: u64,
+}
+
+impl Cut {
+    /// Blocks of `1 << shift` bytes; `flags` may hold [`GROUPED`].
+    pub(super) const fn new(shift: u32, flags: u64) -> Self {
+        Self { mask: u64::MAX << shift & !META, class: shift as u64 | flags }
+    }
+    /// [`TlbKey::class`] of its keys.
+    #[inline(always)]
+    pub(super) const fn class(self) -> u64 {
+        self.class
+    }
+    /// Key of the block around an address.
+    #[inline(always)]
+    pub(super) const fn key(self, input: Input, context: u64) -> TlbKey {
+        TlbKey { page: input.raw() & self.mask | self.class | (input.kind() as u64) << KIND_SHIFT, context }
+    }
+}
 
 impl TlbKey {
     /// Key of the block of `1 << shift` bytes around an address; `flags` may hold [`GROUPED`].

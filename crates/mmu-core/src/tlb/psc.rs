@@ -8,9 +8,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::invalidate::Select;
+use super::key::Cut;
 use super::{Input, Invalidate, Kind, Perms, TableCaches, Tag, TagRules, TlbKey};
 use crate::addr::{Hpa, Level};
-use crate::assoc::{SetAssoc, Shape};
+use crate::assoc::{Key, SetAssoc, Shape};
 use crate::format::Table;
 use crate::geometry::Geometry;
 use crate::walk::CachedTable;
@@ -83,43 +84,65 @@ impl Cell {
     }
 }
 
-/// Caches by level of their tables.
-type Levels = [Option<SetAssoc<TlbKey, Cell>>; Level::MAX_LEVELS];
+/// The cache of one level's tables.
+#[derive(Clone, Debug)]
+struct LevelCache {
+    level: Level,
+    /// What a table of this level covers, in the first stage and in the second; `None` where that is a root table.
+    cuts: [Option<Cut>; 2],
+    store: SetAssoc<TlbKey, Cell>,
+}
 
 /// The paging-structure caches of one hardware thread.
 #[derive(Clone, Debug)]
 pub struct PscSet {
-    first: Levels,
+    /// By level, deepest tables first.
+    first: Vec<LevelCache>,
     /// Second-stage caches when apart.
-    second: Option<Levels>,
-    /// Address bits below what a table of each level covers; first stage, then second. 64 means "not cacheable".
-    shifts: [[u32; Level::MAX_LEVELS]; 2],
+    second: Option<Vec<LevelCache>>,
     rules: TagRules,
     stats: PscStats,
 }
 
-fn build(specs: &[PscLevelSpec], seed: u64) -> Levels {
-    let mut levels = Levels::default();
+fn build(specs: &[PscLevelSpec], stages: [&Geometry; 2], seed: u64) -> Vec<LevelCache> {
+    let cache = |spec: &PscLevelSpec| {
+        let level = spec.tables;
+        let seed = seed ^ (level.index() as u64) << 40;
+        LevelCache { level, cuts: stages.map(|tree| cut(tree, level)), store: SetAssoc::new(spec.shape, seed) }
+    };
+    let mut levels: Vec<LevelCache> = Vec::new();
     for spec in specs.iter().filter(|spec| spec.tables.index() < Level::MAX_LEVELS) {
-        levels[spec.tables.index()] = Some(SetAssoc::new(spec.shape, seed ^ (spec.tables.index() as u64) << 40));
+        levels.retain(|other| other.level != spec.tables);
+        levels.push(cache(spec));
     }
+    levels.sort_by_key(|cache| cache.level.index());
     levels
 }
 
-/// Root tables are not cached: their address is in a register.
-fn reach_of_tables(geometry: &Geometry) -> [u32; Level::MAX_LEVELS] {
-    std::array::from_fn(
-        |level| if level + 1 < geometry.levels() { geometry.shift(Level::new(level as u8).up()) } else { 64 },
-    )
+/// What a table of a level covers. Root tables are not cached: their address is in a register.
+fn cut(tree: &Geometry, level: Level) -> Option<Cut> {
+    (level.index() + 1 < tree.levels()).then(|| Cut::new(tree.shift(level.up()), 0))
+}
+
+impl LevelCache {
+    /// Looks the table of an address up and counts a use of it.
+    #[inline(always)]
+    fn lookup(&mut self, stage: usize, input: Input, context: u64) -> Option<Cell> {
+        if self.store.is_empty() {
+            return None;
+        }
+        let cut = self.cuts[stage]?;
+        self.store.lookup(&cut.key(input, context)).copied()
+    }
 }
 
 impl PscSet {
     /// Empty caches for trees of these two shapes: the first stage's and the second's.
     pub fn new(spec: &PscSpec, first: &Geometry, second: &Geometry, seed: u64) -> Self {
+        let stages = [first, second];
         Self {
-            first: build(&spec.levels, seed),
-            second: spec.guest_physical.as_ref().map(|levels| build(levels, !seed)),
-            shifts: [reach_of_tables(first), reach_of_tables(second)],
+            first: build(&spec.levels, stages, seed),
+            second: spec.guest_physical.as_ref().map(|levels| build(levels, stages, !seed)),
             rules: spec.rules,
             stats: PscStats::default(),
         }
@@ -130,28 +153,27 @@ impl PscSet {
         self.stats
     }
 
-    fn parts(&mut self, kind: Kind) -> (&mut Levels, [u32; Level::MAX_LEVELS], &mut PscStats) {
+    /// The caches that serve a kind of translation, and the number of its stage.
+    #[inline]
+    fn parts(&mut self, kind: Kind) -> (&mut [LevelCache], usize, &mut PscStats) {
         let stage_two = kind == Kind::GuestPhysical;
         let levels = match &mut self.second {
             Some(second) if stage_two => second,
             _ => &mut self.first,
         };
-        (levels, self.shifts[usize::from(stage_two)], &mut self.stats)
+        (levels, usize::from(stage_two), &mut self.stats)
     }
 
     /// The deepest cached table on the path of an address. Looks every level up and counts a use in each that hits.
     pub fn deepest(&mut self, tag: Tag, input: Input) -> Option<CachedTable> {
         let context = self.rules.context(tag, input.kind());
-        let (levels, shifts, stats) = self.parts(input.kind());
-        let mut found = None;
-        for (level, cache) in levels.iter_mut().enumerate() {
-            let (Some(cache), true) = (cache, shifts[level] < 64) else { continue };
-            let hit = cache.lookup(&TlbKey::new(input, shifts[level], 0, context)).copied();
-            if let (None, Some(cell)) = (found, hit) {
-                found = Some(cell.unpack(Level::new(level as u8)));
-            }
+        let (levels, stage, stats) = self.parts(input.kind());
+        let mut caches = levels.iter_mut();
+        let found = caches.find_map(|cache| cache.lookup(stage, input, context).map(|cell| cell.unpack(cache.level)));
+        for cache in caches {
+            cache.lookup(stage, input, context);
         }
-        match found {
+        match &found {
             Some(table) => stats.deepest[table.level.index()] += 1,
             None => stats.misses += 1,
         }
@@ -162,15 +184,17 @@ impl PscSet {
     /// where that level has no cache.
     pub fn fill(&mut self, tag: Tag, input: Input, found: &CachedTable) {
         let context = self.rules.context(tag, input.kind());
-        let (levels, shifts, stats) = self.parts(input.kind());
-        let level = found.level.index();
-        let Some(Some(cache)) = levels.get_mut(level) else { return };
-        if shifts[level] >= 64 {
-            return;
-        }
+        let (levels, stage, stats) = self.parts(input.kind());
+        let Some(cache) = levels.iter_mut().find(|cache| cache.level == found.level) else { return };
+        let Some(cut) = cache.cuts[stage] else { return };
         stats.fills += 1;
-        let inserted = cache.insert(TlbKey::new(input, shifts[level], 0, context), Cell::pack(found));
-        stats.evictions += u64::from(matches!(inserted, crate::assoc::Inserted::Evicted(..)));
+        let (key, cell) = (cut.key(input, context), Cell::pack(found));
+        if let Some(slot) = cache.store.find_equal(&key) {
+            cache.store.touch(slot);
+            *cache.store.value_mut(slot) = cell;
+        } else {
+            stats.evictions += u64::from(cache.store.displace(key, cell) != TlbKey::EMPTY);
+        }
     }
 
     /// Removes the tables that the invalidation reaches and returns how many.
@@ -181,8 +205,8 @@ impl PscSet {
             TableCaches::Dropped | TableCaches::Only => select,
             TableCaches::DroppedForContext => select.everywhere(),
         };
-        let caches = self.first.iter_mut().chain(self.second.iter_mut().flatten()).flatten();
-        let removed = caches.map(|cache| cache.retain(|key, _| !select.covers(key))).sum();
+        let caches = self.first.iter_mut().chain(self.second.iter_mut().flatten());
+        let removed = caches.map(|cache| cache.store.retain(|key, _| !select.covers(key))).sum();
         self.stats.invalidations += removed;
         removed
     }
