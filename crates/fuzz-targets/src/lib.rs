@@ -1,0 +1,57 @@
+//! What the fuzz targets check, as ordinary functions of bytes.
+//!
+//! `fuzz/` (a workspace of its own, nightly) feeds them what libFuzzer finds; `tests/corpus.rs` replays the committed corpora
+//! on stable, with every `cargo test --workspace`. A failed check is a panic, as libFuzzer wants it.
+//!
+//! | target | input | checks |
+//! | --- | --- | --- |
+//! | `trace` | a trace of any format and compression | every byte string ends in records or an error, within the limits |
+//! | `machine_toml` | a machine sheet | refused with a place, a message and a remedy, or accepted |
+//! | `vectors` | JSON lines of recorded translations | refused with a message, or judged |
+//! | `decode_word` | words | decoding is total and agrees with every other question about the word |
+//! | `walk_raw_tables` | memory of arbitrary words | walks of one and two stages end in a bounded number of steps |
+//! | `tables_vs_dense` | operations on table memory | folding and word-by-word holding cannot be told apart |
+//! | `tlb_vs_model` | operations on a TLB | a hit is the newest fill that no invalidation has covered |
+
+mod bytes;
+mod formats;
+mod parsers;
+mod tables;
+mod tlb;
+mod walks;
+mod words;
+
+/// The targets, by the name of their corpus and their file under `fuzz/fuzz_targets/`.
+pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+    ("decode_word", words::decode_word),
+    ("machine_toml", parsers::machine_toml),
+    ("tables_vs_dense", tables::tables_vs_dense),
+    ("tlb_vs_model", tlb::tlb_vs_model),
+    ("trace", parsers::trace),
+    ("vectors", parsers::vectors),
+    ("walk_raw_tables", walks::walk_raw_tables),
+];
+
+/// Runs one target on one input; says whether there is a target of this name.
+///
+/// # Panics
+/// When the input breaks a promise that the target checks.
+#[must_use = "a misspelt target checks nothing"]
+pub fn run(target: &str, data: &[u8]) -> Found {
+    match TARGETS.iter().find(|(name, _)| *name == target) {
+        Some((_, check)) => {
+            check(data);
+            Found::Yes
+        }
+        None => Found::No,
+    }
+}
+
+/// Whether a target exists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// It does and has run.
+    Yes,
+    /// It does not.
+    No,
+}

@@ -1,0 +1,68 @@
+//! Readers of files that nobody vouches for.
+
+use std::io::Cursor;
+
+use mmu_core::machine::Machine;
+use mmu_trace::{ReadOptions, TraceFormat, TraceReader};
+
+use crate::bytes::Bytes;
+
+const RECORDS: u64 = 10_000;
+
+/// First byte: the format, or 0 for detection; then the trace.
+pub(crate) fn trace(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let choice = usize::from(bytes.u8()) % (TraceFormat::ALL.len() + 1);
+    let format = choice.checked_sub(1).map(|i| TraceFormat::ALL[i]);
+    let limits = mmu_trace::Limits {
+        records: RECORDS,
+        decompressed_bytes: 1 << 20,
+        line_bytes: 256,
+        xz_memory_kib: 4 << 10,
+        pages: 1 << 10,
+    };
+    let input = Cursor::new(bytes.rest().to_vec());
+    let mut reader = match TraceReader::from_reader(input, "fuzz", &ReadOptions { format, limits }) {
+        Ok(reader) => reader,
+        Err(error) => return explained(&error),
+    };
+    let (mut batch, mut records) = (Vec::new(), 0);
+    loop {
+        batch.clear();
+        match reader.fill(&mut batch, 4096) {
+            Ok(0) => return,
+            Ok(n) => {
+                assert_eq!(n, batch.len());
+                records += n as u64;
+                assert!(records <= RECORDS, "{records} records, limit {RECORDS}");
+            }
+            Err(error) => return explained(&error),
+        }
+    }
+}
+
+/// A machine sheet.
+pub(crate) fn machine_toml(data: &[u8]) {
+    let Ok(source) = std::str::from_utf8(data) else { return };
+    let Err(errors) = Machine::from_toml(source) else { return };
+    assert!(!errors.is_empty(), "refused without a reason");
+    for error in &errors {
+        assert!(!error.message.is_empty() && !error.help.is_empty(), "{error:?} tells no message or no remedy");
+        assert!(error.span.end <= source.len(), "{error:?} points behind the end");
+        let (line, column) = error.line_column(source);
+        assert!(line >= 1 && column >= 1, "{error:?} is nowhere");
+    }
+}
+
+/// Recorded translations as JSON lines, plain or xz.
+pub(crate) fn vectors(data: &[u8]) {
+    let limits = mmu_vectors::Limits { line_bytes: 64 << 10, images: 16 };
+    match mmu_vectors::check_reader("fuzz", Cursor::new(data), limits) {
+        Ok(report) => assert!(report.images <= limits.images),
+        Err(error) => explained(&error),
+    }
+}
+
+fn explained(error: &dyn std::error::Error) {
+    assert!(error.to_string().starts_with("fuzz"), "the error does not name its input: {error}");
+}
