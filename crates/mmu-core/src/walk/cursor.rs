@@ -96,6 +96,14 @@ impl<F: Format> WalkCursor<F> {
         }
     }
 
+    /// Whether the tables found so far may be remembered: no entry on the path still waits for its accessed flag (a
+    /// processor caches only entries whose flag is set; Intel SDM vol. 3, 4.10.3.1).
+    #[inline]
+    pub fn is_settled(&self) -> bool {
+        let path = &self.path[..self.path_len as usize];
+        path.iter().all(|entry| self.format.updated(&self.walk, entry.level, entry.raw, PathPlace::Table) == entry.raw)
+    }
+
     /// Makes one reference, or reports the end; after the end it repeats its answer.
     #[inline]
     pub fn step<B: Bus + ?Sized>(&mut self, bus: &mut B) -> Step<F::Fault> {

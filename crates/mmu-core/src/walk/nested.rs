@@ -277,7 +277,10 @@ impl<F1: Format, F2: Format> NestedCursor<F1, F2> {
         self.state = match self.one.entry(&self.walk, level, raw, &mut acc) {
             Verdict::Table(next) => match level.down() {
                 Some(down) => {
-                    caches.fill(Stage::One, self.walk.input, CachedTable { level: down, table: next, host: None, acc });
+                    if self.is_settled() {
+                        let found = CachedTable { level: down, table: next, host: None, acc };
+                        caches.fill(Stage::One, self.walk.input, found);
+                    }
                     State::Locate { level: down, table: next, acc, host: None }
                 }
                 None => State::Fault(NestedFault::One(self.one.bus_fault(&self.walk, level))),
@@ -305,7 +308,9 @@ impl<F1: Format, F2: Format> NestedCursor<F1, F2> {
     ) -> Option<NestedStep<F1::Fault, F2::Fault>> {
         match self.inner.step(bus) {
             Step::Read(reference) => {
-                if let Some((level, table, acc)) = self.inner.position() {
+                if let Some((level, table, acc)) = self.inner.position()
+                    && self.inner.is_settled()
+                {
                     let found = CachedTable { level, table, host: None, acc };
                     caches.fill(Stage::Two, self.inner.walk().input, found);
                 }
@@ -338,7 +343,8 @@ impl<F1: Format, F2: Format> NestedCursor<F1, F2> {
                 // A combined entry must not reach past the host page that holds the table's start.
                 let offset = gpa.raw() - table.base.raw();
                 let start = Gpa::new(table.base.raw());
-                if start.offset_in(found.size) + (8 << table.index_bits) <= found.size.bytes() {
+                let within = start.offset_in(found.size) + (8 << table.index_bits) <= found.size.bytes();
+                if within && self.is_settled() {
                     let host = Some((Hpa::new(found.output.raw() - offset), found.perms));
                     caches.fill(Stage::One, self.walk.input, CachedTable { level, table, host, acc });
                 }
@@ -404,6 +410,12 @@ impl<F1: Format, F2: Format> NestedCursor<F1, F2> {
             }
             Err(_) => self.fault(NestedFault::One(self.one.bus_fault(&self.walk, level))),
         }
+    }
+
+    /// Whether no first-stage table entry on the path still waits for its accessed flag.
+    fn is_settled(&self) -> bool {
+        let path = &self.path[..self.path_len as usize];
+        path.iter().all(|entry| self.one.updated(&self.walk, entry.level, entry.raw, PathPlace::Table) == entry.raw)
     }
 
     fn updated(&self, index: u8) -> u64 {

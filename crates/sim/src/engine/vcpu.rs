@@ -168,7 +168,8 @@ pub struct Vcpu<A: Arch> {
     pub(crate) acks: Vec<(FlightId, Cycles)>,
     pub(crate) log: FlagLog,
     reload: bool,
-    owes_flush: bool,
+    /// Flush asked for while out of the guest, to be made before it is entered.
+    owed: Option<Flush>,
     requests: VecDeque<Request>,
     current: Option<GuestAccess>,
 }
@@ -271,7 +272,7 @@ impl<A: Arch> Vcpu<A> {
             acks: Vec::new(),
             log: FlagLog::default(),
             reload: false,
-            owes_flush: false,
+            owed: None,
             requests: VecDeque::new(),
             current: None,
         }
@@ -309,7 +310,7 @@ impl<A: Arch> Vcpu<A> {
     pub(crate) fn receive_broadcast(&mut self, at: Cycles, covers: Flush) {
         match self.mode {
             Mode::Guest => self.queue(Request { at, what: What::Flush(covers), flight: None }),
-            Mode::Exited(_) | Mode::InHost => self.apply_flush(covers),
+            Mode::Exited(_) | Mode::InHost => self.note(What::Flush(covers)),
             Mode::Finished => {}
         }
     }
@@ -324,17 +325,22 @@ impl<A: Arch> Vcpu<A> {
     fn note(&mut self, what: What) {
         match what {
             What::Flush(covers) => {
-                self.apply_flush(covers);
-                self.owes_flush = true;
+                // Two different flushes together are a flush of everything.
+                let merged = self.owed.map_or(covers, |owed| if owed == covers { owed } else { Self::EVERYTHING });
+                self.owed = Some(merged);
             }
             What::Reload => self.reload = true,
         }
     }
 
+    const EVERYTHING: Flush =
+        Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: mmu_core::Reach::Everyone };
+
     /// Enters the guest, with the flush that was asked for meanwhile.
     pub(crate) fn enter(&mut self, costs: &Costs) {
-        if std::mem::take(&mut self.owes_flush) {
+        if let Some(covers) = self.owed.take() {
             self.stats.flushes += 1;
+            self.apply_flush(covers);
             self.clock += costs.invalidate_local;
         }
         for request in std::mem::take(&mut self.requests) {
@@ -365,7 +371,8 @@ impl<A: Arch> Vcpu<A> {
         if self.mode == Mode::Finished || self.wants_reload() {
             return None;
         }
-        let flushing = self.requests.iter().any(|request| matches!(request.what, What::Flush(_)));
+        let asked = self.requests.iter().any(|request| matches!(request.what, What::Flush(_)));
+        let flushing = asked || self.owed.is_some();
         if flushing {
             return None;
         }
@@ -456,17 +463,11 @@ impl<A: Arch> Vcpu<A> {
     /// The hot loop.
     fn run_guest(&mut self, view: View<'_>, limit: Cycles) {
         while self.clock < limit {
-            let access = match self.current.take() {
-                Some(access) => access,
-                None => match self.stream.next() {
-                    Some(access) => access,
-                    None => {
-                        self.mode = Mode::Finished;
-                        self.stats.finished = self.clock;
-                        self.acknowledge_all();
-                        return;
-                    }
-                },
+            let Some(access) = self.current.take().or_else(|| self.stream.next()) else {
+                self.mode = Mode::Finished;
+                self.stats.finished = self.clock;
+                self.acknowledge_all();
+                return;
             };
             match self.access(&access, view) {
                 Outcome::Done => self.stats.accesses += 1,
@@ -620,7 +621,9 @@ impl<A: Arch> Vcpu<A> {
             match cursor.step(&mut bus) {
                 Step::Read(reference) => {
                     meter.read(Stage::Two, reference.at);
-                    if let Some((level, table, acc)) = cursor.position() {
+                    if let Some((level, table, acc)) = cursor.position()
+                        && cursor.is_settled()
+                    {
                         let found = mmu_core::walk::CachedTable { level, table, host: None, acc };
                         cached.fill(Stage::Two, gpa.raw(), found);
                     }

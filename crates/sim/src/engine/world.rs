@@ -315,16 +315,14 @@ impl<A: Arch> World<A> {
                 done(0)
             }
             Op::Lock(lock, mode) => {
-                match self.locks[lock.0 as usize].acquire(actor.id, mode, actor.now, self.costs.lock()) {
-                    Some(at) => {
-                        actor.stats.lock_wait += at.since(actor.now + self.costs.lock_local);
-                        actor.now = at;
-                        done(0)
-                    }
-                    None => {
-                        actor.waiting_since = Some(actor.now);
-                        Performed::Blocked
-                    }
+                let granted = self.locks[lock.0 as usize].acquire(actor.id, mode, actor.now, self.costs.lock());
+                if let Some(at) = granted {
+                    actor.stats.lock_wait += at.since(actor.now + self.costs.lock_local);
+                    actor.now = at;
+                    done(0)
+                } else {
+                    actor.waiting_since = Some(actor.now);
+                    Performed::Blocked
                 }
             }
             Op::Unlock(lock) => self.unlock(lock, actor),

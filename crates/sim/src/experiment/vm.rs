@@ -171,7 +171,7 @@ fn check<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<(), BuildErro
 
 /// The largest power of two of bytes that is not above `bytes`, as an alignment.
 fn largest(bytes: u64) -> PageSize {
-    PageSize::from_shift(63 - bytes.max(4096).leading_zeros()).unwrap_or(PageSize::SIZE_4K)
+    PageSize::from_shift(bytes.max(4096).ilog2()).unwrap_or(PageSize::SIZE_4K)
 }
 
 /// Host-physical addresses for tables, above all backing pages that a run may allocate.

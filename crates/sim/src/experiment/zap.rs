@@ -283,7 +283,7 @@ fn finish<A: Arch>(sim: &mut Sim<A>) -> Result<Finished, RunError> {
     }
     Ok(Finished {
         per_vcpu: sim.vcpu_stats().map(|stats| stats.finished).collect(),
-        guest: sim.vcpu_stats().fold(VcpuStats::default(), |sum, stats| sum.merge(stats)),
+        guest: sim.vcpu_stats().fold(VcpuStats::default(), VcpuStats::merge),
         host,
         lock_wait,
         zap,

@@ -121,8 +121,9 @@ pub async fn zap_leafs<F: Format>(host: &Host<F>, root: Hpa, start: Gpa, end: Gp
         }
         bulk(host, &mut iter, Apply::Set(0), Atomicity::Atomic, Some(Work::ReleaseLeaf), check).await;
         debt = FlushDebt::Owed;
-        if !early && cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
-            continue;
+        if !early {
+            // The old place for the question: the walk goes on, or starts over, either way at the loop's head.
+            cond_resched(host, &mut iter, policy.rules(), &mut debt).await;
         }
     }
     host.rcu_read_unlock().await;

@@ -40,21 +40,24 @@ pub enum GuestStream {
 }
 
 impl GuestStream {
-    /// The next access, or `None` at the end of the workload.
-    #[inline]
-    pub fn next(&mut self) -> Option<GuestAccess> {
-        match self {
-            GuestStream::Pattern(pattern) => pattern.next(),
-            GuestStream::Trace(replay) => replay.next(),
-            GuestStream::Idle => None,
-        }
-    }
-
     /// Why the stream ended before its time, if it did.
     pub fn error(&self) -> Option<&ReplayError> {
         match self {
             GuestStream::Trace(replay) => replay.error(),
             GuestStream::Pattern(_) | GuestStream::Idle => None,
+        }
+    }
+}
+
+impl Iterator for GuestStream {
+    type Item = GuestAccess;
+
+    #[inline]
+    fn next(&mut self) -> Option<GuestAccess> {
+        match self {
+            GuestStream::Pattern(pattern) => pattern.next(),
+            GuestStream::Trace(replay) => replay.next(),
+            GuestStream::Idle => None,
         }
     }
 }

@@ -67,9 +67,17 @@ impl Pattern {
         Self { spec: spec.clone(), base: base.raw(), left: spec.accesses, position: 0, rng, zipf }
     }
 
-    /// The next access.
+    /// Size of the region in bytes, rounded up to the page.
+    pub fn region(&self, page: PageSize) -> u64 {
+        self.spec.bytes.next_multiple_of(page.bytes())
+    }
+}
+
+impl Iterator for Pattern {
+    type Item = GuestAccess;
+
     #[inline]
-    pub fn next(&mut self) -> Option<GuestAccess> {
+    fn next(&mut self) -> Option<GuestAccess> {
         self.left = self.left.checked_sub(1)?;
         let bytes = self.spec.bytes.max(4.KiB());
         let offset = match self.spec.mix {
@@ -99,11 +107,6 @@ impl Pattern {
         let write = self.spec.writes_percent > 0 && self.rng.below(100) < u64::from(self.spec.writes_percent);
         let kind = if write { AccessKind::Write } else { AccessKind::Read };
         Some(GuestAccess { gva: Gva::new(self.base + offset), kind })
-    }
-
-    /// Size of the region in bytes, rounded up to the page.
-    pub fn region(&self, page: PageSize) -> u64 {
-        self.spec.bytes.next_multiple_of(page.bytes())
     }
 }
 
@@ -150,7 +153,7 @@ mod tests {
             let mut a = Pattern::new(&spec(mix), base, Seed(3), 1);
             let mut b = Pattern::new(&spec(mix), base, Seed(3), 1);
             let mut writes = 0;
-            while let Some(access) = a.next() {
+            for access in a.by_ref() {
                 assert_eq!(Some(access), b.next());
                 assert!(access.gva.raw() - base.raw() < 1.MiB(), "{mix:?}");
                 writes += u64::from(access.kind == AccessKind::Write);

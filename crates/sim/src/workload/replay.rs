@@ -87,31 +87,6 @@ impl Replay {
         self.error.as_ref()
     }
 
-    /// The next access. A modify is a load, then a store.
-    #[inline]
-    pub fn next(&mut self) -> Option<GuestAccess> {
-        self.left = self.left.checked_sub(1)?;
-        if let Some(store) = self.pending.take() {
-            return Some(store);
-        }
-        if self.at == self.batch.len() && !self.refill() {
-            self.left = 0;
-            return None;
-        }
-        let access = self.batch[self.at];
-        self.at += 1;
-        let kind = match access.kind {
-            TraceKind::Fetch => AccessKind::Execute,
-            TraceKind::Load => AccessKind::Read,
-            TraceKind::Store => AccessKind::Write,
-            TraceKind::Modify => {
-                self.pending = Some(GuestAccess { gva: access.va, kind: AccessKind::Write });
-                AccessKind::Read
-            }
-        };
-        Some(GuestAccess { gva: access.va, kind })
-    }
-
     /// Reads the next batch, from the start again after the end.
     fn refill(&mut self) -> bool {
         self.at = 0;
@@ -141,5 +116,34 @@ impl Replay {
             }
         }
         false
+    }
+}
+
+impl Iterator for Replay {
+    type Item = GuestAccess;
+
+    /// The next access. A modify is a load, then a store.
+    #[inline]
+    fn next(&mut self) -> Option<GuestAccess> {
+        self.left = self.left.checked_sub(1)?;
+        if let Some(store) = self.pending.take() {
+            return Some(store);
+        }
+        if self.at == self.batch.len() && !self.refill() {
+            self.left = 0;
+            return None;
+        }
+        let access = self.batch[self.at];
+        self.at += 1;
+        let kind = match access.kind {
+            TraceKind::Fetch => AccessKind::Execute,
+            TraceKind::Load => AccessKind::Read,
+            TraceKind::Store => AccessKind::Write,
+            TraceKind::Modify => {
+                self.pending = Some(GuestAccess { gva: access.va, kind: AccessKind::Write });
+                AccessKind::Read
+            }
+        };
+        Some(GuestAccess { gva: access.va, kind })
     }
 }
