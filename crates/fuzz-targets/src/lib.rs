@@ -21,8 +21,11 @@ mod tlb;
 mod walks;
 mod words;
 
+/// A check of one input.
+pub type Check = fn(&[u8]);
+
 /// The targets, by the name of their corpus and their file under `fuzz/fuzz_targets/`.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub const TARGETS: [(&str, Check); 7] = [
     ("decode_word", words::decode_word),
     ("machine_toml", parsers::machine_toml),
     ("tables_vs_dense", tables::tables_vs_dense),
