@@ -31,6 +31,7 @@ mod shape;
 mod slow;
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 pub use index::Index;
 use index::Indexer;
@@ -83,10 +84,30 @@ impl Key for u64 {
 }
 
 /// Place of an entry in the structure it came from, valid until the next insertion or removal there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Slot {
-    set: u32,
-    slot: u32,
+// PERF: one word that is never zero, so that an optional place travels in one register of the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot(NonZeroU64);
+
+impl Slot {
+    #[inline(always)]
+    fn new(set: u32, slot: u32) -> Self {
+        Self(NonZeroU64::MIN | (u64::from(set) << 32 | u64::from(slot) << 1))
+    }
+    #[inline(always)]
+    fn set(self) -> u32 {
+        (self.0.get() >> 32) as u32
+    }
+    #[inline(always)]
+    fn slot(self) -> u32 {
+        self.0.get() as u32 >> 1
+    }
+}
+
+impl Default for Slot {
+    /// The first place.
+    fn default() -> Self {
+        Self::new(0, 0)
+    }
 }
 
 /// One way: what it holds.
@@ -230,36 +251,36 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     /// The value at a place.
     #[inline(always)]
     pub fn value(&self, slot: Slot) -> &V {
-        &self.cells[slot.slot as usize].value
+        &self.cells[slot.slot() as usize].value
     }
     /// The key at a place; one with the tag [`Key::EMPTY`] if nothing is there.
     #[inline]
     pub fn key(&self, slot: Slot) -> K {
-        let cell = &self.cells[slot.slot as usize];
+        let cell = &self.cells[slot.slot() as usize];
         K::join(cell.tag, cell.rest)
     }
 
     /// The value at a place, if this very key is (still) there.
     #[inline(always)]
     pub fn value_if(&self, slot: Slot, key: &K) -> Option<&V> {
-        let cell = self.cells.get(slot.slot as usize)?;
+        let cell = self.cells.get(slot.slot() as usize)?;
         (cell.tag == key.tag() && cell.rest == key.rest()).then_some(&cell.value)
     }
 
     /// The value at a place, to be changed.
     #[inline]
     pub fn value_mut(&mut self, slot: Slot) -> &mut V {
-        &mut self.cells[slot.slot as usize].value
+        &mut self.cells[slot.slot() as usize].value
     }
 
     /// Counts a use of the entry at a place.
     #[inline(always)]
     pub fn touch(&mut self, slot: Slot) {
         if self.on_hit == OnHit::Else {
-            return self.touch_elsewhere(slot.set, slot.slot);
+            return self.touch_elsewhere(slot.set(), slot.slot());
         }
-        let way = slot.slot - slot.set * self.shape.ways();
-        if let Some(row) = self.rows.get_mut(slot.set as usize) {
+        let way = slot.slot() - slot.set() * self.shape.ways();
+        if let Some(row) = self.rows.get_mut(slot.set() as usize) {
             row.touch(way);
         }
     }
@@ -290,7 +311,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     #[inline]
     pub fn insert_absent(&mut self, key: K, value: V) -> Inserted<K, V> {
         let slot = self.victim(key.number());
-        let Cell { rest, value: old, .. } = self.cells[slot.slot as usize];
+        let Cell { rest, value: old, .. } = self.cells[slot.slot() as usize];
         let tag = self.place(slot, key, value);
         if tag == K::EMPTY { Inserted::Filled } else { Inserted::Evicted(K::join(tag, rest), old) }
     }
@@ -350,7 +371,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             }
         } else {
             for way in 0..self.shape.ways() {
-                self.keep_or_drop(self.slot_in_way(key.number(), way).slot, &mut keep);
+                self.keep_or_drop(self.slot_in_way(key.number(), way).slot(), &mut keep);
             }
         }
         u64::from(before - self.live)
@@ -380,7 +401,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             |way| self.cells.get((first + way) as usize).is_some_and(|cell| cell.tag == tag && accept(cell.rest));
         let row = self.rows.get(set as usize)?;
         let way = if ways <= row::WORD_WAYS { row.find_in_eight(tag, check) } else { row.find(tag, check) };
-        way.map(|way| Slot { set, slot: first + way })
+        way.map(|way| Slot::new(set, first + way))
     }
 
     #[inline]

@@ -13,22 +13,22 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     /// Puts an entry into a slot and returns the tag it had.
     #[inline]
     pub(super) fn place(&mut self, slot: Slot, key: K, value: V) -> u64 {
-        let cell = &mut self.cells[slot.slot as usize];
+        let cell = &mut self.cells[slot.slot() as usize];
         let old = std::mem::replace(&mut cell.tag, key.tag());
         cell.rest = key.rest();
         cell.value = value;
         if self.narrow {
-            let (row, way) = (&mut self.rows[slot.set as usize], slot.slot - slot.set * self.shape.ways());
+            let (row, way) = (&mut self.rows[slot.set() as usize], slot.slot() - slot.set() * self.shape.ways());
             row.set_print(way, key.tag());
         } else if let Layout::Wide(_, chains) = &mut self.layout {
             if old != K::EMPTY {
-                chains.unlink(old, slot.slot);
+                chains.unlink(old, slot.slot());
             }
-            chains.link(key.tag(), slot.slot);
+            chains.link(key.tag(), slot.slot());
         }
-        self.bring_to_front(slot.set, slot.slot);
+        self.bring_to_front(slot.set(), slot.slot());
         if self.shape.replacement().has_marks() {
-            self.mark(slot.set, slot.slot);
+            self.mark(slot.set(), slot.slot());
         }
         self.live += u32::from(old == K::EMPTY);
         old
@@ -42,12 +42,12 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         while slot != NONE && !self.holds(slot, tag, &accept) {
             slot = chains.after(slot);
         }
-        (slot != NONE).then(|| Slot { set: self.indexer.set(key.number()), slot })
+        (slot != NONE).then(|| Slot::new(self.indexer.set(key.number()), slot))
     }
 
     fn search_skewed(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
         let (tag, number) = (key.tag(), key.number());
-        (0..self.shape.ways()).map(|way| self.slot_in_way(number, way)).find(|slot| self.holds(slot.slot, tag, &accept))
+        (0..self.shape.ways()).map(|way| self.slot_in_way(number, way)).find(|slot| self.holds(slot.slot(), tag, &accept))
     }
 
     #[inline(always)]
@@ -62,7 +62,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             Layout::Skewed(_) => self.indexer.set_of_way(number, way),
             _ => self.indexer.set(number),
         };
-        Slot { set, slot: set * self.shape.ways() + way }
+        Slot::new(set, set * self.shape.ways() + way)
     }
 
     // PERF: places are passed as two words; as a struct they went through memory and cost a store-forwarding stall.
@@ -112,7 +112,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         }
         let set = self.indexer.set(number);
         let ways = self.shape.ways();
-        let at = |slot| Slot { set, slot };
+        let at = |slot| Slot::new(set, slot);
         let last = self.nth_last(set, 0);
         if self.cells[last as usize].tag == K::EMPTY {
             return at(last);
@@ -142,11 +142,11 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
 
     fn skewed_victim(&mut self, number: u64) -> Slot {
         let ways = self.shape.ways();
-        let mut candidates = [(0, Slot { set: 0, slot: 0 }); MAX_MARKED_WAYS as usize];
+        let mut candidates = [(0, Slot::default()); MAX_MARKED_WAYS as usize];
         let candidates = &mut candidates[..ways as usize];
         for (way, candidate) in candidates.iter_mut().enumerate() {
             let slot = self.slot_in_way(number, way as u32);
-            if self.cells[slot.slot as usize].tag == K::EMPTY {
+            if self.cells[slot.slot() as usize].tag == K::EMPTY {
                 return slot;
             }
             *candidate = (self.stamp(slot), slot);
@@ -169,7 +169,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         }
         if let Layout::Skewed(stamps) = &mut self.layout {
             for (_, slot) in candidates {
-                stamps.of[slot.slot as usize] = 0;
+                stamps.of[slot.slot() as usize] = 0;
             }
         }
         candidates[0].1
@@ -177,7 +177,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
 
     fn stamp(&self, slot: Slot) -> u64 {
         match &self.layout {
-            Layout::Skewed(stamps) => stamps.of[slot.slot as usize],
+            Layout::Skewed(stamps) => stamps.of[slot.slot() as usize],
             _ => 0,
         }
     }

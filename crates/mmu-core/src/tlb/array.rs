@@ -9,6 +9,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::entry::Stored;
 use super::invalidate::{Select, Span};
 use super::key::{Cut, GROUPED};
 use super::{CombinedByGpa, Input, Kind, Tag, TagRules, TlbEntry, TlbKey};
@@ -173,6 +174,17 @@ impl Class {
     }
 }
 
+/// What a look-up asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ask {
+    /// Nothing: the array is empty.
+    Nothing,
+    /// One class, of single pages.
+    One,
+    /// Several classes, or groups.
+    Each,
+}
+
 /// Whether an insertion must look for an equal entry first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Known {
@@ -186,7 +198,10 @@ pub(super) enum Known {
 #[derive(Clone, Debug)]
 pub struct TlbArray {
     name: String,
-    store: SetAssoc<TlbKey, TlbEntry>,
+    store: SetAssoc<TlbKey, Stored>,
+    ask: Ask,
+    /// The one class to ask for.
+    sole: Cut,
     classes: [Class; MAX_SIZES],
     class_count: u8,
     /// Bit `i`: class `i` has entries.
@@ -223,6 +238,8 @@ impl TlbArray {
         Ok(Self {
             name: spec.name.clone(),
             store: SetAssoc::new(spec.shape, seed),
+            ask: Ask::Nothing,
+            sole: Cut::default(),
             classes,
             class_count: sizes.len() as u8,
             present: 0,
@@ -255,7 +272,8 @@ impl TlbArray {
 
     /// Entries with their keys, a group as its parts.
     pub fn entries(&self) -> impl Iterator<Item = (TlbKey, TlbEntry)> + '_ {
-        self.store.iter().flat_map(move |(key, &entry)| {
+        self.store.iter().flat_map(move |(key, entry)| {
+            let entry = entry.unpack();
             (0..8).filter(move |index| entry.valid >> index & 1 == 1).map(move |index| {
                 (key, if key.is_grouped() { self.page_of_group(entry, index, key.kind()) } else { entry })
             })
@@ -264,15 +282,17 @@ impl TlbArray {
 
     /// Looks an address up and counts a use of what it finds.
     pub fn lookup(&mut self, tag: Tag, input: Input) -> Option<TlbEntry> {
-        let found = self.find(input, self.rules.context(tag, input.kind()));
-        self.stats.misses += u64::from(found.is_none());
-        found.map(|(_, entry)| entry)
+        let Some(slot) = self.find(input, self.rules.context(tag, input.kind())) else {
+            self.stats.misses += 1;
+            return None;
+        };
+        Some(self.entry_at(slot, input).unpack())
     }
 
     /// Looks an address up without any trace.
     pub fn peek(&self, tag: Tag, input: Input) -> Option<TlbEntry> {
         let context = self.rules.context(tag, input.kind());
-        self.probe(input, context).map(|(_, entry)| entry)
+        self.probe(input, context).map(|slot| self.entry_at(slot, input).unpack())
     }
 
     /// Puts a translation in; an entry with the same key is replaced, so one array never holds two versions of one
@@ -281,22 +301,37 @@ impl TlbArray {
         let _ = self.put(input, self.rules.context(tag, input.kind()), entry, Known::Unknown);
     }
 
-    /// [`lookup`](Self::lookup) with the context worked out, without counting a miss. Also tells where.
+    /// [`lookup`](Self::lookup) with the context worked out, without counting a miss. Tells where.
     #[inline(always)]
-    pub(super) fn find(&mut self, input: Input, context: u64) -> Option<(Slot, TlbEntry)> {
-        let found = self.probe(input, context)?;
-        self.store.touch(found.0);
+    pub(super) fn find(&mut self, input: Input, context: u64) -> Option<Slot> {
+        let slot = self.probe(input, context)?;
+        self.store.touch(slot);
         self.stats.hits += 1;
-        Some(found)
+        Some(slot)
     }
 
     /// [`find`](Self::find) of what an earlier one found, if it still is there.
     #[inline(always)]
-    pub(super) fn find_again(&mut self, slot: Slot, key: &TlbKey) -> Option<TlbEntry> {
+    pub(super) fn find_again(&mut self, slot: Slot, key: &TlbKey) -> Option<Stored> {
         let entry = *self.store.value_if(slot, key)?;
         self.store.touch(slot);
         self.stats.hits += 1;
         Some(entry)
+    }
+
+    /// The translation of an address that was found at a place.
+    #[inline(always)]
+    pub(super) fn entry_at(&self, slot: Slot, input: Input) -> Stored {
+        if self.ask == Ask::One { *self.store.value(slot) } else { self.page_at(slot, input) }
+    }
+
+    #[inline(never)]
+    fn page_at(&self, slot: Slot, input: Input) -> Stored {
+        let entry = *self.store.value(slot);
+        if !self.store.key(slot).is_grouped() {
+            return entry;
+        }
+        Stored::pack(&self.page_of_group(entry.unpack(), self.classes[0].page_in_group(input.raw()), input.kind()))
     }
 
     /// The key of what was found at a place.
@@ -306,22 +341,35 @@ impl TlbArray {
     }
 
     #[inline(always)]
-    fn probe(&self, input: Input, context: u64) -> Option<(Slot, TlbEntry)> {
-        let mut present = self.present;
-        while present != 0 {
-            let class = &self.classes[present.trailing_zeros() as usize % MAX_SIZES];
-            present &= present - 1;
-            let Some(slot) = self.store.find(&class.cut.key(input, context)) else { continue };
-            let entry = *self.store.value(slot);
-            if !class.is_grouped() {
-                return Some((slot, entry));
-            }
-            let index = class.page_in_group(input.raw());
-            if entry.valid >> index & 1 == 1 {
-                return Some((slot, self.page_of_group(entry, index, input.kind())));
-            }
+    fn probe(&self, input: Input, context: u64) -> Option<Slot> {
+        match self.ask {
+            Ask::Nothing => None,
+            Ask::One => self.store.find(&self.sole.key(input, context)),
+            Ask::Each => self.probe_each(input, context),
         }
-        None
+    }
+
+    #[inline(never)]
+    fn probe_each(&self, input: Input, context: u64) -> Option<Slot> {
+        let present = self.present;
+        let classes = self.classes.iter().enumerate().filter(|(n, _)| present >> n & 1 == 1).map(|(_, class)| class);
+        classes.filter_map(|class| self.store.find(&class.cut.key(input, context)).map(|slot| (class, slot))).find_map(
+            |(class, slot)| {
+                let valid = self.store.value(slot).valid();
+                (!class.is_grouped() || valid >> class.page_in_group(input.raw()) & 1 == 1).then_some(slot)
+            },
+        )
+    }
+
+    /// Works out what look-ups ask for, after the set of classes with entries has changed.
+    fn prepare(&mut self) {
+        let class = &self.classes[self.present.trailing_zeros() as usize % MAX_SIZES];
+        self.sole = class.cut;
+        self.ask = match self.present.count_ones() {
+            0 => Ask::Nothing,
+            1 if !class.is_grouped() => Ask::One,
+            _ => Ask::Each,
+        };
     }
 
     /// Guest-physical entries have their address in the key; linear ones have none.
@@ -368,25 +416,25 @@ impl TlbArray {
         let inserted = if class.is_grouped() {
             self.join_group(key, class.page_in_group(input.raw()), entry)
         } else if known == Known::Absent {
-            self.store.insert_absent(key, entry)
+            self.store.insert_absent(key, Stored::pack(&entry))
         } else {
-            self.store.insert(key, entry)
+            self.store.insert(key, Stored::pack(&entry))
         };
         self.account(index as usize, inserted)
     }
 
     /// [`put`](Self::put) when nobody asks what has to leave.
     #[inline(always)]
-    pub(super) fn put_quietly(&mut self, input: Input, context: u64, entry: &TlbEntry, known: Known) {
-        let index = self.by_shift[entry.size.shift() as usize & 63];
+    pub(super) fn put_quietly(&mut self, input: Input, context: u64, entry: Stored, known: Known) {
+        let index = self.by_shift[entry.shift() as usize];
         let cut = self.classes[index as usize % MAX_SIZES].cut;
         // Fragments, groups and guest-physical addresses are the general path's.
-        if index == NO_CLASS || cut.class() != u64::from(entry.size.shift()) || self.stores_gpa(input.kind()) {
+        if index == NO_CLASS || cut.class() != u64::from(entry.shift()) || self.stores_gpa(input.kind()) {
             return self.put_elsewhere(input, context, entry, known);
         }
         self.stats.fills += 1;
-        let key = cut.key(input, context).with_reach(entry.reach);
-        let entry = TlbEntry { gpa: Gpa::new(0), ..*entry };
+        let key = cut.key(input, context).with_reach(entry.reach());
+        let entry = entry.without_gpa();
         let present = if known == Known::Unknown { self.store.find_equal(&key) } else { None };
         if let Some(slot) = present {
             self.store.touch(slot);
@@ -402,41 +450,39 @@ impl TlbArray {
     }
 
     #[inline(never)]
-    fn put_elsewhere(&mut self, input: Input, context: u64, entry: &TlbEntry, known: Known) {
-        let _ = self.put(input, context, *entry, known);
+    fn put_elsewhere(&mut self, input: Input, context: u64, entry: Stored, known: Known) {
+        let _ = self.put(input, context, entry.unpack(), known);
     }
 
     /// One entry more of a class, and one less of the class of what left (0 if nothing did).
     #[inline(never)]
     fn exchange(&mut self, class: usize, old: u64) {
-        self.count_one(class);
-        self.forget(old);
-    }
-
-    #[inline]
-    fn count_one(&mut self, class: usize) {
+        let present = self.present;
         self.classes[class].count += 1;
         self.present |= 1 << class;
+        Self::forget_in(&mut self.classes[..self.class_count as usize], &mut self.present, old);
+        if self.present != present {
+            self.prepare();
+        }
     }
 
     #[inline]
-    fn account(&mut self, class: usize, inserted: Inserted<TlbKey, TlbEntry>) -> Option<(TlbKey, TlbEntry)> {
-        if let Inserted::Replaced(_) = inserted {
-            return None;
+    fn account(&mut self, class: usize, inserted: Inserted<TlbKey, Stored>) -> Option<(TlbKey, TlbEntry)> {
+        match inserted {
+            Inserted::Replaced(_) => None,
+            Inserted::Filled => {
+                self.exchange(class, 0);
+                None
+            }
+            Inserted::Evicted(key, entry) => {
+                self.stats.evictions += 1;
+                self.exchange(class, key.class());
+                Some((key, entry.unpack()))
+            }
         }
-        self.count_one(class);
-        let Inserted::Evicted(key, entry) = inserted else { return None };
-        self.stats.evictions += 1;
-        self.forget(key.class());
-        Some((key, entry))
     }
 
     /// One entry less of a class.
-    #[inline]
-    fn forget(&mut self, key_class: u64) {
-        Self::forget_in(&mut self.classes[..self.class_count as usize], &mut self.present, key_class);
-    }
-
     fn forget_in(classes: &mut [Class], present: &mut u8, key_class: u64) {
         if let Some(index) = classes.iter().position(|class| class.cut.class() == key_class) {
             classes[index].count -= 1;
@@ -447,18 +493,18 @@ impl TlbArray {
     }
 
     /// Adds page `index` to the entry of its group, or takes the entry over when the page does not continue it.
-    fn join_group(&mut self, key: TlbKey, index: u32, entry: TlbEntry) -> Inserted<TlbKey, TlbEntry> {
+    fn join_group(&mut self, key: TlbKey, index: u32, entry: TlbEntry) -> Inserted<TlbKey, Stored> {
         let mut group = entry.group_base(index, 1 << index);
         if !self.stores_gpa(key.kind()) {
             group.gpa = Gpa::new(0);
         }
         if let Some(slot) = self.store.find(&key) {
-            let present = *self.store.value(slot);
+            let present = self.store.value(slot).unpack();
             if (TlbEntry { valid: group.valid, ..present }) == group {
                 group.valid |= present.valid;
             }
         }
-        self.store.insert(key, group)
+        self.store.insert(key, Stored::pack(&group))
     }
 
     /// Takes out what look-ups of this address and context find here, because it moves to another level.
@@ -483,6 +529,7 @@ impl TlbArray {
                 store.retain(|key, entry| strike(select, key, entry, stats, classes, present));
             }
         }
+        self.prepare();
         self.stats.invalidations - before
     }
 
@@ -517,17 +564,19 @@ impl TlbArray {
 fn strike(
     select: &Select,
     key: &TlbKey,
-    entry: &mut TlbEntry,
+    stored: &mut Stored,
     stats: &mut ArrayStats,
     classes: &mut [Class],
     present: &mut u8,
 ) -> bool {
-    let kept = select.survivors(key, entry);
+    let mut entry = stored.unpack();
+    let kept = select.survivors(key, &entry);
     if kept == entry.valid {
         return true;
     }
     stats.invalidations += 1;
     entry.valid = kept;
+    *stored = Stored::pack(&entry);
     if kept == 0 {
         TlbArray::forget_in(classes, present, key.class());
     }

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::array::Known;
+use super::entry::Stored;
 use super::invalidate::{Nothing, Select};
 use super::{ArrayError, ArraySpec, ArrayStats, Input, Invalidate, Port, Tag, TagRules, TlbArray, TlbEntry, TlbKey};
 use crate::addr::{Cycles, PageSize};
@@ -93,14 +94,14 @@ impl Arrays {
 
     /// Asks the arrays of a port; counts a hit, or a miss of each.
     #[inline(always)]
-    fn find(&mut self, port: Port, input: Input, context: u64) -> Option<(u8, Slot, TlbEntry)> {
+    fn find(&mut self, port: Port, input: Input, context: u64) -> Option<(u8, Slot)> {
         for (asked, &n) in self.routes[port as usize].iter().enumerate() {
             let Some(array) = self.all.get_mut(n as usize) else { continue };
-            if let Some((slot, entry)) = array.find(input, context) {
+            if let Some(slot) = array.find(input, context) {
                 if asked > 0 {
                     self.uncount_misses(port, asked);
                 }
-                return Some((n, slot, entry));
+                return Some((n, slot));
             }
             array.stats.misses += 1;
         }
@@ -117,13 +118,13 @@ impl Arrays {
 
     /// The array that stores a page of this size.
     #[inline(always)]
-    fn home(&mut self, port: Port, size: PageSize) -> Option<&mut TlbArray> {
-        self.all.get_mut(self.homes[port as usize][size.shift() as usize & 63] as usize)
+    fn home(&mut self, port: Port, shift: u32) -> Option<&mut TlbArray> {
+        self.all.get_mut(self.homes[port as usize][shift as usize & 63] as usize)
     }
 
     #[inline]
     fn put(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) -> Put {
-        match self.home(port, entry.size) {
+        match self.home(port, entry.size.shift()) {
             Some(array) => Put::Stored(array.put(input, context, entry, known)),
             None => Put::NoPlace,
         }
@@ -131,8 +132,8 @@ impl Arrays {
 
     /// [`put`](Self::put) when nobody asks what became of it.
     #[inline(always)]
-    fn put_quietly(&mut self, port: Port, input: Input, context: u64, entry: &TlbEntry, known: Known) {
-        if let Some(array) = self.home(port, entry.size) {
+    fn put_quietly(&mut self, port: Port, input: Input, context: u64, entry: Stored, known: Known) {
+        if let Some(array) = self.home(port, entry.shift()) {
             array.put_quietly(input, context, entry, known);
         }
     }
@@ -221,7 +222,7 @@ pub struct Tlb {
     hints: Box<[Hint; HINTS]>,
     /// What the last search found.
     // PERF: results of the search go this way, so that those of a hint stay in the host's registers.
-    found: TlbEntry,
+    found: Stored,
 }
 
 /// Where a search ended; the entry is in [`Tlb::found`].
@@ -242,7 +243,7 @@ impl Tlb {
             rules: spec.rules,
             l2_hit_extra: [spec.l2_hit_extra, spec.l2_hit_extra, spec.l2_hit_extra_fetch],
             hints: Box::new([Hint::default(); HINTS]),
-            found: TlbEntry::default(),
+            found: Stored::default(),
         })
     }
 
@@ -267,21 +268,22 @@ impl Tlb {
         if hint.page == page && hint.context == context {
             let array = self.l1.all.get_mut(hint.array as usize);
             if let Some(entry) = array.and_then(|array| array.find_again(hint.slot, &hint.key)) {
-                return Lookup::L1(entry);
+                return Lookup::L1(entry.unpack());
             }
         }
         match self.search(port, input, context) {
-            Searched::L1 => Lookup::L1(self.found),
-            Searched::L2 => Lookup::L2(self.found),
+            Searched::L1 => Lookup::L1(self.found.unpack()),
+            Searched::L2 => Lookup::L2(self.found.unpack()),
             Searched::Nowhere => Lookup::Miss,
         }
     }
 
     #[inline(never)]
     fn search(&mut self, port: Port, input: Input, context: u64) -> Searched {
-        if let Some((array, slot, entry)) = self.l1.find(port, input, context) {
-            self.found = entry;
-            let key = self.l1.all[array as usize].key(slot);
+        if let Some((array, slot)) = self.l1.find(port, input, context) {
+            let found = &self.l1.all[array as usize];
+            self.found = found.entry_at(slot, input);
+            let key = found.key(slot);
             // What lies in a group is not the entry itself.
             if !key.is_grouped() {
                 let page = Hint::page(port, input);
@@ -289,12 +291,13 @@ impl Tlb {
             }
             return Searched::L1;
         }
-        let Some((_, _, entry)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
+        let Some((array, slot)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
+        let entry = self.l2.all[array as usize].entry_at(slot, input);
         self.found = entry;
         if self.inclusion == Inclusion::Exclusive {
-            self.move_up(port, input, context, entry);
+            self.move_up(port, input, context, entry.unpack());
         } else {
-            self.l1.put_quietly(port, input, context, &entry, Known::Absent);
+            self.l1.put_quietly(port, input, context, entry, Known::Absent);
         }
         Searched::L2
     }
@@ -312,8 +315,9 @@ impl Tlb {
         if self.inclusion != Inclusion::NonInclusive {
             return self.fill_related(port, input, context, entry);
         }
-        self.l2.put_quietly(port, input, context, &entry, Known::Unknown);
-        self.l1.put_quietly(port, input, context, &entry, Known::Unknown);
+        let entry = Stored::pack(&entry);
+        self.l2.put_quietly(port, input, context, entry, Known::Unknown);
+        self.l1.put_quietly(port, input, context, entry, Known::Unknown);
     }
 
     #[inline(never)]
@@ -326,7 +330,7 @@ impl Tlb {
         if let Some((key, _)) = evicted {
             self.l1.invalidate(&Select::block(&key, self.rules));
         }
-        self.l1.put_quietly(port, input, context, &entry, Known::Unknown);
+        self.l1.put_quietly(port, input, context, Stored::pack(&entry), Known::Unknown);
     }
 
     fn put_l1_exclusive(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) {

@@ -51,34 +51,31 @@ pub struct PscStats {
     pub invalidations: u64,
 }
 
-/// A [`CachedTable`] less its level, in half the space and with a default for empty ways.
+/// A [`CachedTable`] less its level, in words that are copied whole and with a default for empty ways.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Cell {
     table: Hpa,
     host: Hpa,
     acc: u64,
-    index_bits: u8,
-    perms: Perms,
-    has_host: bool,
+    /// From the low end, a byte each: bits of the index, permissions, whether there is a host address.
+    meta: u64,
 }
 
 impl Cell {
     fn pack(found: &CachedTable) -> Self {
         let (host, perms) = found.host.unwrap_or_default();
-        Self {
-            table: found.table.base,
-            host,
-            acc: found.acc,
-            index_bits: found.table.index_bits as u8,
-            perms,
-            has_host: found.host.is_some(),
-        }
+        let meta = u64::from(found.table.index_bits as u8)
+            | u64::from(perms.bits()) << 8
+            | u64::from(found.host.is_some()) << 16;
+        Self { table: found.table.base, host, acc: found.acc, meta }
     }
+    #[inline]
     fn unpack(self, level: Level) -> CachedTable {
+        let host = (self.host, Perms::from_bits((self.meta >> 8) as u8));
         CachedTable {
             level,
-            table: Table { base: self.table, index_bits: u32::from(self.index_bits) },
-            host: self.has_host.then_some((self.host, self.perms)),
+            table: Table { base: self.table, index_bits: self.meta as u32 & 0xff },
+            host: (self.meta >> 16 != 0).then_some(host),
             acc: self.acc,
         }
     }
