@@ -1,0 +1,35 @@
+//! Mapping pages one by one into an empty tree.
+
+use mmusim::{Gpa, Hpa};
+
+use super::rivals::{arm, multiarch, x86};
+use super::rounds::{Rounds, Scatter};
+use super::tree::Tree;
+
+const PAGES: u64 = 1 << 16;
+
+/// All cases of the group.
+pub fn all(rounds: &mut Rounds) {
+    let contiguous: Vec<(u64, u64)> = (0..PAGES).map(|page| (page << 12, page << 12)).collect();
+    let mut scatter = Scatter(3);
+    // Multiplying by an odd number is a permutation of the pages.
+    let scattered: Vec<(u64, u64)> =
+        (0..PAGES).map(|page| ((page * 40503 % PAGES) << 12, scatter.below(1 << 27) << 12)).collect();
+    for (name, pages) in [("contiguous", &contiguous), ("scattered", &scattered)] {
+        rounds.case_on("map", &format!("one page, {name}"), PAGES, Tree::new, |tree| {
+            pages.iter().for_each(|&(gpa, host)| tree.map(Gpa::new(gpa), Hpa::new(host)));
+        });
+        rounds.case_on("map", &format!("x86_64 crate, {name}"), PAGES, x86::Tables::new, |tables| {
+            pages.iter().for_each(|&(gpa, host)| tables.map(gpa, host));
+        });
+        rounds.case_on("map", &format!("page_table_multiarch, {name}"), PAGES, multiarch::Tables::new, |tables| {
+            pages.iter().for_each(|&(gpa, host)| tables.map(gpa, host));
+        });
+        rounds.case_on("map", &format!("aarch64-paging, {name}"), PAGES, arm::Tables::new, |tables| {
+            pages.iter().for_each(|&(gpa, host)| tables.map(gpa, host));
+        });
+        for rival in ["x86_64 crate", "page_table_multiarch", "aarch64-paging"] {
+            rounds.ratio(&format!("map/one page, {name}"), &format!("map/{rival}, {name}"));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The whole machine: a terabyte zapped, host actors' micro-operations, a recorded trace.
+
+use std::path::Path;
+
+use mmusim::sim::engine::{Sim, Stopped};
+use mmusim::sim::experiment::build;
+use mmusim::sim::experiment::zap::Target;
+use mmusim::sim::protocols::{memslot, notifier};
+use mmusim::trace::TraceReader;
+use mmusim::{
+    Arch, ByteUnits, Bytes, Cycles, Gpa, GuestPaging, Machine, PageSize, Platform, Populate, ReadOptions, Seed,
+    TraceSpec, VmSpec, Workload, arch, strategies,
+};
+
+use super::rounds::Rounds;
+
+const TRACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sqlite3.mmut.xz");
+/// References replayed: the start-up and most of the queries.
+const REFERENCES: u64 = 4_000_000;
+const MICRO_OPERATIONS: u64 = 1 << 20;
+
+/// All cases of the group.
+pub fn all(rounds: &mut Rounds) {
+    let machine = Machine::builtin("intel-granite-rapids-host").expect("a machine of ours");
+    let platform = Platform::new(arch::x86(&machine, Bytes(1.TiB())).expect("its own architecture"), &machine);
+    zaps(rounds, &platform);
+    micro_operations(rounds, &platform);
+    traces(rounds, &platform);
+}
+
+fn vm(memory: u64, vcpus: usize, guest: GuestPaging, workload: Workload) -> VmSpec {
+    VmSpec { memory, vcpus, page: PageSize::SIZE_4K, guest, populate: Populate::Mapped, workload, seed: Seed(1) }
+}
+
+fn finish<A: Arch>(sim: &mut Sim<A>) {
+    assert_eq!(sim.run(), Stopped::Finished);
+    assert_eq!(sim.failure(), None);
+}
+
+/// One operation is the whole zap of a terabyte of 4K pages.
+fn zaps<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {
+    let idle = vm(1.TiB(), 8, GuestPaging::Flat, Workload::Idle);
+    let all = strategies();
+    for (name, target) in [("zap 1 TiB, range", Target::Range), ("zap 1 TiB, root", Target::Root)] {
+        let strategy = *all.iter().rfind(|strategy| strategy.target == target).expect("both targets are there");
+        let make = || {
+            let mut sim = build(platform, &idle).expect("a legal machine");
+            sim.spawn("zap", Cycles::ZERO, move |host| {
+                Box::pin(async move {
+                    match target {
+                        Target::Range => {
+                            notifier::invalidate_range(&host, Gpa::new(0), 1.TiB(), &strategy.policy).await
+                        }
+                        Target::Root => memslot::zap_all_fast(&host, &strategy.policy).await.expect("room for a root"),
+                    }
+                })
+            });
+            sim
+        };
+        rounds.case_on("sim", name, 1, make, finish);
+        rounds.goal(&format!("sim/{name}"), 50e6);
+    }
+}
+
+fn micro_operations<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {
+    let small = vm(16.MiB(), 1, GuestPaging::Flat, Workload::Idle);
+    let make = || {
+        let mut sim = build(platform, &small).expect("a legal machine");
+        sim.spawn("reader", Cycles::ZERO, |host| {
+            Box::pin(async move {
+                let root = host.root().await;
+                let mut sum = 0u64;
+                for i in 0..MICRO_OPERATIONS {
+                    sum ^= host.read(root + 8 * (i % 512)).await;
+                }
+                std::hint::black_box(sum);
+            })
+        });
+        sim
+    };
+    rounds.case_on("sim", "micro-operation", MICRO_OPERATIONS, make, finish);
+    rounds.goal("sim/micro-operation", 10.0);
+}
+
+fn traces<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {
+    let mut batch = Vec::new();
+    rounds.case("sim", "trace decoding", REFERENCES, || {
+        let mut reader = TraceReader::open_with(Path::new(TRACE), &ReadOptions::default()).expect("the shipped trace");
+        let mut read = 0;
+        while read < REFERENCES {
+            batch.clear();
+            read += reader.fill(&mut batch, 4096).expect("the shipped trace") as u64;
+        }
+    });
+    let replay = TraceSpec { path: TRACE.into(), options: ReadOptions::default(), accesses: REFERENCES };
+    for (name, guest) in [
+        ("trace replay, nested", GuestPaging::FirstTouch(PageSize::SIZE_4K)),
+        ("trace replay, 2M", GuestPaging::FirstTouch(PageSize::SIZE_2M)),
+    ] {
+        let one = vm(1.GiB(), 1, guest, Workload::Trace(replay.clone()));
+        rounds.case_on("sim", name, REFERENCES, || build(platform, &one).expect("a legal machine"), finish);
+        rounds.goal(&format!("sim/{name}"), 50.0);
+    }
+}
