@@ -100,7 +100,7 @@ pub struct CompareZap {
     /// Accesses of each vCPU; a shorter trace starts over
     #[arg(long, value_name = "N", default_value_t = DEFAULT_ACCESSES, value_parser = clap::value_parser!(u64).range(1..))]
     pub accesses: u64,
-    /// Zapped range, from guest-physical 0 on [default: a quarter of the guest]
+    /// Zapped range, from guest-physical 0 on [default: a quarter of the guest, 256MiB at most]
     #[arg(long, value_name = "SIZE")]
     pub range: Option<Bytes>,
     /// Cycles that the guest runs before the zap

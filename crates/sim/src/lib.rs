@@ -7,3 +7,6 @@ pub mod experiment;
 pub mod protocols;
 pub mod rng;
 pub mod workload;
+
+/// Rises whenever any statistic of an unchanged experiment may change; results carry it. The CHANGELOG says what changed.
+pub const MODEL_VERSION: u32 = 1;

@@ -7,8 +7,8 @@ use mmusim::core::machine::Arch as MachineArch;
 use mmusim::sim::arch::Arch;
 use mmusim::sim::experiment::build;
 use mmusim::{
-    BuildError, Bytes, Cycles, Format, GuestPaging, Machine, Mix, PatternSpec, Platform, Populate, ReadOptions, Seed,
-    TraceSpec, VmSpec, Workload, ZapRequest,
+    BuildError, ByteUnits, Bytes, Cycles, Format, GuestPaging, Machine, Mix, PatternSpec, Platform, Populate,
+    ReadOptions, Seed, TraceSpec, VmSpec, Workload, ZapRequest,
 };
 
 use crate::CliError;
@@ -167,7 +167,7 @@ fn plan(args: &CompareZap, machine: Machine, workload: Workload) -> Result<Plan,
         seed: Seed(args.seed),
     };
     // A quarter, in whole pages and not nothing.
-    let quarter = || (args.memory.0 / 4).next_multiple_of(page.bytes()).max(page.bytes());
+    let quarter = || (args.memory.0 / 4).min(256.MiB()).next_multiple_of(page.bytes()).max(page.bytes());
     let range = args.range.map_or_else(quarter, |range| range.0);
     let request = ZapRequest { range, after: Cycles(args.warm_up) };
     let plan = Plan { machine, formats, vm, request };

@@ -9,6 +9,7 @@ use super::plan::Plan;
 use crate::args::CompareZap;
 use crate::table::{Columns, compact};
 use crate::{CliError, SCHEMA_VERSION};
+use mmusim::sim::MODEL_VERSION;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -177,7 +178,7 @@ pub(super) fn as_json(args: &CompareZap, runs: &[(Plan, ZapReport)]) -> Result<S
         runs.iter().map(|(plan, report)| json!({ "configuration": configuration(plan), "report": report })).collect();
     let document = json!({
         "schema_version": SCHEMA_VERSION,
-        "versions": { "mmusim": VERSION },
+        "versions": { "mmusim": VERSION, "model": MODEL_VERSION },
         "experiment": "compare zap",
         "seed": args.seed,
         "runs": runs,
@@ -186,9 +187,10 @@ pub(super) fn as_json(args: &CompareZap, runs: &[(Plan, ZapReport)]) -> Result<S
     text.map(|text| text + "\n").map_err(|error| CliError::Write { to: "JSON".to_owned(), why: error.into() })
 }
 
-const CSV_COLUMNS: [&str; 38] = [
+const CSV_COLUMNS: [&str; 39] = [
     "schema_version",
     "mmusim_version",
+    "model_version",
     "arch",
     "machine",
     "clock_hz",
@@ -255,6 +257,7 @@ fn csv_row(plan: &Plan, report: &ZapReport, row: &ZapRow) -> [String; CSV_COLUMN
     [
         SCHEMA_VERSION.to_string(),
         VERSION.to_owned(),
+        MODEL_VERSION.to_string(),
         report.arch.to_owned(),
         report.machine.clone(),
         report.clock_hz.to_string(),

@@ -92,7 +92,12 @@ impl<F: Format> GuestTables<F> {
         // A table entry is eight bytes for every page: 1/256 covers last-level and upper tables with room.
         let root_bytes = geometry.table_bytes(geometry.root());
         let area = (share.memory / share.of / 256).max(2 * root_bytes + 64.KiB()).next_multiple_of(root_bytes);
-        let base = Gpa::new(area * share.index);
+        // Tables lie at the top, so that pages start at 0 and a zapped range from there on touches everybody.
+        let below = area * (share.of - share.index);
+        if below >= share.memory {
+            return Err(GuestError::OutOfMemory { mapped: 0 });
+        }
+        let base = Gpa::new((share.memory - below) / root_bytes * root_bytes);
         let mut tables = Self { format, share, page, base, area, words: Vec::new(), root: base, pages: 0 };
         tables.root = tables.alloc(geometry.root())?;
         Ok(tables)
@@ -186,10 +191,11 @@ impl<F: Format> GuestTables<F> {
     }
 
     fn next_page(&mut self) -> Result<Gpa, GuestError> {
-        let tables = (self.area * self.share.of).next_multiple_of(self.page.bytes());
         let number = self.pages * self.share.of + self.share.index;
-        let start = tables + number * self.page.bytes();
-        if start + self.page.bytes() > self.share.memory {
+        let start = number * self.page.bytes();
+        // One table's alignment is lost at the most.
+        let tables = (self.area + self.format.geometry().table_bytes(self.format.geometry().root())) * self.share.of;
+        if start + self.page.bytes() + tables > self.share.memory {
             return Err(GuestError::OutOfMemory { mapped: self.pages * self.page.bytes() });
         }
         self.pages += 1;

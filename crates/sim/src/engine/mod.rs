@@ -5,14 +5,15 @@
 //! | `sim` | windows, the parallel phase, the host phase, actors in time order |
 //! | `op` | micro-operations as values |
 //! | `host` | the handle that protocol code awaits them on |
-//! | `world` | what each operation does and costs |
-//! | `vcpu` | guest accesses, TLB look-ups, walks, exits |
+//! | `world`, `bulk` | what each operation does and costs; operations on runs |
+//! | `vcpu`, `walk` | guest accesses, TLB look-ups, exits; walks |
 //! | `guest` | the guest's own page tables, filled on first touch |
 //! | `backing` | the primary MMU's pages |
 //! | `lock`, `rcu`, `flight` | queues, grace periods, flushes in the air |
 //! | `costs` | the machine's figures in cycles |
 
 mod backing;
+mod bulk;
 mod costs;
 mod flight;
 mod guest;
@@ -22,6 +23,7 @@ mod op;
 mod rcu;
 mod sim;
 pub(crate) mod vcpu;
+mod walk;
 pub(crate) mod world;
 
 pub use backing::{Backed, Backing};

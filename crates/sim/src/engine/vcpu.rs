@@ -3,23 +3,17 @@
 //! In the parallel phase of a window a vCPU sees the tables as they were when the window began. It writes nothing: the
 //! accessed and dirty flags that its walks set go into a log which the host phase applies.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use mmu_core::memory::TableMemory;
-use mmu_core::tlb::{
-    Input, Invalidate, Kind, LatencyCache, Lookup, Port, TableCaches, Tag, TlbEntry, TranslationCaches,
-};
-use mmu_core::walk::{
-    Bus, BusError, Exchange, NestedCursor, NestedFault, Stage, Step, Translation, WalkCacheSet, WalkCursor,
-};
-use mmu_core::{
-    Access, AccessKind, Cycles, FaultClass, FaultReport, Flush, FlushScope, Gpa, Gva, Hpa, Perms, WalkCaches,
-};
+use mmu_core::tlb::{Input, Invalidate, LatencyCache, Lookup, Port, TableCaches, Tag, TlbEntry, TranslationCaches};
+use mmu_core::{Access, AccessKind, Cycles, FaultClass, Flush, FlushScope, Gpa, Gva, Hpa, Perms, WalkCaches};
 
 use super::backing::Backing;
 use super::costs::Costs;
 use super::flight::FlightId;
 use super::guest::{GuestError, GuestTables};
+use super::walk::FlagLog;
 use crate::arch::Arch;
 use crate::checker::Violation;
 use crate::workload::{GuestAccess, GuestStream};
@@ -174,70 +168,8 @@ pub struct Vcpu<A: Arch> {
     current: Option<GuestAccess>,
 }
 
-/// Flags set by walks of this window: address to the word as this vCPU would read it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct FlagLog(BTreeMap<u64, u64>);
-
-impl FlagLog {
-    /// Takes the logged words by address.
-    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Hpa, u64)> + use<> {
-        std::mem::take(&mut self.0).into_iter().map(|(at, word)| (Hpa::new(at), word))
-    }
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-/// Memory as one vCPU's walker sees it in a window.
-struct WindowBus<'a, F> {
-    tables: &'a TableMemory,
-    log: &'a mut FlagLog,
-    guest: Option<&'a mut GuestTables<F>>,
-    broken: Option<(Hpa, mmu_core::memory::TableFault)>,
-}
-
-impl<F: mmu_core::Format> Bus for WindowBus<'_, F> {
-    #[inline]
-    fn read(&mut self, at: Hpa) -> Result<u64, BusError> {
-        if !self.log.0.is_empty()
-            && let Some(&word) = self.log.0.get(&at.raw())
-        {
-            return Ok(word);
-        }
-        self.tables.read(at).map_err(|fault| {
-            self.broken = Some((at, fault));
-            BusError { at }
-        })
-    }
-
-    fn cmpxchg(&mut self, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
-        let found = self.read(at)?;
-        if found != old {
-            return Ok(Exchange::Found(found));
-        }
-        self.log.0.insert(at.raw(), new);
-        Ok(Exchange::Done)
-    }
-
-    #[inline]
-    fn read_guest(&mut self, gpa: Gpa, at: Hpa) -> Result<u64, BusError> {
-        self.guest.as_ref().and_then(|guest| guest.read(gpa)).ok_or(BusError { at })
-    }
-
-    fn cmpxchg_guest(&mut self, gpa: Gpa, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
-        let found = self.read_guest(gpa, at)?;
-        if found != old {
-            return Ok(Exchange::Found(found));
-        }
-        if let Some(guest) = &mut self.guest {
-            guest.write(gpa, new);
-        }
-        Ok(Exchange::Done)
-    }
-}
-
 /// How one access went.
-enum Outcome {
+pub(super) enum Outcome {
     Done,
     GuestFault,
     Fault(GuestFault),
@@ -576,116 +508,5 @@ impl<A: Arch> Vcpu<A> {
             }
             Err(outcome) => outcome,
         }
-    }
-
-    fn walk_nested(&mut self, gva: Gva, access: Access, view: View<'_>) -> Result<Translation, Outcome> {
-        let Self { arch, guest, caches, memory, log, tag, root, .. } = self;
-        let Some(guest) = guest.as_mut() else { return Err(Outcome::GuestFault) };
-        let mut cursor = NestedCursor::new(*arch.one(), guest.root(), *arch.two(), *root, fold(arch, gva), access);
-        let mut bus = WindowBus { tables: view.tables, log, guest: Some(guest), broken: None };
-        let mut cached = caches.for_walk(*tag, Kind::Combined);
-        let mut meter = Meter::new(view.costs, memory);
-        let end = loop {
-            match cursor.step(&mut bus, &mut cached) {
-                Step::Read(reference) => meter.read(reference.stage, reference.at),
-                Step::Update(_) | Step::Restart(_) => meter.update(),
-                Step::Done(translation) => break Ok(translation),
-                Step::Fault(NestedFault::One(fault)) => break Err((fault.class(), None)),
-                Step::Fault(NestedFault::Two { fault, gpa, table }) => {
-                    break Err((fault.class(), Some((gpa, table.is_some()))));
-                }
-            }
-        };
-        let (meter, broken) = (meter.spent, bus.broken);
-        self.charge(meter, broken);
-        end.map_err(|(class, second)| match second {
-            None => Outcome::GuestFault,
-            Some((gpa, table)) => {
-                // A walk's own reference is a read of the guest's table, or a write where it sets flags there.
-                let access = if table { AccessKind::Read } else { access.kind };
-                Outcome::Fault(GuestFault { gpa, access, class })
-            }
-        })
-    }
-
-    fn walk_flat(&mut self, gpa: Gpa, access: Access, view: View<'_>) -> Result<Translation, Outcome> {
-        let Self { arch, caches, memory, log, tag, root, .. } = self;
-        let mut cursor = WalkCursor::new(*arch.two(), *root, gpa.raw(), access);
-        let mut cached = caches.for_walk(*tag, Kind::Combined);
-        if let Some(found) = cached.deepest(Stage::Two, gpa.raw()) {
-            cursor = cursor.resume_at(found.level, found.table, found.acc);
-        }
-        let mut bus = WindowBus::<A::One> { tables: view.tables, log, guest: None, broken: None };
-        let mut meter = Meter::new(view.costs, memory);
-        let end = loop {
-            match cursor.step(&mut bus) {
-                Step::Read(reference) => {
-                    meter.read(Stage::Two, reference.at);
-                    if let Some((level, table, acc)) = cursor.position()
-                        && cursor.is_settled()
-                    {
-                        let found = mmu_core::walk::CachedTable { level, table, host: None, acc };
-                        cached.fill(Stage::Two, gpa.raw(), found);
-                    }
-                }
-                Step::Update(_) | Step::Restart(_) => meter.update(),
-                Step::Done(translation) => break Ok(translation),
-                Step::Fault(fault) => break Err(fault.class()),
-            }
-        };
-        let (meter, broken) = (meter.spent, bus.broken);
-        self.charge(meter, broken);
-        end.map_err(|class| Outcome::Fault(GuestFault { gpa, access: access.kind, class }))
-    }
-
-    fn charge(&mut self, spent: Spent, broken: Option<(Hpa, mmu_core::memory::TableFault)>) {
-        self.clock += spent.cycles;
-        self.stats.stage1_references += spent.stage1;
-        self.stats.stage2_references += spent.stage2;
-        self.stats.flag_updates += spent.updates;
-        if let Some((at, fault)) = broken {
-            self.violations.push(Violation::TableWalk { vcpu: self.index, at, fault, moment: self.clock });
-        }
-    }
-}
-
-/// A guest-virtual address cut to what the first stage's tables index.
-fn fold<A: Arch>(arch: &A, gva: Gva) -> u64 {
-    use mmu_core::Format;
-    gva.raw() & (arch.one().geometry().input_bytes() - 1)
-}
-
-/// What one walk spent.
-#[derive(Clone, Copy, Debug, Default)]
-struct Spent {
-    cycles: Cycles,
-    stage1: u64,
-    stage2: u64,
-    updates: u64,
-}
-
-/// Adds up a walk's references.
-struct Meter<'a> {
-    costs: &'a Costs,
-    memory: &'a mut LatencyCache,
-    spent: Spent,
-}
-
-impl<'a> Meter<'a> {
-    fn new(costs: &'a Costs, memory: &'a mut LatencyCache) -> Self {
-        Self { costs, memory, spent: Spent::default() }
-    }
-
-    fn read(&mut self, stage: Stage, at: Hpa) {
-        self.spent.cycles += self.memory.access(at).latency;
-        match stage {
-            Stage::One => self.spent.stage1 += 1,
-            Stage::Two => self.spent.stage2 += 1,
-        }
-    }
-
-    fn update(&mut self) {
-        self.spent.cycles += self.costs.assist;
-        self.spent.updates += 1;
     }
 }

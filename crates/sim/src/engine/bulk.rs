@@ -1,0 +1,193 @@
+//! Operations on runs: n entries at once, with the cycles, counters and stopping places of n single entries.
+//!
+//! The proof is a property test (`tests/runs.rs`): every strategy, done whole and entry by entry, leaves the same words,
+//! clocks and counters.
+
+use mmu_core::memory::{Masks, Progression};
+use mmu_core::{Cycles, Format, Hpa, Level};
+
+use super::op::{Apply, Atomicity, Frames, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work};
+use super::world::{ActorState, Horizon, Runs, World};
+use crate::arch::Arch;
+use crate::checker::Violation;
+
+impl<A: Arch> World<A> {
+    /// Cycles of one entry of a run after the first: reading it, asking whether to reschedule, the work.
+    fn run_costs(&self, run: &RunOp) -> (Cycles, Cycles) {
+        let update = match (run.apply, run.atomicity) {
+            (Apply::Nothing, _) => Cycles::ZERO,
+            (_, Atomicity::Plain) => self.costs.store,
+            (_, Atomicity::Atomic) => self.costs.atomic,
+        };
+        let work = update + run.work.map_or(Cycles::ZERO, |work| self.cost_of(work));
+        let check = match run.check {
+            ReschedCheck::EachEntry => self.costs.resched_check,
+            ReschedCheck::Never => Cycles::ZERO,
+        };
+        (self.costs.visit + check, work)
+    }
+
+    /// How many entries of a run can be done before something else has to happen. The first entry was read and checked
+    /// by the caller; entry j+1 is begun only if that happens before the horizon, and its rescheduling check must not
+    /// find the time slice over or the lock contended.
+    fn run_length(&self, run: &RunOp, actor: &ActorState, horizon: Horizon) -> u64 {
+        let (overhead, work) = self.run_costs(run);
+        let unit = overhead + work;
+        if run.len <= 1 || unit == Cycles::ZERO {
+            return run.len.max(1);
+        }
+        // Every operation of an entry begins before the horizon, the work after the read and the check.
+        let mut limit = Cycles(horizon.until.0.saturating_sub(overhead.0));
+        if run.check == ReschedCheck::EachEntry {
+            if self.locks.iter().any(|lock| lock.is_held_by(actor.id) && lock.is_contended()) {
+                return 1;
+            }
+            // The check comes after the read: it must fall into this slice.
+            let slice_end = self.slice_end(actor);
+            limit = limit.min(Cycles(slice_end.0.saturating_sub(overhead.0)));
+        }
+        // Entry j (from 0) begins at now + work + (j - 1) * unit and must begin before `limit`.
+        let room = limit.0.saturating_sub((actor.now + work).0);
+        (1 + room.div_ceil(unit.0)).min(run.len)
+    }
+
+    pub(super) fn run(&mut self, run: RunOp, actor: &mut ActorState, horizon: Horizon) -> u64 {
+        let n = self.run_length(&run, actor, horizon);
+        let (overhead, work) = self.run_costs(&run);
+        let outcome = match run.apply {
+            Apply::Nothing => Ok(()),
+            Apply::Set(word) => self.tables.fill_run(run.at, n, Progression::constant(word)),
+            Apply::Mask { and, or } => self.tables.map_run(run.at, n, Masks { keep: and, set: or }).map(drop),
+        };
+        if let Err(fault) = outcome {
+            let (at, moment) = (run.at, actor.now);
+            self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment });
+        }
+        self.counters.visits += n - 1;
+        if run.work == Some(Work::ReleaseLeaf) {
+            self.counters.zapped_leaves += n;
+        }
+        let start = actor.now;
+        actor.now += work.times(n) + overhead.times(n - 1);
+        if run.check == ReschedCheck::EachEntry && n > 1 {
+            let longest = if n > 2 { overhead + work } else { Cycles::ZERO };
+            let first = (start + work + overhead).since(actor.scheduled);
+            actor.stats.longest_unscheduled = actor.stats.longest_unscheduled.max(longest).max(first);
+            actor.scheduled = Cycles(actor.now.0 - work.0);
+        }
+        n
+    }
+
+    /// How many of `len` table entries from `at` on point to consecutive last-level tables filled by one progression of
+    /// leaves, and where the first leaf is.
+    fn uniform_tables(&self, at: Hpa, len: u64, level: Level) -> Option<(Hpa, u64)> {
+        let two = self.arch.two();
+        let leaf_level = level.down()?;
+        let (entries, bytes) = (two.geometry().entries(leaf_level) as u64, two.geometry().table_bytes(leaf_level));
+        let parents = self.tables.run_at(at, len).ok()?;
+        let tables = if parents.len > 1 && parents.step == bytes { parents.len } else { 1 };
+        let first = two.next_table(level, parents.first);
+        let leaves = self.tables.run_at(first, entries * tables).ok()?;
+        let uniform = two.is_mapped(leaves.first) && two.is_leaf(leaf_level, leaves.first);
+        uniform.then_some((first, leaves.len / entries))
+    }
+
+    /// Leaf work below table entries, in the order of a walk over single entries: each table entry is read, checked, read again
+    /// on the way down; each leaf is read, checked and worked on.
+    pub(super) fn run_below(&mut self, run: &RunBelow, actor: &mut ActorState, horizon: Horizon) -> u64 {
+        if self.runs == Runs::Single {
+            return 0;
+        }
+        let Some((first, tables)) = self.uniform_tables(run.at, run.len, run.level) else { return 0 };
+        let entries = run.level.down().map_or(1, |level| self.arch.two().geometry().entries(level)) as u64;
+        let leaf_run = RunOp {
+            at: first,
+            len: 1,
+            apply: run.apply,
+            atomicity: Atomicity::Atomic,
+            work: run.work,
+            check: run.check,
+        };
+        let (overhead, work) = self.run_costs(&leaf_run);
+        let leaf = overhead + work;
+        // Its own read and check, then the read on the way down.
+        let table = overhead + self.costs.visit + leaf.times(entries);
+        let mut limit = horizon.until;
+        if run.check == ReschedCheck::EachEntry {
+            if self.locks.iter().any(|lock| lock.is_held_by(actor.id) && lock.is_contended()) {
+                return 0;
+            }
+            limit = limit.min(self.slice_end(actor));
+        }
+        // All of it ends before the limit: so does every read, check and piece of work.
+        let room = (limit.since(actor.now) + overhead).0 / table.0.max(1);
+        let n = tables.min(run.len).min(if limit == Cycles::NEVER { u64::MAX } else { room });
+        if n == 0 {
+            return 0;
+        }
+        let spent = table.times(n).since(overhead);
+        let done = match run.apply {
+            Apply::Nothing => Ok(()),
+            Apply::Set(word) => self.tables.fill_run(first, n * entries, Progression::constant(word)),
+            Apply::Mask { and, or } => self.tables.map_run(first, n * entries, Masks { keep: and, set: or }).map(drop),
+        };
+        if done.is_err() {
+            return 0;
+        }
+        self.counters.visits += n * (2 + entries) - 1;
+        if run.work == Some(Work::ReleaseLeaf) {
+            self.counters.zapped_leaves += n * entries;
+        }
+        actor.now += spent;
+        if run.check == ReschedCheck::EachEntry {
+            actor.stats.longest_unscheduled = actor.stats.longest_unscheduled.max(leaf);
+            actor.scheduled = Cycles(actor.now.0 - work.0);
+        }
+        n
+    }
+
+    /// The subtrees below `remove.len` uniform table entries, torn down as the loop over single entries would: each entry
+    /// of each table is visited and replaced, each leaf's state released, each table retired through RCU.
+    pub(super) fn remove_subtrees(&mut self, remove: RemoveSubtrees, actor: &mut ActorState, horizon: Horizon) -> u64 {
+        let two = *self.arch.two();
+        let Some(leaf_level) = remove.level.down() else { return 0 };
+        let geometry = two.geometry();
+        let (entries, bytes) = (geometry.entries(leaf_level) as u64, geometry.table_bytes(leaf_level));
+        let Some((first, tables)) = self.uniform_tables(remove.at, remove.len, remove.level) else { return 0 };
+        if tables < remove.len {
+            return 0;
+        }
+        // The first table entry has been read by the caller.
+        let spent = self.removal_costs(&remove, entries).times(remove.len).since(self.costs.visit);
+        if self.runs == Runs::Single || actor.now + spent >= horizon.until {
+            return 0;
+        }
+        let marker = Progression::constant(remove.marker);
+        let filled = self
+            .tables
+            .fill_run(remove.at, remove.len, marker)
+            .and_then(|()| self.tables.fill_run(first, entries * remove.len, marker));
+        if filled.is_err() {
+            return 0;
+        }
+        self.counters.visits += remove.len * (1 + entries) - 1;
+        self.counters.zapped_leaves += remove.len * entries;
+        self.counters.zapped_tables += remove.len;
+        actor.now += spent;
+        let frames = Frames { first, count: remove.len, level: leaf_level, bytes };
+        self.rcu.retire(frames, actor.now, self.costs.rcu_grace);
+        remove.len
+    }
+
+    /// One table entry and the leaves below it.
+    fn removal_costs(&self, remove: &RemoveSubtrees, entries: u64) -> Cycles {
+        let update = match remove.atomicity {
+            Atomicity::Plain => self.costs.store,
+            Atomicity::Atomic => self.costs.atomic,
+        };
+        let table = self.costs.visit + update;
+        // Leaves have accessed and dirty state that hardware may still write: always exchanged atomically.
+        let leaf = self.costs.visit + self.costs.atomic + self.costs.release_leaf;
+        table + leaf.times(entries)
+    }
+}
