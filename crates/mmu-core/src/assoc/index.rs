@@ -22,6 +22,7 @@ pub enum Index {
 pub(super) struct Indexer {
     rule: Rule,
     sets: u32,
+    mask: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,26 +44,29 @@ impl Indexer {
             Index::XorFold => Rule::Fold(sets.next_power_of_two().trailing_zeros().max(1)),
             Index::Skewed => Rule::Skewed,
         };
-        Self { rule, sets }
+        Self { rule, sets, mask: sets - 1 }
     }
 
     /// The set of a block in a structure whose ways all share one index function.
     #[inline(always)]
     pub(super) fn set(&self, number: u64) -> u32 {
-        if let Rule::Mask = self.rule {
-            return number as u32 & (self.sets - 1);
-        }
-        self.set_by_rule(number)
-    }
-
-    #[inline]
-    fn set_by_rule(&self, number: u64) -> u32 {
         match self.rule {
-            Rule::Mask => number as u32 & (self.sets - 1),
+            Rule::Mask => self.set_by_mask(number),
             Rule::Remainder => (number % u64::from(self.sets)) as u32,
             Rule::Fold(bits) => self.reduce((number ^ (number >> bits)) & ((1 << bits) - 1)),
             Rule::Skewed => self.set_of_way(number, 0),
         }
+    }
+
+    /// Whether [`set_by_mask`](Self::set_by_mask) gives the set.
+    pub(super) fn is_mask(&self) -> bool {
+        matches!(self.rule, Rule::Mask)
+    }
+
+    /// The set of a block under a modulo index and a power of two of sets.
+    #[inline(always)]
+    pub(super) fn set_by_mask(&self, number: u64) -> u32 {
+        number as u32 & self.mask
     }
 
     /// The set of a block in one way of a skewed structure.

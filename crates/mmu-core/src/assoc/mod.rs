@@ -118,6 +118,17 @@ struct Cell<R, V> {
     value: V,
 }
 
+/// How a probe goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Probe {
+    /// Through the row of the set that a mask gives, of up to eight ways.
+    Eight,
+    /// Through the row of the set that a mask gives, of up to sixteen ways.
+    Sixteen,
+    /// Some other way.
+    Else,
+}
+
 /// What a hit does to the replacement state.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OnHit {
@@ -165,8 +176,7 @@ pub struct SetAssoc<K: Key, V> {
     rows: Vec<Row>,
     indexer: Indexer,
     shape: Shape,
-    /// Whether the layout is the narrow one, asked on every probe.
-    narrow: bool,
+    probe: Probe,
     on_hit: OnHit,
     on_fill: OnFill,
     live: u32,
@@ -200,13 +210,18 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             Layout::Wide(Lists::new(sets, ways), Chains::new(entries))
         };
         let narrow = matches!(layout, Layout::Narrow);
+        let indexer = Indexer::new(shape.index(), sets);
         let in_order = matches!(shape.replacement(), Replacement::Lru | Replacement::Fifo);
         Self {
             cells: vec![Cell { tag: K::EMPTY, rest: K::Rest::default(), value: V::default() }; entries as usize],
             rows: vec![Row::new(ways); sets as usize],
-            indexer: Indexer::new(shape.index(), sets),
+            indexer,
             shape,
-            narrow,
+            probe: match ways {
+                _ if !(narrow && indexer.is_mask()) => Probe::Else,
+                ..=row::WORD_WAYS => Probe::Eight,
+                _ => Probe::Sixteen,
+            },
             on_hit: if narrow && shape.replacement().reorders_on_hit() { OnHit::Order } else { OnHit::Else },
             on_fill: if narrow && in_order { OnFill::Last } else { OnFill::Else },
             live: 0,
@@ -231,9 +246,34 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     /// Finds an entry and counts this as a use of it.
     #[inline(always)]
     pub fn lookup(&mut self, key: &K) -> Option<&V> {
+        let slot = self.use_of(key)?;
+        self.cells.get(slot.slot() as usize).map(|cell| &cell.value)
+    }
+
+    /// Finds the place of an entry and counts this as a use of it.
+    // PERF: search and use together, because set and way are at hand between them.
+    #[inline(always)]
+    pub fn use_of(&mut self, key: &K) -> Option<Slot> {
+        if self.probe == Probe::Else || self.on_hit == OnHit::Else {
+            return self.use_elsewhere(key);
+        }
+        let set = self.indexer.set_by_mask(key.number());
+        let row = self.rows.get_mut(set as usize)?;
+        let first = set * self.shape.ways();
+        let way = if self.probe == Probe::Eight {
+            row.find_in_eight(key.tag(), |way| holds(&self.cells, first + way, key, |rest| key.accepts(rest)))?
+        } else {
+            row.find(key.tag(), |way| holds(&self.cells, first + way, key, |rest| key.accepts(rest)))?
+        };
+        row.touch(way);
+        Some(Slot::new(set, first + way))
+    }
+
+    #[inline(never)]
+    fn use_elsewhere(&mut self, key: &K) -> Option<Slot> {
         let slot = self.find(key)?;
         self.touch(slot);
-        Some(self.value(slot))
+        Some(slot)
     }
 
     /// Finds an entry without counting a use.
@@ -292,7 +332,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         if key.tag() == K::EMPTY {
             return Inserted::Filled;
         }
-        match self.find_equal(&key) {
+        match self.search(&key, |rest| rest == key.rest()) {
             Some(slot) => {
                 self.touch(slot);
                 Inserted::Replaced(std::mem::replace(self.value_mut(slot), value))
@@ -301,10 +341,13 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         }
     }
 
-    /// Finds the place of this very key without counting a use.
+    /// Replaces the value under this very key, if it is there, and counts that as a use. Says whether it was there.
     #[inline(always)]
-    pub fn find_equal(&self, key: &K) -> Option<Slot> {
-        self.search(key, |rest| rest == key.rest())
+    pub fn replace(&mut self, key: &K, value: V) -> bool {
+        let Some(slot) = self.search(key, |rest| rest == key.rest()) else { return false };
+        self.touch(slot);
+        *self.value_mut(slot) = value;
+        true
     }
 
     /// [`insert`](Self::insert) for a key that is known not to be there, without the search.
@@ -390,18 +433,23 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
 
     #[inline(always)]
     fn search(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
-        if !self.narrow {
+        if self.probe == Probe::Else {
             return self.search_elsewhere(key, accept);
         }
-        let (tag, ways) = (key.tag(), self.shape.ways());
-        let set = self.indexer.set(key.number());
-        let first = set * ways;
-        // A print may agree past the last way; the cell there is another set's and has another tag.
-        let check =
-            |way| self.cells.get((first + way) as usize).is_some_and(|cell| cell.tag == tag && accept(cell.rest));
+        self.search_row(self.indexer.set_by_mask(key.number()), key, accept)
+    }
+
+    /// Searches one set of a narrow structure.
+    #[inline(always)]
+    fn search_row(&self, set: u32, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
+        let first = set * self.shape.ways();
+        let check = |way| holds(&self.cells, first + way, key, &accept);
         let row = self.rows.get(set as usize)?;
-        let way = if ways <= row::WORD_WAYS { row.find_in_eight(tag, check) } else { row.find(tag, check) };
-        way.map(|way| Slot::new(set, first + way))
+        let way = match self.probe {
+            Probe::Eight => row.find_in_eight(key.tag(), check)?,
+            _ => row.find(key.tag(), check)?,
+        };
+        Some(Slot::new(set, first + way))
     }
 
     #[inline]
@@ -412,6 +460,13 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             self.drop_slot(tag, slot);
         }
     }
+}
+
+/// Whether a cell holds the tag of a key and a rest that is accepted.
+// A print may agree past the last way of a set; the cell there is another set's and has another tag.
+#[inline(always)]
+fn holds<K: Key, V>(cells: &[Cell<K::Rest, V>], slot: u32, key: &K, accept: impl Fn(K::Rest) -> bool) -> bool {
+    cells.get(slot as usize).is_some_and(|cell| cell.tag == key.tag() && accept(cell.rest))
 }
 
 impl<K: Key, V> fmt::Debug for SetAssoc<K, V> {

@@ -1,7 +1,7 @@
 //! Replacement beyond the narrow recency order: wide and skewed layouts, and policies other than LRU and FIFO.
 
 use super::replacement::{MAX_MARKED_WAYS, nru, tree};
-use super::{Key, Layout, NONE, Replacement, SetAssoc, Slot, packed};
+use super::{Key, Layout, NONE, Replacement, SetAssoc, Slot, holds, packed};
 
 impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     #[inline(never)]
@@ -17,7 +17,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         let old = std::mem::replace(&mut cell.tag, key.tag());
         cell.rest = key.rest();
         cell.value = value;
-        if self.narrow {
+        if let Layout::Narrow = self.layout {
             let (row, way) = (&mut self.rows[slot.set() as usize], slot.slot() - slot.set() * self.shape.ways());
             row.set_print(way, key.tag());
         } else if let Layout::Wide(_, chains) = &mut self.layout {
@@ -36,23 +36,24 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
 
     #[inline(never)]
     pub(super) fn search_elsewhere(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
-        let Layout::Wide(_, chains) = &self.layout else { return self.search_skewed(key, accept) };
+        let chains = match &self.layout {
+            Layout::Narrow => return self.search_row(self.indexer.set(key.number()), key, accept),
+            Layout::Skewed(_) => return self.search_skewed(key, accept),
+            Layout::Wide(_, chains) => chains,
+        };
         let tag = key.tag();
         let mut slot = chains.first(tag);
-        while slot != NONE && !self.holds(slot, tag, &accept) {
+        while slot != NONE && !holds(&self.cells, slot, key, &accept) {
             slot = chains.after(slot);
         }
         (slot != NONE).then(|| Slot::new(self.indexer.set(key.number()), slot))
     }
 
     fn search_skewed(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
-        let (tag, number) = (key.tag(), key.number());
-        (0..self.shape.ways()).map(|way| self.slot_in_way(number, way)).find(|slot| self.holds(slot.slot(), tag, &accept))
-    }
-
-    #[inline(always)]
-    fn holds(&self, slot: u32, tag: u64, accept: &impl Fn(K::Rest) -> bool) -> bool {
-        self.cells.get(slot as usize).is_some_and(|cell| cell.tag == tag && accept(cell.rest))
+        let number = key.number();
+        (0..self.shape.ways())
+            .map(|way| self.slot_in_way(number, way))
+            .find(|slot| holds(&self.cells, slot.slot(), key, &accept))
     }
 
     /// Where a block would lie in a way.

@@ -202,6 +202,8 @@ pub struct TlbArray {
     ask: Ask,
     /// The one class to ask for.
     sole: Cut,
+    /// Whether pages of that class go in without more ado.
+    plain: bool,
     classes: [Class; MAX_SIZES],
     class_count: u8,
     /// Bit `i`: class `i` has entries.
@@ -240,6 +242,7 @@ impl TlbArray {
             store: SetAssoc::new(spec.shape, seed),
             ask: Ask::Nothing,
             sole: Cut::default(),
+            plain: false,
             classes,
             class_count: sizes.len() as u8,
             present: 0,
@@ -282,11 +285,9 @@ impl TlbArray {
 
     /// Looks an address up and counts a use of what it finds.
     pub fn lookup(&mut self, tag: Tag, input: Input) -> Option<TlbEntry> {
-        let Some(slot) = self.find(input, self.rules.context(tag, input.kind())) else {
-            self.stats.misses += 1;
-            return None;
-        };
-        Some(self.entry_at(slot, input).unpack())
+        let found = self.find(input, self.rules.context(tag, input.kind()));
+        self.stats.misses += u64::from(found.is_none());
+        found.map(|(_, entry)| entry.unpack())
     }
 
     /// Looks an address up without any trace.
@@ -301,13 +302,26 @@ impl TlbArray {
         let _ = self.put(input, self.rules.context(tag, input.kind()), entry, Known::Unknown);
     }
 
-    /// [`lookup`](Self::lookup) with the context worked out, without counting a miss. Tells where.
+    /// [`lookup`](Self::lookup) with the context worked out, without counting a miss. Also tells where.
     #[inline(always)]
-    pub(super) fn find(&mut self, input: Input, context: u64) -> Option<Slot> {
+    pub(super) fn find(&mut self, input: Input, context: u64) -> Option<(Slot, Stored)> {
+        let found = match self.ask {
+            Ask::Nothing => return None,
+            Ask::One => {
+                let slot = self.store.use_of(&self.sole.key(input, context))?;
+                (slot, *self.store.value(slot))
+            }
+            Ask::Each => self.find_each(input, context)?,
+        };
+        self.stats.hits += 1;
+        Some(found)
+    }
+
+    #[inline(never)]
+    fn find_each(&mut self, input: Input, context: u64) -> Option<(Slot, Stored)> {
         let slot = self.probe(input, context)?;
         self.store.touch(slot);
-        self.stats.hits += 1;
-        Some(slot)
+        Some((slot, self.entry_at(slot, input)))
     }
 
     /// [`find`](Self::find) of what an earlier one found, if it still is there.
@@ -320,13 +334,7 @@ impl TlbArray {
     }
 
     /// The translation of an address that was found at a place.
-    #[inline(always)]
-    pub(super) fn entry_at(&self, slot: Slot, input: Input) -> Stored {
-        if self.ask == Ask::One { *self.store.value(slot) } else { self.page_at(slot, input) }
-    }
-
-    #[inline(never)]
-    fn page_at(&self, slot: Slot, input: Input) -> Stored {
+    fn entry_at(&self, slot: Slot, input: Input) -> Stored {
         let entry = *self.store.value(slot);
         if !self.store.key(slot).is_grouped() {
             return entry;
@@ -340,17 +348,7 @@ impl TlbArray {
         self.store.key(slot)
     }
 
-    #[inline(always)]
     fn probe(&self, input: Input, context: u64) -> Option<Slot> {
-        match self.ask {
-            Ask::Nothing => None,
-            Ask::One => self.store.find(&self.sole.key(input, context)),
-            Ask::Each => self.probe_each(input, context),
-        }
-    }
-
-    #[inline(never)]
-    fn probe_each(&self, input: Input, context: u64) -> Option<Slot> {
         let present = self.present;
         let classes = self.classes.iter().enumerate().filter(|(n, _)| present >> n & 1 == 1).map(|(_, class)| class);
         classes.filter_map(|class| self.store.find(&class.cut.key(input, context)).map(|slot| (class, slot))).find_map(
@@ -365,6 +363,9 @@ impl TlbArray {
     fn prepare(&mut self) {
         let class = &self.classes[self.present.trailing_zeros() as usize % MAX_SIZES];
         self.sole = class.cut;
+        self.plain = self.present.is_power_of_two()
+            && !class.is_grouped()
+            && self.rules.combined_by_gpa == CombinedByGpa::Unknown;
         self.ask = match self.present.count_ones() {
             0 => Ask::Nothing,
             1 if !class.is_grouped() => Ask::One,
@@ -426,19 +427,35 @@ impl TlbArray {
     /// [`put`](Self::put) when nobody asks what has to leave.
     #[inline(always)]
     pub(super) fn put_quietly(&mut self, input: Input, context: u64, entry: Stored, known: Known) {
+        if !(self.plain && self.sole.class() == u64::from(entry.shift())) {
+            return self.put_page(input, context, entry, known);
+        }
+        self.stats.fills += 1;
+        let key = self.sole.key(input, context).with_reach(entry.reach());
+        let entry = entry.without_gpa();
+        if known == Known::Unknown && self.store.replace(&key, entry) {
+            return;
+        }
+        if self.store.displace(key, entry) == TlbKey::EMPTY {
+            self.classes[self.present.trailing_zeros() as usize % MAX_SIZES].count += 1;
+        } else {
+            self.stats.evictions += 1;
+        }
+    }
+
+    #[inline(never)]
+    fn put_page(&mut self, input: Input, context: u64, entry: Stored, known: Known) {
         let index = self.by_shift[entry.shift() as usize];
         let cut = self.classes[index as usize % MAX_SIZES].cut;
         // Fragments, groups and guest-physical addresses are the general path's.
         if index == NO_CLASS || cut.class() != u64::from(entry.shift()) || self.stores_gpa(input.kind()) {
-            return self.put_elsewhere(input, context, entry, known);
+            let _ = self.put(input, context, entry.unpack(), known);
+            return;
         }
         self.stats.fills += 1;
         let key = cut.key(input, context).with_reach(entry.reach());
         let entry = entry.without_gpa();
-        let present = if known == Known::Unknown { self.store.find_equal(&key) } else { None };
-        if let Some(slot) = present {
-            self.store.touch(slot);
-            *self.store.value_mut(slot) = entry;
+        if known == Known::Unknown && self.store.replace(&key, entry) {
             return;
         }
         let old = self.store.displace(key, entry);
@@ -447,11 +464,6 @@ impl TlbArray {
         if old != cut.class() {
             self.exchange(index as usize, old);
         }
-    }
-
-    #[inline(never)]
-    fn put_elsewhere(&mut self, input: Input, context: u64, entry: Stored, known: Known) {
-        let _ = self.put(input, context, entry.unpack(), known);
     }
 
     /// One entry more of a class, and one less of the class of what left (0 if nothing did).

@@ -94,14 +94,14 @@ impl Arrays {
 
     /// Asks the arrays of a port; counts a hit, or a miss of each.
     #[inline(always)]
-    fn find(&mut self, port: Port, input: Input, context: u64) -> Option<(u8, Slot)> {
+    fn find(&mut self, port: Port, input: Input, context: u64) -> Option<(u8, Slot, Stored)> {
         for (asked, &n) in self.routes[port as usize].iter().enumerate() {
             let Some(array) = self.all.get_mut(n as usize) else { continue };
-            if let Some(slot) = array.find(input, context) {
+            if let Some((slot, entry)) = array.find(input, context) {
                 if asked > 0 {
                     self.uncount_misses(port, asked);
                 }
-                return Some((n, slot));
+                return Some((n, slot, entry));
             }
             array.stats.misses += 1;
         }
@@ -280,10 +280,9 @@ impl Tlb {
 
     #[inline(never)]
     fn search(&mut self, port: Port, input: Input, context: u64) -> Searched {
-        if let Some((array, slot)) = self.l1.find(port, input, context) {
-            let found = &self.l1.all[array as usize];
-            self.found = found.entry_at(slot, input);
-            let key = found.key(slot);
+        if let Some((array, slot, entry)) = self.l1.find(port, input, context) {
+            self.found = entry;
+            let key = self.l1.all[array as usize].key(slot);
             // What lies in a group is not the entry itself.
             if !key.is_grouped() {
                 let page = Hint::page(port, input);
@@ -291,8 +290,7 @@ impl Tlb {
             }
             return Searched::L1;
         }
-        let Some((array, slot)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
-        let entry = self.l2.all[array as usize].entry_at(slot, input);
+        let Some((_, _, entry)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
         self.found = entry;
         if self.inclusion == Inclusion::Exclusive {
             self.move_up(port, input, context, entry.unpack());

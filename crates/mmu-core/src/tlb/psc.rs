@@ -11,7 +11,7 @@ use super::invalidate::Select;
 use super::key::Cut;
 use super::{Input, Invalidate, Kind, Perms, TableCaches, Tag, TagRules, TlbKey};
 use crate::addr::{Hpa, Level};
-use crate::assoc::{Key, SetAssoc, Shape};
+use crate::assoc::{Key, SetAssoc, Shape, Slot};
 use crate::format::Table;
 use crate::geometry::Geometry;
 use crate::walk::CachedTable;
@@ -70,7 +70,7 @@ impl Cell {
         Self { table: found.table.base, host, acc: found.acc, meta }
     }
     #[inline]
-    fn unpack(self, level: Level) -> CachedTable {
+    fn unpack(&self, level: Level) -> CachedTable {
         let host = (self.host, Perms::from_bits((self.meta >> 8) as u8));
         CachedTable {
             level,
@@ -124,12 +124,9 @@ fn cut(tree: &Geometry, level: Level) -> Option<Cut> {
 impl LevelCache {
     /// Looks the table of an address up and counts a use of it.
     #[inline(always)]
-    fn lookup(&mut self, stage: usize, input: Input, context: u64) -> Option<Cell> {
-        if self.store.is_empty() {
-            return None;
-        }
+    fn use_of(&mut self, stage: usize, input: Input, context: u64) -> Option<Slot> {
         let cut = self.cuts[stage]?;
-        self.store.lookup(&cut.key(input, context)).copied()
+        self.store.use_of(&cut.key(input, context))
     }
 }
 
@@ -165,10 +162,12 @@ impl PscSet {
     pub fn deepest(&mut self, tag: Tag, input: Input) -> Option<CachedTable> {
         let context = self.rules.context(tag, input.kind());
         let (levels, stage, stats) = self.parts(input.kind());
-        let mut caches = levels.iter_mut();
-        let found = caches.find_map(|cache| cache.lookup(stage, input, context).map(|cell| cell.unpack(cache.level)));
-        for cache in caches {
-            cache.lookup(stage, input, context);
+        let mut found = None;
+        for cache in levels {
+            let slot = cache.use_of(stage, input, context);
+            if let (None, Some(slot)) = (&found, slot) {
+                found = Some(cache.store.value(slot).unpack(cache.level));
+            }
         }
         match &found {
             Some(table) => stats.deepest[table.level.index()] += 1,
@@ -186,10 +185,7 @@ impl PscSet {
         let Some(cut) = cache.cuts[stage] else { return };
         stats.fills += 1;
         let (key, cell) = (cut.key(input, context), Cell::pack(found));
-        if let Some(slot) = cache.store.find_equal(&key) {
-            cache.store.touch(slot);
-            *cache.store.value_mut(slot) = cell;
-        } else {
+        if !cache.store.replace(&key, cell) {
             stats.evictions += u64::from(cache.store.displace(key, cell) != TlbKey::EMPTY);
         }
     }
