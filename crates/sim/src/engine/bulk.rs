@@ -78,18 +78,22 @@ impl<A: Arch> World<A> {
         n
     }
 
-    /// How many of `len` table entries from `at` on point to consecutive last-level tables filled by one progression of
-    /// leaves, and where the first leaf is.
-    fn uniform_tables(&self, at: Hpa, len: u64, level: Level) -> Option<(Hpa, u64)> {
+    /// How many of `len` table entries from `at` on point to consecutive last-level tables whose words are all in one
+    /// progression, where the first word is and what it says.
+    fn uniform_tables(&self, at: Hpa, len: u64, level: Level) -> Option<UniformTables> {
         let two = self.arch.two();
         let leaf_level = level.down()?;
         let (entries, bytes) = (two.geometry().entries(leaf_level) as u64, two.geometry().table_bytes(leaf_level));
         let parents = self.tables.run_at(at, len).ok()?;
         let tables = if parents.len > 1 && parents.step == bytes { parents.len } else { 1 };
         let first = two.next_table(level, parents.first);
-        let leaves = self.tables.run_at(first, entries * tables).ok()?;
-        let uniform = two.is_mapped(leaves.first) && two.is_leaf(leaf_level, leaves.first);
-        uniform.then_some((first, leaves.len / entries))
+        let words = self.tables.run_at(first, entries * tables).ok()?;
+        let holds = match (two.is_mapped(words.first), two.is_leaf(leaf_level, words.first)) {
+            (true, true) => Holds::Leaves,
+            (true, false) => return None,
+            (false, _) => Holds::Nothing,
+        };
+        Some(UniformTables { first, tables: words.len / entries, entries, holds })
     }
 
     /// Leaf work below table entries, in the order of a walk over single entries: each table entry is read, checked, read again
@@ -98,8 +102,11 @@ impl<A: Arch> World<A> {
         if self.runs == Runs::Single {
             return 0;
         }
-        let Some((first, tables)) = self.uniform_tables(run.at, run.len, run.level) else { return 0 };
-        let entries = run.level.down().map_or(1, |level| self.arch.two().geometry().entries(level)) as u64;
+        let Some(UniformTables { first, tables, entries, holds: Holds::Leaves }) =
+            self.uniform_tables(run.at, run.len, run.level)
+        else {
+            return 0;
+        };
         let leaf_run = RunOp {
             at: first,
             len: 1,
@@ -146,48 +153,100 @@ impl<A: Arch> World<A> {
         n
     }
 
-    /// The subtrees below `remove.len` uniform table entries, torn down as the loop over single entries would: each entry
-    /// of each table is visited and replaced, each leaf's state released, each table retired through RCU.
-    pub(super) fn remove_subtrees(&mut self, remove: RemoveSubtrees, actor: &mut ActorState, horizon: Horizon) -> u64 {
-        let two = *self.arch.two();
+    /// The subtrees below uniform table entries, torn down as the loop over single entries would: each entry of each table is
+    /// visited and replaced, each leaf's state released, each table retired through RCU. Replies how many table entries that was.
+    pub(super) fn remove_subtrees(&mut self, remove: &RemoveSubtrees, actor: &mut ActorState, horizon: Horizon) -> u64 {
         let Some(leaf_level) = remove.level.down() else { return 0 };
-        let geometry = two.geometry();
-        let (entries, bytes) = (geometry.entries(leaf_level) as u64, geometry.table_bytes(leaf_level));
-        let Some((first, tables)) = self.uniform_tables(remove.at, remove.len, remove.level) else { return 0 };
-        if tables < remove.len {
+        let Some(below) = self.uniform_tables(remove.at, remove.len, remove.level) else { return 0 };
+        if self.runs == Runs::Single {
             return 0;
         }
-        // The first table entry has been read by the caller.
-        let spent = self.removal_costs(&remove, entries).times(remove.len).since(self.costs.visit);
-        if self.runs == Runs::Single || actor.now + spent >= horizon.until {
+        let (overhead, work) = self.removal_costs(remove, &below);
+        let unit = overhead + work;
+        let mut limit = horizon.until;
+        if remove.check == ReschedCheck::EachEntry {
+            if self.locks.iter().any(|lock| lock.is_held_by(actor.id) && lock.is_contended()) {
+                return 0;
+            }
+            limit = limit.min(self.slice_end(actor));
+        }
+        // The first table entry has been read and checked by the caller; all of the rest ends before the limit.
+        let room = (limit.since(actor.now) + overhead).0.saturating_sub(1) / unit.0.max(1);
+        let n = below.tables.min(remove.len).min(room);
+        if n == 0 {
             return 0;
         }
-        let marker = Progression::constant(remove.marker);
-        let filled = self
-            .tables
-            .fill_run(remove.at, remove.len, marker)
-            .and_then(|()| self.tables.fill_run(first, entries * remove.len, marker));
+        let (parent, child) = (Progression::constant(remove.unlinked), Progression::constant(remove.marker));
+        let filled = self.tables.fill_run(remove.at, n, parent).and_then(|()| match below.replaced(remove) {
+            Replaced::Kept => Ok(()),
+            Replaced::ByMarker => self.tables.fill_run(below.first, below.entries * n, child),
+        });
         if filled.is_err() {
             return 0;
         }
-        self.counters.visits += remove.len * (1 + entries) - 1;
-        self.counters.zapped_leaves += remove.len * entries;
-        self.counters.zapped_tables += remove.len;
-        actor.now += spent;
-        let frames = Frames { first, count: remove.len, level: leaf_level, bytes };
+        self.counters.visits += n * (1 + below.entries) - 1;
+        if below.holds == Holds::Leaves {
+            self.counters.zapped_leaves += n * below.entries;
+        }
+        self.counters.zapped_tables += n;
+        actor.now += unit.times(n).since(overhead);
+        if remove.check == ReschedCheck::EachEntry && n > 1 {
+            actor.stats.longest_unscheduled = actor.stats.longest_unscheduled.max(unit);
+            actor.scheduled = Cycles(actor.now.0 - work.0);
+        }
+        let bytes = self.arch.two().geometry().table_bytes(leaf_level);
+        let frames = Frames { first: below.first, count: n, level: leaf_level, bytes };
         self.rcu.retire(frames, actor.now, self.costs.rcu_grace);
-        remove.len
+        n
     }
 
-    /// One table entry and the leaves below it.
-    fn removal_costs(&self, remove: &RemoveSubtrees, entries: u64) -> Cycles {
-        let update = match remove.atomicity {
-            Atomicity::Plain => self.costs.store,
-            Atomicity::Atomic => self.costs.atomic,
+    /// One table entry - reading it and asking to reschedule, then the rest - and what lies below it.
+    fn removal_costs(&self, remove: &RemoveSubtrees, below: &UniformTables) -> (Cycles, Cycles) {
+        let check = match remove.check {
+            ReschedCheck::EachEntry => self.costs.resched_check,
+            ReschedCheck::Never => Cycles::ZERO,
         };
-        let table = self.costs.visit + update;
-        // Leaves have accessed and dirty state that hardware may still write: always exchanged atomically.
-        let leaf = self.costs.visit + self.costs.atomic + self.costs.release_leaf;
-        table + leaf.times(entries)
+        let entry = match (below.holds, below.replaced(remove)) {
+            // Leaves have accessed and dirty state that hardware may still write: always exchanged atomically.
+            (Holds::Leaves, _) => self.costs.visit + self.costs.atomic + self.costs.release_leaf,
+            (Holds::Nothing, Replaced::ByMarker) => self.costs.visit + self.costs.atomic,
+            (Holds::Nothing, Replaced::Kept) => self.costs.visit,
+        };
+        (self.costs.visit + check, self.costs.atomic + entry.times(below.entries))
+    }
+}
+
+/// Consecutive last-level tables whose words are all alike.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct UniformTables {
+    /// First word of the first table.
+    first: Hpa,
+    /// How many tables.
+    tables: u64,
+    /// Entries of each.
+    entries: u64,
+    holds: Holds,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Holds {
+    Leaves,
+    Nothing,
+}
+
+/// What happens to the words of a table that is torn down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Replaced {
+    Kept,
+    ByMarker,
+}
+
+impl UniformTables {
+    /// Entries that map nothing are left alone unless a walker might still install something there.
+    fn replaced(&self, remove: &RemoveSubtrees) -> Replaced {
+        match (self.holds, remove.marker) {
+            (Holds::Nothing, 0) => Replaced::Kept,
+            _ => Replaced::ByMarker,
+        }
     }
 }

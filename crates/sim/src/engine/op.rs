@@ -225,16 +225,18 @@ pub enum Op {
 /// Arguments of [`Op::RemoveSubtrees`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RemoveSubtrees {
-    /// First table entry of the parent.
+    /// First table entry of the parent. It has been read and checked already.
     pub at: Hpa,
     /// Table entries, at least one.
     pub len: u64,
     /// Level of those entries.
     pub level: Level,
-    /// What is written into detached entries.
+    /// What the table entries become.
+    pub unlinked: u64,
+    /// What is written into the entries of a detached table; 0 leaves those that map nothing alone.
     pub marker: u64,
-    /// How entries are replaced.
-    pub atomicity: Atomicity,
+    /// Whether the loop checks for rescheduling before each table entry.
+    pub check: ReschedCheck,
 }
 
 /// The engine's answer: up to three numbers, read by the typed methods of `Host`.

@@ -239,7 +239,7 @@ impl<A: Arch> World<A> {
             }
             Op::Run(run) => done(self.run(run, actor, horizon)),
             Op::RunBelow(run) => done(self.run_below(&run, actor, horizon)),
-            Op::RemoveSubtrees(remove) => done(self.remove_subtrees(remove, actor, horizon)),
+            Op::RemoveSubtrees(remove) => done(self.remove_subtrees(&remove, actor, horizon)),
             Op::Load(var) => {
                 actor.now += self.costs.store;
                 done(self.vars[var as usize])

@@ -198,24 +198,59 @@ async fn zap_root_pass<F: Format>(host: &Host<F>, root: Hpa, level: Level, polic
         if cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
             continue;
         }
+        let check = check_each(policy.yielding);
+        if level == Level::LAST && zap_below(host, &mut iter, check).await {
+            debt = debt.merge(owed(policy));
+            continue;
+        }
         if !iter.is_present() || iter.level > level {
-            skip_run(host, &mut iter, check_each(policy.yielding)).await;
+            skip_run(host, &mut iter, check).await;
             continue;
         }
         if iter.is_leaf() {
-            let check = check_each(policy.yielding);
             bulk(host, &mut iter, Apply::Set(0), Atomicity::Atomic, Some(Work::ReleaseLeaf), check).await;
-        } else {
+        } else if remove_alike(host, &mut iter, check, policy).await == 0 {
             iter.take(1);
             host.xchg(iter.sptep, 0).await;
             remove_table(host, host.format().next_table(iter.level, iter.old), iter.level, policy).await;
         }
-        if policy.flush == TableFlush::DeferredRcu {
-            debt = FlushDebt::Owed;
-        }
+        debt = debt.merge(owed(policy));
     }
     if debt == FlushDebt::Owed {
         host.flush_vm().await;
+    }
+}
+
+/// Whether tearing something down under this policy leaves a flush to its caller.
+fn owed(policy: &ZapPolicy) -> FlushDebt {
+    if policy.flush == TableFlush::DeferredRcu { FlushDebt::Owed } else { FlushDebt::Clean }
+}
+
+/// Tears down consecutive last-level tables at once where they are uniform; how many.
+async fn remove_alike<F: Format>(
+    host: &Host<F>,
+    iter: &mut TdpIter<F>,
+    check: ReschedCheck,
+    policy: &ZapPolicy,
+) -> u64 {
+    if iter.level.index() != 1 || policy.flush == TableFlush::PerTablePage {
+        return 0;
+    }
+    let marker = removed_marker(host.format(), policy);
+    let remove = RemoveSubtrees { at: iter.sptep, len: iter.len, level: iter.level, unlinked: 0, marker, check };
+    let n = host.remove_subtrees(remove).await;
+    if n > 0 {
+        iter.take(n);
+    }
+    n
+}
+
+/// What entries of a detached table become. In shared mode a walker still inside must not install anything: they are
+/// frozen, not cleared (e25f0e0cd51b).
+fn removed_marker<F: Format>(format: &F, policy: &ZapPolicy) -> u64 {
+    match policy.lock {
+        ZapLock::Read => format.encode_not_present(NotPresent::Frozen).unwrap_or(0),
+        ZapLock::Write => 0,
     }
 }
 
@@ -224,19 +259,14 @@ async fn zap_root_pass<F: Format>(host: &Host<F>, root: Hpa, level: Level, polic
 async fn remove_table<F: Format>(host: &Host<F>, table: Hpa, parent: Level, policy: &ZapPolicy) {
     let Some(level) = parent.down() else { return };
     let geometry = *host.format().geometry();
-    let frozen = host.format().encode_not_present(NotPresent::Frozen).unwrap_or(0);
-    let marker = match policy.lock {
-        // In shared mode a walker still inside must not install anything: entries are frozen, not cleared (e25f0e0cd51b).
-        ZapLock::Read => frozen,
-        ZapLock::Write => 0,
-    };
+    let marker = removed_marker(host.format(), policy);
     let entries = geometry.entries(level) as u64;
     let mut index = 0;
     while index < entries {
         let at = table + 8 * index;
         let run = host.read_run(at, entries - index).await;
         index += if !host.format().is_mapped(run.first) {
-            skip_removed(host, at, run.len, marker, policy).await
+            skip_removed(host, at, run.len, marker).await
         } else if host.format().is_leaf(level, run.first) {
             remove_leaves(host, at, run.len, marker).await
         } else {
@@ -250,11 +280,11 @@ async fn remove_table<F: Format>(host: &Host<F>, table: Hpa, parent: Level, poli
     host.call_rcu(Frames { first: table, count: 1, level, bytes }).await;
 }
 
-/// Entries that map nothing: left alone under the write lock, frozen under the read lock.
-async fn skip_removed<F: Format>(host: &Host<F>, at: Hpa, len: u64, marker: u64, policy: &ZapPolicy) -> u64 {
-    let (apply, atomicity) = match policy.lock {
-        ZapLock::Write => (Apply::Nothing, Atomicity::Plain),
-        ZapLock::Read => (Apply::Set(marker), Atomicity::Atomic),
+/// Entries that map nothing: left alone where nobody else is inside, else marked.
+async fn skip_removed<F: Format>(host: &Host<F>, at: Hpa, len: u64, marker: u64) -> u64 {
+    let (apply, atomicity) = match marker {
+        0 => (Apply::Nothing, Atomicity::Plain),
+        _ => (Apply::Set(marker), Atomicity::Atomic),
     };
     host.run(RunOp { at, len, apply, atomicity, work: None, check: ReschedCheck::Never }).await
 }
@@ -277,7 +307,7 @@ async fn remove_children<F: Format>(
     policy: &ZapPolicy,
 ) -> u64 {
     if level.index() == 1 && policy.flush != TableFlush::PerTablePage {
-        let remove = RemoveSubtrees { at, len, level, marker, atomicity: Atomicity::Atomic };
+        let remove = RemoveSubtrees { at, len, level, unlinked: marker, marker, check: ReschedCheck::Never };
         let done = host.remove_subtrees(remove).await;
         if done > 0 {
             return done;
