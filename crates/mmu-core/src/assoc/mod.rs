@@ -180,6 +180,8 @@ pub struct SetAssoc<K: Key, V> {
     on_hit: OnHit,
     on_fill: OnFill,
     live: u32,
+    /// Bits of a narrow set's order.
+    order_mask: u64,
     layout: Layout,
     random: SplitMix,
 }
@@ -225,6 +227,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             on_hit: if narrow && shape.replacement().reorders_on_hit() { OnHit::Order } else { OnHit::Else },
             on_fill: if narrow && in_order { OnFill::Last } else { OnFill::Else },
             live: 0,
+            order_mask: packed::mask(ways),
             layout,
             random: SplitMix(seed),
         }
@@ -255,7 +258,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     #[inline(always)]
     pub fn use_of(&mut self, key: &K) -> Option<Slot> {
         if self.probe == Probe::Else || self.on_hit == OnHit::Else {
-            return self.use_elsewhere(key);
+            return self.use_elsewhere(*key);
         }
         let set = self.indexer.set_by_mask(key.number());
         let row = self.rows.get_mut(set as usize)?;
@@ -270,8 +273,8 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     }
 
     #[inline(never)]
-    fn use_elsewhere(&mut self, key: &K) -> Option<Slot> {
-        let slot = self.find(key)?;
+    fn use_elsewhere(&mut self, key: K) -> Option<Slot> {
+        let slot = self.find(&key)?;
         self.touch(slot);
         Some(slot)
     }
@@ -367,10 +370,12 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         }
         // PERF: the common case of `victim` and `place` together: whatever is last in order is overwritten.
         let ways = self.shape.ways();
-        let set = self.indexer.set(key.number());
+        let number = key.number();
+        let masked = self.probe != Probe::Else;
+        let set = if masked { self.indexer.set_by_mask(number) } else { self.indexer.set(number) };
         let Some(row) = self.rows.get_mut(set as usize) else { return K::EMPTY };
         let way = packed::at(row.order, ways - 1);
-        row.order = packed::last_to_front(row.order, way, ways);
+        row.order = packed::last_to_front(row.order, way, self.order_mask);
         row.set_print(way, key.tag());
         let Some(cell) = self.cells.get_mut((set * ways + way) as usize) else { return K::EMPTY };
         let old = cell.tag;
@@ -434,7 +439,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     #[inline(always)]
     fn search(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
         if self.probe == Probe::Else {
-            return self.search_elsewhere(key, accept);
+            return self.search_elsewhere(*key, accept);
         }
         self.search_row(self.indexer.set_by_mask(key.number()), key, accept)
     }

@@ -40,10 +40,15 @@ pub(super) mod packed {
         order & newer | (order >> 4) & !newer & ((1 << last) - 1) | u64::from(way) << last
     }
 
-    /// The order after the last way was used, as when a victim is refilled.
+    /// The bits of a word that order this many ways.
+    pub(in super::super) fn mask(ways: u32) -> u64 {
+        u64::MAX >> (64 - 4 * ways.clamp(1, MAX_WAYS))
+    }
+
+    /// The order after the last way was used, as when a victim is refilled. The mask is [`mask`] of the ways.
     #[inline(always)]
-    pub(in super::super) fn last_to_front(order: u64, way: u32, ways: u32) -> u64 {
-        (order << 4 | u64::from(way)) & (u64::MAX >> (64 - 4 * ways))
+    pub(in super::super) fn last_to_front(order: u64, way: u32, mask: u64) -> u64 {
+        (order << 4 | u64::from(way)) & mask
     }
 
     /// The way at a position.
@@ -201,7 +206,7 @@ mod tests {
             for &(way, front) in &moves {
                 let way = way % ways;
                 if front && packed::at(order, ways - 1) == way {
-                    prop_assert_eq!(packed::last_to_front(order, way, ways), packed::to_front(order, way));
+                    prop_assert_eq!(packed::last_to_front(order, way, packed::mask(ways)), packed::to_front(order, way));
                 }
                 order = if front { packed::to_front(order, way) } else { packed::to_back(order, way, ways) };
             }

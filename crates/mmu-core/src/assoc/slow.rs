@@ -35,15 +35,15 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     }
 
     #[inline(never)]
-    pub(super) fn search_elsewhere(&self, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
+    pub(super) fn search_elsewhere(&self, key: K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
         let chains = match &self.layout {
-            Layout::Narrow => return self.search_row(self.indexer.set(key.number()), key, accept),
-            Layout::Skewed(_) => return self.search_skewed(key, accept),
+            Layout::Narrow => return self.search_row(self.indexer.set(key.number()), &key, accept),
+            Layout::Skewed(_) => return self.search_skewed(&key, accept),
             Layout::Wide(_, chains) => chains,
         };
         let tag = key.tag();
         let mut slot = chains.first(tag);
-        while slot != NONE && !holds(&self.cells, slot, key, &accept) {
+        while slot != NONE && !holds(&self.cells, slot, &key, &accept) {
             slot = chains.after(slot);
         }
         (slot != NONE).then(|| Slot::new(self.indexer.set(key.number()), slot))

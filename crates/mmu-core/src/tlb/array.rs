@@ -342,6 +342,13 @@ impl TlbArray {
         Stored::pack(&self.page_of_group(entry.unpack(), self.classes[0].page_in_group(input.raw()), input.kind()))
     }
 
+    /// The shift of the page of an entry that was found here.
+    // PERF: mostly known before the entry has come from memory, so that what depends on it need not wait.
+    #[inline(always)]
+    pub(super) fn page_shift(&self, entry: Stored) -> u32 {
+        if self.ask == Ask::One { self.sole.class() as u32 } else { entry.shift() }
+    }
+
     /// The key of what was found at a place.
     #[inline]
     pub(super) fn key(&self, slot: Slot) -> TlbKey {
@@ -424,10 +431,10 @@ impl TlbArray {
         self.account(index as usize, inserted)
     }
 
-    /// [`put`](Self::put) when nobody asks what has to leave.
+    /// [`put`](Self::put) when nobody asks what has to leave; `shift` is that of the entry's page.
     #[inline(always)]
-    pub(super) fn put_quietly(&mut self, input: Input, context: u64, entry: Stored, known: Known) {
-        if !(self.plain && self.sole.class() == u64::from(entry.shift())) {
+    pub(super) fn put_quietly(&mut self, input: Input, context: u64, shift: u32, entry: Stored, known: Known) {
+        if !(self.plain && self.sole.class() == u64::from(shift)) {
             return self.put_page(input, context, entry, known);
         }
         self.stats.fills += 1;

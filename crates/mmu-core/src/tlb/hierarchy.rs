@@ -132,9 +132,9 @@ impl Arrays {
 
     /// [`put`](Self::put) when nobody asks what became of it.
     #[inline(always)]
-    fn put_quietly(&mut self, port: Port, input: Input, context: u64, entry: Stored, known: Known) {
-        if let Some(array) = self.home(port, entry.shift()) {
-            array.put_quietly(input, context, entry, known);
+    fn put_quietly(&mut self, port: Port, input: Input, context: u64, shift: u32, entry: Stored, known: Known) {
+        if let Some(array) = self.home(port, shift) {
+            array.put_quietly(input, context, shift, entry, known);
         }
     }
 
@@ -290,12 +290,13 @@ impl Tlb {
             }
             return Searched::L1;
         }
-        let Some((_, _, entry)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
+        let Some((array, _, entry)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
         self.found = entry;
         if self.inclusion == Inclusion::Exclusive {
             self.move_up(port, input, context, entry.unpack());
         } else {
-            self.l1.put_quietly(port, input, context, entry, Known::Absent);
+            let shift = self.l2.all.get(array as usize).map_or(0, |array| array.page_shift(entry));
+            self.l1.put_quietly(port, input, context, shift, entry, Known::Absent);
         }
         Searched::L2
     }
@@ -313,9 +314,9 @@ impl Tlb {
         if self.inclusion != Inclusion::NonInclusive {
             return self.fill_related(port, input, context, entry);
         }
-        let entry = Stored::pack(&entry);
-        self.l2.put_quietly(port, input, context, entry, Known::Unknown);
-        self.l1.put_quietly(port, input, context, entry, Known::Unknown);
+        let (shift, entry) = (entry.size.shift(), Stored::pack(&entry));
+        self.l2.put_quietly(port, input, context, shift, entry, Known::Unknown);
+        self.l1.put_quietly(port, input, context, shift, entry, Known::Unknown);
     }
 
     #[inline(never)]
@@ -328,7 +329,7 @@ impl Tlb {
         if let Some((key, _)) = evicted {
             self.l1.invalidate(&Select::block(&key, self.rules));
         }
-        self.l1.put_quietly(port, input, context, Stored::pack(&entry), Known::Unknown);
+        self.l1.put_quietly(port, input, context, entry.size.shift(), Stored::pack(&entry), Known::Unknown);
     }
 
     fn put_l1_exclusive(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) {
