@@ -108,7 +108,7 @@ fn every_strategy_with_busy_vcpus_and_short_time_slices() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn any_range_any_slice(
         start in 0u64..6_000,

@@ -72,8 +72,7 @@ impl<A: Arch> World<A> {
         if run.check == ReschedCheck::EachEntry && n > 1 {
             let longest = if n > 2 { overhead + work } else { Cycles::ZERO };
             let first = (start + work + overhead).since(actor.scheduled);
-            actor.stats.longest_unscheduled = actor.stats.longest_unscheduled.max(longest).max(first);
-            actor.scheduled = Cycles(actor.now.0 - work.0);
+            actor.checked(first, longest, work);
         }
         n
     }
@@ -145,10 +144,12 @@ impl<A: Arch> World<A> {
         if run.work == Some(Work::ReleaseLeaf) {
             self.counters.zapped_leaves += n * entries;
         }
+        let start = actor.now;
         actor.now += spent;
         if run.check == ReschedCheck::EachEntry {
-            actor.stats.longest_unscheduled = actor.stats.longest_unscheduled.max(leaf);
-            actor.scheduled = Cycles(actor.now.0 - work.0);
+            // The first leaf is checked after it was read, which is after its table entry was read again.
+            let first = (start + self.costs.visit + overhead).since(actor.scheduled);
+            actor.checked(first, leaf, work);
         }
         n
     }
@@ -189,10 +190,11 @@ impl<A: Arch> World<A> {
             self.counters.zapped_leaves += n * below.entries;
         }
         self.counters.zapped_tables += n;
+        let start = actor.now;
         actor.now += unit.times(n).since(overhead);
         if remove.check == ReschedCheck::EachEntry && n > 1 {
-            actor.stats.longest_unscheduled = actor.stats.longest_unscheduled.max(unit);
-            actor.scheduled = Cycles(actor.now.0 - work.0);
+            let first = (start + unit).since(actor.scheduled);
+            actor.checked(first, unit, work);
         }
         let bytes = self.arch.two().geometry().table_bytes(leaf_level);
         let frames = Frames { first: below.first, count: n, level: leaf_level, bytes };

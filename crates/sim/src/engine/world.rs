@@ -86,6 +86,13 @@ impl ActorState {
         self.scheduled = self.now;
     }
 
+    /// A run of checks has been made: the first so long after the last opportunity, the others so far apart, the last one
+    /// `since` cycles ago.
+    pub(super) fn checked(&mut self, first: Cycles, apart: Cycles, since: Cycles) {
+        self.stats.longest_unscheduled = self.stats.longest_unscheduled.max(first).max(apart);
+        self.scheduled = Cycles(self.now.0.saturating_sub(since.0));
+    }
+
     pub(crate) fn finish(&mut self) {
         self.breathe();
         self.stats.finished = self.now;
