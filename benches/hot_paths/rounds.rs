@@ -20,6 +20,9 @@ impl Rounds {
     pub fn from_args() -> Self {
         let criterion = Criterion::default()
             .sample_size(20)
+            // The summary at the end is what is read; plots and a full bootstrap take longer than the cases.
+            .nresamples(2000)
+            .without_plots()
             .warm_up_time(Duration::from_millis(300))
             .measurement_time(Duration::from_millis(1000))
             .configure_from_args();
