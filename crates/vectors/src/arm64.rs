@@ -12,7 +12,7 @@ use mmu_core::walk::{Reference, Step, Translation, WalkCursor};
 use mmu_core::{Access, AccessKind, Entry, Format, Hpa, Privilege, Purpose};
 use serde::Deserialize;
 
-use crate::json::{Num, Words, changes, memory, recorded_changes};
+use crate::json::{Num, Words, changes, memory, parse, recorded_changes};
 use crate::report::{Disagreement, FileReport, Quirk};
 use crate::run::Place;
 
@@ -315,7 +315,7 @@ fn check_fields(config: &Config) -> Result<(), String> {
 }
 
 pub(crate) fn check_image(text: &str, place: Place, report: &mut FileReport) -> Result<(), String> {
-    let image: Image = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let image: Image = parse(text)?;
     let machine = Machine::new(&image)?;
     for (index, case) in image.cases.iter().enumerate() {
         case.access.check().map_err(|what| format!("case {index}: {what}"))?;

@@ -11,6 +11,8 @@ mod run;
 
 #[cfg(feature = "arm")]
 mod arm64;
+#[cfg(feature = "arm")]
+mod matrix_arm64;
 #[cfg(feature = "ppc")]
 mod matrix_ppc;
 #[cfg(feature = "ppc")]
@@ -24,5 +26,7 @@ mod x86;
 pub use matrix_ppc::check_power_matrix;
 #[cfg(feature = "x86")]
 pub use matrix_x86::check_ept_matrix;
+#[cfg(feature = "arm")]
+pub use matrix_arm64::{check_arm64_matrix, check_bbm_rules};
 pub use report::{Disagreement, FileReport, Quirk};
 pub use run::{Limits, VectorError, check_file, check_reader};

@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use mmu_vectors::{FileReport, Limits, VectorError, check_file, check_reader};
+use mmu_vectors::{FileReport, Limits, VectorError, check_arm64_matrix, check_bbm_rules, check_file, check_reader};
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/arm64-sample.jsonl.xz");
 
@@ -15,11 +15,15 @@ fn check(path: &Path) -> FileReport {
     }
 }
 
-fn sample_text() -> String {
-    let file = std::fs::File::open(SAMPLE).expect("the sample is committed");
+fn unpacked(path: &str) -> String {
+    let file = std::fs::File::open(path).unwrap_or_else(|error| panic!("{path}: {error}"));
     let mut text = String::new();
-    lzma_rust2::XzReader::new(file, true).read_to_string(&mut text).expect("the sample is xz text");
+    lzma_rust2::XzReader::new(file, true).read_to_string(&mut text).expect("the file is xz text");
     text
+}
+
+fn sample_text() -> String {
+    unpacked(SAMPLE)
 }
 
 fn check_text(text: &str) -> Result<FileReport, VectorError> {
@@ -96,4 +100,52 @@ fn what_is_not_of_the_format_is_named() {
         let error = check_text(&line.replacen(from, to, 1)).expect_err(from).to_string();
         assert!(error.contains(name) && error.contains("line 1"), "{from} -> {to}: {error}");
     }
+}
+
+const MATRIX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/arm64-s2-matrix.json.xz");
+const BBM_RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/arm64-bbm-rules.json.xz");
+
+#[test]
+fn the_matrix_agrees() {
+    let report = check_arm64_matrix("matrix", &unpacked(MATRIX)).unwrap_or_else(|error| panic!("{error}"));
+    assert!(report.passed(), "{report:#?}");
+    assert_eq!(report.agreeing, 128 + 144 + 48 + 24);
+    assert_eq!(report.cases, report.agreeing + 2, "two codes are not of walks");
+}
+
+#[test]
+fn the_break_before_make_rules_agree() {
+    let report = check_bbm_rules("rules", &unpacked(BBM_RULES)).unwrap_or_else(|error| panic!("{error}"));
+    assert!(report.passed(), "{report:#?}");
+    assert_eq!((report.cases, report.agreeing), (21, 21));
+}
+
+#[test]
+fn changed_matrices_disagree() {
+    // The layout of the file does not matter.
+    let value: serde_json::Value = serde_json::from_str(&unpacked(MATRIX)).unwrap();
+    let text = value.to_string();
+    for (from, to) in [
+        (r#"[true,0,3,"exec_el1","allowed"]"#, r#"[true,0,3,"exec_el1","permission"]"#),
+        (r#"[false,1,0,"write","permission"]"#, r#"[false,1,0,"write","allowed"]"#),
+        (r#"[1,1,1,1,1,"write","allowed",{"S2AP1":1}]"#, r#"[1,1,1,1,1,"write","allowed",{}]"#),
+        (r#"[0,0,0,0,0,"read","access_flag",{}]"#, r#"[0,0,0,0,0,"read","permission",{}]"#),
+        (r#"["4K",1,1,"block"]"#, r#"["4K",1,1,"table"]"#),
+        (r#""-1":41"#, r#""-1":37"#),
+    ] {
+        assert!(text.contains(from), "the matrix has no {from}");
+        let report = check_arm64_matrix("matrix", &text.replacen(from, to, 1)).unwrap();
+        assert_eq!(report.disagreeing, 1, "{from} -> {to}: {report:#?}");
+    }
+    for (from, to, name) in [
+        (r#""permission":128"#, r#""permission":127"#, "counts.permission"),
+        (r#""tlb_conflict""#, r#""tlb_conflicts""#, "tlb_conflicts"),
+        (r#"["4K",1,1,"block"]"#, r#"["8K",1,1,"block"]"#, "8K"),
+        (r#""S2AP1":1"#, r#""S2AP2":1"#, "S2AP2"),
+    ] {
+        let error = check_arm64_matrix("matrix", &text.replacen(from, to, 1)).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    let text = unpacked(BBM_RULES).replace("\"requires_bbm\": true", "\"requires_bbm\": false");
+    assert!(!check_bbm_rules("rules", &text).unwrap().passed());
 }
