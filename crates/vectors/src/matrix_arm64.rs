@@ -25,6 +25,9 @@ const NOT_OF_A_WALK: Quirk = Quirk {
     why: "alignment and unsupported-atomic-update faults come from the access, not from its translation (Arm ARM D8.15)",
 };
 
+/// HA, HD, AF, DBM, S2AP, the access, what comes of it, the bits that hardware sets.
+type UpdateRow = (u64, u64, u64, u64, u64, AccessName, Outcome, Updated);
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Matrix {
@@ -37,7 +40,7 @@ struct Matrix {
     #[serde(rename = "license_note", default)]
     _license_note: IgnoredAny,
     permission: Section<(bool, u64, u64, AccessName, Outcome)>,
-    af_dirty: Section<(u64, u64, u64, u64, u64, AccessName, Outcome, Updated)>,
+    af_dirty: Section<UpdateRow>,
     descriptor_kind: Section<(String, i8, u64, String)>,
     fault_status: FaultStatus,
     #[serde(rename = "order_of_checks", default)]
@@ -311,15 +314,15 @@ fn check_permission(row: &(bool, u64, u64, AccessName, Outcome)) -> Result<(), S
     })
 }
 
-fn check_update(row: &(u64, u64, u64, u64, u64, AccessName, Outcome, Updated)) -> Result<(), String> {
+fn check_update(row: &UpdateRow) -> Result<(), String> {
     let &(ha, hd, af, dbm, s2ap, access, expected, set) = row;
     let updates = match (ha, hd) {
         (0, _) => HardwareUpdates::None,
         (_, 0) => HardwareUpdates::Accessed,
         _ => HardwareUpdates::AccessedAndDirty,
     };
-    let bits = af * AF | dbm * DBM | s2ap << S2AP_SHIFT;
-    let set = set.accessed * AF | set.write * S2AP1;
+    let bits = (af * AF) | (dbm * DBM) | s2ap << S2AP_SHIFT;
+    let set = (set.accessed * AF) | (set.write * S2AP1);
     everywhere(Features::MAX, updates, bits, access, |end, before, after| {
         outcome(end) == Some(expected) && after == before | set
     })
