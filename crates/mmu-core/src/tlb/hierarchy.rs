@@ -116,6 +116,23 @@ impl Arrays {
         }
     }
 
+    /// Counts a miss of every array of a port.
+    #[inline(always)]
+    fn count_misses(&mut self, port: Port) {
+        for &n in &self.routes[port as usize] {
+            if let Some(array) = self.all.get_mut(n as usize) {
+                array.stats.misses += 1;
+            }
+        }
+    }
+
+    /// The one array of a port that is not empty, if it holds pages of one size; with their shift.
+    fn sole(&self, port: Port) -> Option<(u8, u32)> {
+        let mut full = self.routes[port as usize].iter().filter(|&&n| !self.all[n as usize].is_empty());
+        let (&n, None) = (full.next()?, full.next()) else { return None };
+        Some((n, self.all[n as usize].sole_shift()?))
+    }
+
     /// The array that stores a page of this size.
     #[inline(always)]
     fn home(&mut self, port: Port, shift: u32) -> Option<&mut TlbArray> {
@@ -130,12 +147,14 @@ impl Arrays {
         }
     }
 
-    /// [`put`](Self::put) when nobody asks what became of it.
+    /// [`put`](Self::put) when nobody asks what became of it. Says whether an array got its first page of a size or lost its
+    /// last.
     #[inline(always)]
-    fn put_quietly(&mut self, port: Port, input: Input, context: u64, shift: u32, entry: Stored, known: Known) {
-        if let Some(array) = self.home(port, shift) {
-            array.put_quietly(input, context, shift, entry, known);
-        }
+    fn put_quietly(&mut self, port: Port, input: Input, context: u64, shift: u32, entry: Stored, known: Known) -> bool {
+        let Some(array) = self.home(port, shift) else { return false };
+        let before = array.present();
+        array.put_quietly(input, context, shift, entry, known);
+        array.present() != before
     }
 
     fn invalidate(&mut self, select: &Select) -> u64 {
@@ -223,6 +242,17 @@ pub struct Tlb {
     /// What the last search found.
     // PERF: results of the search go this way, so that those of a hint stay in the host's registers.
     found: Stored,
+    /// By port, where there is one. Worked out after fills and invalidations that may have changed it.
+    // PERF: spares second-level hits, which have most to do, a quarter of their work.
+    pairs: [Option<Pair>; 3],
+    stale: bool,
+}
+
+/// The arrays that answer a port while all its translations are of one size.
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    l1: u8,
+    l2: u8,
 }
 
 /// Where a search ended; the entry is in [`Tlb::found`].
@@ -244,6 +274,8 @@ impl Tlb {
             l2_hit_extra: [spec.l2_hit_extra, spec.l2_hit_extra, spec.l2_hit_extra_fetch],
             hints: Box::new([Hint::default(); HINTS]),
             found: Stored::default(),
+            pairs: [None; 3],
+            stale: false,
         })
     }
 
@@ -280,6 +312,46 @@ impl Tlb {
 
     #[inline(never)]
     fn search(&mut self, port: Port, input: Input, context: u64) -> Searched {
+        if self.stale {
+            self.pairs = Port::ALL.map(|port| self.pair(port));
+            self.stale = false;
+        }
+        let Some(pair) = self.pairs[port as usize] else { return self.search_all(port, input, context) };
+        let l1 = self.l1.all.get_mut(pair.l1 as usize);
+        let (Some(l1), Some(l2)) = (l1, self.l2.all.get_mut(pair.l2 as usize)) else { return Searched::Nowhere };
+        let key = l1.sole_key(input, context);
+        if let Some((slot, entry)) = l1.find_sole(&key) {
+            self.found = entry;
+            let (page, key) = (Hint::page(port, input), l1.key(slot));
+            self.hints[Hint::index(page)] = Hint { page, context, key, slot, array: pair.l1 };
+            return Searched::L1;
+        }
+        let Some((_, entry)) = l2.find_sole(&key) else {
+            self.l1.count_misses(port);
+            self.l2.count_misses(port);
+            return Searched::Nowhere;
+        };
+        self.found = entry;
+        l1.put_sole(&key, entry);
+        self.l1.count_misses(port);
+        Searched::L2
+    }
+
+    /// The pair of a port as things are: every other array it asks is empty, and what the second level holds goes to the
+    /// first unchanged.
+    #[cold]
+    fn pair(&self, port: Port) -> Option<Pair> {
+        if self.inclusion == Inclusion::Exclusive {
+            return None;
+        }
+        let (l1, shift) = self.l1.sole(port)?;
+        let (l2, second_shift) = self.l2.sole(port)?;
+        let home = self.l1.homes[port as usize].get(shift as usize).copied();
+        (shift == second_shift && home == Some(l1)).then_some(Pair { l1, l2 })
+    }
+
+    #[inline(never)]
+    fn search_all(&mut self, port: Port, input: Input, context: u64) -> Searched {
         if let Some((array, slot, entry)) = self.l1.find(port, input, context) {
             self.found = entry;
             let key = self.l1.all[array as usize].key(slot);
@@ -296,7 +368,7 @@ impl Tlb {
             self.move_up(port, input, context, entry.unpack());
         } else {
             let shift = self.l2.all.get(array as usize).map_or(0, |array| array.page_shift(entry));
-            self.l1.put_quietly(port, input, context, shift, entry, Known::Absent);
+            self.stale |= self.l1.put_quietly(port, input, context, shift, entry, Known::Absent);
         }
         Searched::L2
     }
@@ -312,11 +384,12 @@ impl Tlb {
     pub fn fill(&mut self, port: Port, tag: Tag, input: Input, entry: TlbEntry) {
         let context = self.rules.context(tag, input.kind());
         if self.inclusion != Inclusion::NonInclusive {
+            self.stale |= self.inclusion == Inclusion::Inclusive;
             return self.fill_related(port, input, context, entry);
         }
         let (shift, entry) = (entry.size.shift(), Stored::pack(&entry));
-        self.l2.put_quietly(port, input, context, shift, entry, Known::Unknown);
-        self.l1.put_quietly(port, input, context, shift, entry, Known::Unknown);
+        self.stale |= self.l2.put_quietly(port, input, context, shift, entry, Known::Unknown);
+        self.stale |= self.l1.put_quietly(port, input, context, shift, entry, Known::Unknown);
     }
 
     #[inline(never)]
@@ -355,6 +428,7 @@ impl Tlb {
     /// Removes what the invalidation reaches from both levels and returns how many entries that were. Entries of upper-level
     /// tables are the [`super::PscSet`]'s.
     pub fn invalidate(&mut self, what: Invalidate) -> u64 {
+        self.stale = true;
         match Select::new(what, self.rules) {
             Ok(select) => self.l1.invalidate(&select) + self.l2.invalidate(&select),
             Err(Nothing) => 0,

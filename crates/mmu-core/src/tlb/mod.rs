@@ -29,8 +29,9 @@ mod key;
 mod latency;
 mod perms;
 mod psc;
+mod spec;
 
-pub use array::{ArrayError, ArraySpec, ArrayStats, Coalesce, LargerPages, Port, TlbArray};
+pub use array::TlbArray;
 pub use caches::{CachesSpec, Removed, TranslationCaches, WalkCaches};
 pub use entry::{Reach, TlbEntry};
 pub use hierarchy::{Inclusion, Lookup, Tlb, TlbSpec};
@@ -39,3 +40,4 @@ pub use key::{Asid, CombinedByGpa, Input, Kind, RootId, Stage2Tag, Tag, TagRules
 pub use latency::{CacheLevelSpec, CacheSpec, LatencyCache, Served, ServedBy};
 pub use perms::Perms;
 pub use psc::{PscLevelSpec, PscSet, PscSpec, PscStats};
+pub use spec::{ArrayError, ArraySpec, ArrayStats, Coalesce, LargerPages, Port};

@@ -1,0 +1,125 @@
+//! A hierarchy of several arrays, ports and page sizes against the same arrays put together by hand, so that no short cut of
+//! the hierarchy (hints, pairs of arrays) changes what is found, where, and what leaves.
+
+use mmu_core::assoc::Shape;
+use mmu_core::tlb::{
+    ArraySpec, Inclusion, Input, Invalidate, LargerPages, Lookup, Perms, Port, Tag, TagRules, Tlb, TlbArray, TlbEntry,
+    TlbSpec,
+};
+use mmu_core::{Cycles, Gva, Hpa, PageSize};
+use proptest::prelude::*;
+
+const SIZES: [PageSize; 3] = [PageSize::SIZE_4K, PageSize::SIZE_2M, PageSize::SIZE_1G];
+
+fn array(name: &str, (entries, ways): (u32, u32), ports: &[Port], sizes: &[PageSize]) -> ArraySpec {
+    ArraySpec {
+        name: name.to_owned(),
+        shape: Shape::new(entries, ways).unwrap(),
+        ports: ports.to_vec(),
+        sizes: sizes.to_vec(),
+        coalesce: None,
+        larger: LargerPages::Skip,
+    }
+}
+
+fn levels() -> [Vec<ArraySpec>; 2] {
+    let (data, load) = ([Port::Load, Port::Store], [Port::Load]);
+    [
+        vec![
+            array("load", (8, 2), &load, &SIZES[..1]),
+            array("store", (4, 4), &[Port::Store], &SIZES[..1]),
+            array("large", (4, 0), &data, &SIZES[1..]),
+            array("fetch", (24, 0), &[Port::Fetch], &SIZES),
+        ],
+        vec![
+            array("first", (24, 12), &[Port::Load, Port::Fetch], &SIZES[..2]),
+            array("second", (16, 4), &[Port::Load, Port::Store], &SIZES),
+        ],
+    ]
+}
+
+/// The arrays of one level by hand.
+struct Level(Vec<(ArraySpec, TlbArray)>);
+
+impl Level {
+    fn new(specs: Vec<ArraySpec>) -> Self {
+        let made = |spec: ArraySpec| {
+            let array = TlbArray::new(&spec, TagRules::default(), 0).unwrap();
+            (spec, array)
+        };
+        Self(specs.into_iter().map(made).collect())
+    }
+    fn of(&mut self, port: Port) -> impl Iterator<Item = &mut (ArraySpec, TlbArray)> {
+        self.0.iter_mut().filter(move |(spec, _)| spec.ports.contains(&port))
+    }
+    fn lookup(&mut self, port: Port, input: Input) -> Option<TlbEntry> {
+        let hit = self.of(port).find(|(_, array)| array.peek(Tag::default(), input).is_some());
+        hit.and_then(|(_, array)| array.lookup(Tag::default(), input))
+    }
+    fn fill(&mut self, port: Port, input: Input, entry: TlbEntry) {
+        if let Some((_, array)) = self.of(port).find(|(spec, _)| spec.sizes.contains(&entry.size)) {
+            array.fill(Tag::default(), input, entry);
+        }
+    }
+    fn agrees(&self, arrays: &[TlbArray]) -> bool {
+        let kept = |array: &TlbArray| {
+            let mut entries: Vec<String> = array.entries().map(|entry| format!("{entry:?}")).collect();
+            entries.sort();
+            entries
+        };
+        self.0.iter().zip(arrays).all(|((_, by_hand), array)| kept(by_hand) == kept(array))
+    }
+}
+
+/// Which port, which size (each in addresses of its own), which page.
+fn access() -> impl Strategy<Value = (usize, usize, u64)> {
+    (0usize..3, prop::sample::select(vec![0, 0, 0, 0, 0, 0, 1, 1, 2]), 0u64..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn short_cuts_change_nothing(
+        rounds in prop::collection::vec((prop::collection::vec(access(), 1..120), 0usize..4), 1..5),
+    ) {
+        let [l1, l2] = levels();
+        let spec = TlbSpec {
+            l1,
+            l2,
+            inclusion: Inclusion::NonInclusive,
+            rules: TagRules::default(),
+            l2_hit_extra: Cycles(7),
+            l2_hit_extra_fetch: Cycles(7),
+        };
+        let mut tlb = Tlb::new(&spec, 0).unwrap();
+        let mut by_hand = levels().map(Level::new);
+        for (accesses, most) in rounds {
+            // Some rounds use small pages only, where pairs of arrays answer.
+            for (port, size, page) in accesses.into_iter().map(|(port, size, page)| (port, size.min(most), page)) {
+                let (port, page_size) = (Port::ALL[port], SIZES[size]);
+                let input = Input::Combined(Gva::new((size as u64) << 44 | page << page_size.shift() | 0x8));
+                let [first, second] = &mut by_hand;
+                let entry = TlbEntry::new(Hpa::new(page << 40), page_size, Perms::RW);
+                let expected = if let Some(entry) = first.lookup(port, input) {
+                    Lookup::L1(entry)
+                } else if let Some(entry) = second.lookup(port, input) {
+                    first.fill(port, input, entry);
+                    Lookup::L2(entry)
+                } else {
+                    second.fill(port, input, entry);
+                    first.fill(port, input, entry);
+                    Lookup::Miss
+                };
+                let found = tlb.lookup(port, Tag::default(), input);
+                prop_assert_eq!(found, expected);
+                if found == Lookup::Miss {
+                    tlb.fill(port, Tag::default(), input, entry);
+                }
+                prop_assert!(first.agrees(tlb.l1()) && second.agrees(tlb.l2()));
+            }
+            tlb.invalidate(Invalidate::All);
+            by_hand = levels().map(Level::new);
+        }
+    }
+}
