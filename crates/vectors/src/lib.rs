@@ -9,24 +9,15 @@ mod json;
 mod report;
 mod run;
 
-#[cfg(feature = "arm")]
 mod arm64;
-#[cfg(feature = "arm")]
 mod matrix_arm64;
-#[cfg(feature = "ppc")]
 mod matrix_ppc;
-#[cfg(feature = "ppc")]
-mod ppc;
-#[cfg(feature = "x86")]
 mod matrix_x86;
-#[cfg(feature = "x86")]
+mod ppc;
 mod x86;
 
-#[cfg(feature = "ppc")]
-pub use matrix_ppc::check_power_matrix;
-#[cfg(feature = "x86")]
-pub use matrix_x86::check_ept_matrix;
-#[cfg(feature = "arm")]
 pub use matrix_arm64::{check_arm64_matrix, check_bbm_rules};
+pub use matrix_ppc::check_power_matrix;
+pub use matrix_x86::check_ept_matrix;
 pub use report::{Disagreement, FileReport, Quirk};
 pub use run::{Limits, VectorError, check_file, check_reader};

@@ -132,11 +132,8 @@ struct Header {
 fn check_image(text: &str, place: Place, report: &mut FileReport) -> Result<(), String> {
     let header: Header = serde_json::from_str(text).map_err(|error| error.to_string())?;
     match header.arch.as_str() {
-        #[cfg(feature = "x86")]
         "x86-ept" => crate::x86::check_image(text, place, report),
-        #[cfg(feature = "arm")]
         "arm64-stage2" => crate::arm64::check_image(text, place, report),
-        #[cfg(feature = "ppc")]
         "power-radix" => crate::ppc::check_image(text, place, report),
         other => Err(format!("unknown arch `{other}`; x86-ept, arm64-stage2 and power-radix are known")),
     }

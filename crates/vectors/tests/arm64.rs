@@ -1,5 +1,4 @@
 //! The Arm sample, and files that are not what they claim.
-#![cfg(feature = "arm")]
 
 use std::io::Read;
 use std::path::Path;

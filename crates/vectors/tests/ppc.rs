@@ -1,5 +1,4 @@
 //! The POWER sample, and files named in the environment.
-#![cfg(feature = "ppc")]
 
 use std::path::Path;
 

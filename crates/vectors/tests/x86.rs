@@ -1,6 +1,5 @@
 //! EPT vectors: the committed sample, files named by `MMU_VECTORS_X86` (paths separated by colons), malformed lines; and
 //! the permission matrix, in small and the file named by `MMU_MATRIX_X86`.
-#![cfg(feature = "x86")]
 
 use std::path::Path;
 
