@@ -380,7 +380,7 @@ pub trait Format: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// The bit that is set in a young leaf (A, AF, R), or 0 when this configuration has none.
     fn accessed_mask(&self) -> u64;
     /// The bit that is set in a dirty leaf (D, C; Arm with DBM: S2AP write), or 0 when this configuration tracks no dirty state,
-    /// or marks it by a bit that is *clear* (Arm stage 1, AP[2]).
+    /// or marks it by a bit that is *clear* (Arm stage 1, bit 2 of AP).
     fn dirty_mask(&self) -> u64;
     /// Whether hardware sets the accessed flag (else a clear flag faults, or there is none).
     fn hardware_accessed(&self) -> bool;

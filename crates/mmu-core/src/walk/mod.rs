@@ -2,7 +2,7 @@
 //!
 //! [`WalkCursor`] walks one stage, [`NestedCursor`] two. `step()` makes exactly one reference to memory (a read, or
 //! the compare-and-swap that sets accessed and dirty flags) and says which, so that the timed engine can charge it and
-//! the explorer can run somebody else in between. Formats decide what an entry means ([`Format::entry`]); this module
+//! the explorer can run somebody else in between. Formats decide what an entry means ([`Format::entry`](crate::Format::entry)); this module
 //! owns order, addresses, the path that is updated, and the re-walk when an update finds a changed word.
 //!
 //! Deliberately not here: TLB look-up (the vCPU's), latency (the engine's), control registers (the format's value).
