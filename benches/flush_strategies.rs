@@ -61,7 +61,9 @@ impl ValueFormatter for CycleFormatter {
             t if t < 1e9 => (1e6, "Mcyc"),
             _ => (1e9, "Gcyc"),
         };
-        values.iter_mut().for_each(|value| *value /= divisor);
+        for value in values.iter_mut() {
+            *value /= divisor;
+        }
         unit
     }
 
@@ -71,7 +73,9 @@ impl ValueFormatter for CycleFormatter {
             Throughput::Bytes(n) | Throughput::BytesDecimal(n) => (n, "bytes/kcyc"),
             Throughput::Bits(n) => (n, "bits/kcyc"),
         };
-        values.iter_mut().for_each(|cycles| *cycles = amount as f64 * 1e3 / *cycles);
+        for cycles in values.iter_mut() {
+            *cycles = amount as f64 * 1e3 / *cycles;
+        }
         unit
     }
 

@@ -28,7 +28,9 @@ pub fn all(rounds: &mut Rounds) {
         .map(|i| ((i * SPARSE + scatter.below(SPARSE)) << 12, scatter.below(1 << 27) << 12))
         .collect();
     let mut tree = Tree::new();
-    sparse.iter().for_each(|&(gpa, host)| tree.map(Gpa::new(gpa), Hpa::new(host)));
+    for &(gpa, host) in &sparse {
+        tree.map(Gpa::new(gpa), Hpa::new(host));
+    }
     rounds.case("iterate", "sparse", PAGES / SPARSE, || {
         black_box(sum(&tree, PAGES));
     });
@@ -41,12 +43,16 @@ pub fn all(rounds: &mut Rounds) {
 fn rivals(rounds: &mut Rounds, name: &str, pages: &[(u64, u64)]) {
     let leaves = pages.len() as u64;
     let mut tables = multiarch::Tables::new();
-    pages.iter().for_each(|&(gpa, host)| tables.map(gpa, host));
+    for &(gpa, host) in pages {
+        tables.map(gpa, host);
+    }
     rounds.case("iterate", &format!("page_table_multiarch, {name}"), leaves, || {
         black_box(tables.sum());
     });
     let mut tables = arm::Tables::new();
-    pages.iter().for_each(|&(gpa, host)| tables.map(gpa, host));
+    for &(gpa, host) in pages {
+        tables.map(gpa, host);
+    }
     rounds.case("iterate", &format!("aarch64-paging, {name}"), leaves, || {
         black_box(tables.sum(PAGES << 12));
     });

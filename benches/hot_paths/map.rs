@@ -17,16 +17,24 @@ pub fn all(rounds: &mut Rounds) {
         (0..PAGES).map(|page| ((page * 40503 % PAGES) << 12, scatter.below(1 << 27) << 12)).collect();
     for (name, pages) in [("contiguous", &contiguous), ("scattered", &scattered)] {
         rounds.case_on("map", &format!("one page, {name}"), PAGES, Tree::new, |tree| {
-            pages.iter().for_each(|&(gpa, host)| tree.map(Gpa::new(gpa), Hpa::new(host)));
+            for &(gpa, host) in pages {
+                tree.map(Gpa::new(gpa), Hpa::new(host));
+            }
         });
         rounds.case_on("map", &format!("x86_64 crate, {name}"), PAGES, x86::Tables::new, |tables| {
-            pages.iter().for_each(|&(gpa, host)| tables.map(gpa, host));
+            for &(gpa, host) in pages {
+                tables.map(gpa, host);
+            }
         });
         rounds.case_on("map", &format!("page_table_multiarch, {name}"), PAGES, multiarch::Tables::new, |tables| {
-            pages.iter().for_each(|&(gpa, host)| tables.map(gpa, host));
+            for &(gpa, host) in pages {
+                tables.map(gpa, host);
+            }
         });
         rounds.case_on("map", &format!("aarch64-paging, {name}"), PAGES, arm::Tables::new, |tables| {
-            pages.iter().for_each(|&(gpa, host)| tables.map(gpa, host));
+            for &(gpa, host) in pages {
+                tables.map(gpa, host);
+            }
         });
         for rival in ["x86_64 crate", "page_table_multiarch", "aarch64-paging"] {
             rounds.ratio(&format!("map/one page, {name}"), &format!("map/{rival}, {name}"));

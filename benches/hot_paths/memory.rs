@@ -77,7 +77,9 @@ fn updates(rounds: &mut Rounds) {
     let mut flip = 0;
     rounds.case("memory", "write, words", 16384, || {
         flip ^= 0x1000;
-        random.iter().for_each(|&w| words.write(first + 8 * w, w << 20 ^ flip ^ w << 13).expect("a live table"));
+        for &w in &random {
+            words.write(first + 8 * w, w << 20 ^ flip ^ w << 13).expect("a live table");
+        }
     });
     rounds.case("memory", "cmpxchg, words", 16384, || {
         for &w in &random {

@@ -24,7 +24,7 @@ impl Rounds {
             .nresamples(2000)
             .without_plots()
             .warm_up_time(Duration::from_millis(300))
-            .measurement_time(Duration::from_millis(1000))
+            .measurement_time(Duration::from_secs(1))
             .configure_from_args();
         Self { criterion, ledger: BTreeMap::new(), ratios: Vec::new(), goals: Vec::new() }
     }

@@ -49,7 +49,7 @@ fn zaps<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {
                 Box::pin(async move {
                     match target {
                         Target::Range => {
-                            notifier::invalidate_range(&host, Gpa::new(0), 1.TiB(), &strategy.policy).await
+                            notifier::invalidate_range(&host, Gpa::new(0), 1.TiB(), &strategy.policy).await;
                         }
                         Target::Root => memslot::zap_all_fast(&host, &strategy.policy).await.expect("room for a root"),
                     }

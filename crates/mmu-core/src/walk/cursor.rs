@@ -226,7 +226,8 @@ pub(super) fn entry_at<F: Format>(format: &F, level: Level, table: Table, input:
     table.base + format.entry_index(level, table, input) * 8
 }
 
-/// Walks `input` through the tree at `root`, flags included, in one call.
+/// Walks `input` through the tree at `root`, flags included, in one call: what [`WalkCursor::run`] does, without the
+/// bookkeeping of a walk that can stop.
 ///
 /// # Errors
 /// The architecture's fault.
@@ -238,5 +239,64 @@ pub fn walk<F: Format, B: Bus + ?Sized>(
     access: Access,
     bus: &mut B,
 ) -> Result<Translation, F::Fault> {
-    WalkCursor::new(format, root, input, access).run(bus)
+    let walk = Walk { input, access };
+    loop {
+        if let Some(end) = attempt(&format, root, &walk, bus) {
+            return end;
+        }
+    }
+}
+
+/// One pass from the root; `None` when an entry had changed by the time its flags were to be set.
+#[inline]
+fn attempt<F: Format, B: Bus + ?Sized>(
+    format: &F,
+    root: Hpa,
+    walk: &Walk,
+    bus: &mut B,
+) -> Option<Result<Translation, F::Fault>> {
+    let mut begin = match format.begin(root, walk) {
+        Ok(begin) => begin,
+        Err(fault) => return Some(Err(fault)),
+    };
+    let mut path = [(Hpa::new(0), 0); Level::MAX_LEVELS];
+    let top = begin.level;
+    let mapped = loop {
+        let at = entry_at(format, begin.level, begin.table, walk.input);
+        let Ok(raw) = bus.read(at) else { return Some(Err(format.bus_fault(walk, begin.level))) };
+        if let Some(slot) = path.get_mut(begin.level.index()) {
+            *slot = (at, raw);
+        }
+        match (format.entry(walk, begin.level, raw, &mut begin.acc), begin.level.down()) {
+            (Verdict::Leaf(mapped), _) => break mapped,
+            (Verdict::Table(table), Some(down)) => {
+                begin.table = table;
+                begin.level = down;
+            }
+            (Verdict::Table(_), None) => return Some(Err(format.bus_fault(walk, begin.level))),
+            (Verdict::Fault(fault), _) => return Some(Err(fault)),
+        }
+    };
+    let leaf = begin.level;
+    let mut level = top;
+    loop {
+        let place = if level == leaf { PathPlace::Leaf } else { PathPlace::Table };
+        let Some((at, raw)) = path.get_mut(level.index()) else { break };
+        let new = format.updated(walk, level, *raw, place);
+        if new != *raw {
+            match bus.cmpxchg(*at, *raw, new) {
+                Ok(Exchange::Done) => *raw = new,
+                Ok(Exchange::Found(_)) => return None,
+                Err(_) => return Some(Err(format.bus_fault(walk, level))),
+            }
+        }
+        match level.down() {
+            Some(down) if level != leaf => level = down,
+            _ => break,
+        }
+    }
+    let offset = walk.input & (mapped.size.bytes() - 1);
+    let raw = path.get(leaf.index()).map_or(0, |&(_, raw)| raw);
+    let output = mapped.output + offset;
+    Some(Ok(Translation { output, size: mapped.size, perms: mapped.perms, level: leaf, raw }))
 }
