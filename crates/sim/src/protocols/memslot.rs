@@ -13,7 +13,10 @@ use crate::engine::{Frames, Host, LockId, LockMode};
 pub async fn zap_all_fast<F: Format>(host: &Host<F>, policy: &ZapPolicy) -> Option<()> {
     let root_level = host.format().geometry().root();
     host.lock(LockId::SLOTS, LockMode::Write).await;
-    let new = host.alloc_table(root_level).await?;
+    let Some(new) = host.alloc_table(root_level).await else {
+        host.unlock(LockId::SLOTS).await;
+        return None;
+    };
     host.lock(LockId::MMU, LockMode::Write).await;
     let old = host.root().await;
     host.set_root(new).await;
