@@ -68,7 +68,9 @@ fn a_warm_walk_reads_two_entries() {
         ] {
             let mut machine = machine(length, length, host_page, AccessedDirty::On).with_page(page);
             let mut caches = Everything::default();
+            // The first walk sets accessed flags, and only entries that have them are remembered: by the second.
             let (cold, many) = walk(&mut machine, GVA, Access::READ, &mut caches);
+            walk(&mut machine, GVA, Access::READ, &mut caches);
             let (warm, few) = walk(&mut machine, GVA, Access::READ, &mut caches);
             assert_eq!((cold, few), (warm, 2), "the guest's leaf and the host's leaf");
             assert!(many > few);
