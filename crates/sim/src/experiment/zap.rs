@@ -242,11 +242,15 @@ fn run<A: Arch>(
     let mut sim = build(platform, vm).map_err(RunError::Build)?;
     sim.set_threads(threads);
     sim.set_watch(Watch::Accesses);
+    let root = sim.world().root();
     if let Some(strategy) = strategy {
         spawn(&mut sim, request, strategy);
     }
     if let Stopped::Deadlock { at, actors } = sim.run() {
         return Err(RunError::Deadlock { at, actors });
+    }
+    if strategy.is_some_and(|strategy| strategy.target == Target::Root) && sim.world().root() == root {
+        return Err(RunError::Guest("no table is left for a new root; give the guest less memory".to_owned()));
     }
     finish(&mut sim)
 }
@@ -258,7 +262,7 @@ fn spawn<A: Arch>(sim: &mut Sim<A>, request: ZapRequest, strategy: Strategy) {
             match strategy.target {
                 Target::Range => notifier::invalidate_range(&host, Gpa::new(0), range, &strategy.policy).await,
                 Target::Root => {
-                    // Out of tables: nothing was zapped, which the counters show.
+                    // Out of tables the root stays what it was, which `run` reports.
                     let _ = memslot::zap_all_fast(&host, &strategy.policy).await;
                 }
             }
