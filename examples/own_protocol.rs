@@ -52,7 +52,7 @@ fn run<A: Arch>(platform: &Platform<A>, vm: &VmSpec, aging: Aging) -> Result<(Cy
         return Err(format!("actor {aging} waits for ever"));
     }
     let pass = sim.actors().map(|(_, stats)| stats.finished - stats.started).sum();
-    let slowest = sim.vcpu_stats().map(|stats| stats.finished).max().unwrap_or_default();
+    let slowest = sim.vcpu_stats().iter().map(|stats| stats.finished).max().unwrap_or_default();
     Ok((slowest, pass, sim.world().lock_wait()))
 }
 

@@ -24,7 +24,7 @@ fn replay<A: Arch>(platform: &Platform<A>, page: PageSize, trace: &str) -> Resul
     sim.run();
     match sim.failure() {
         Some(why) => Err(why),
-        None => Ok(sim.vcpu_stats().fold(VcpuStats::default(), VcpuStats::merge)),
+        None => Ok(sim.vcpu_stats().iter().fold(VcpuStats::default(), VcpuStats::merge)),
     }
 }
 

@@ -34,7 +34,7 @@ fn outcome<A: Arch>(sim: &mut Sim<A>) -> Outcome {
         tables,
         host,
         zap: sim.actors().map(|(_, stats)| *stats).collect(),
-        guest: sim.vcpu_stats().copied().collect(),
+        guest: sim.vcpu_stats(),
         root: sim.world().root(),
     }
 }

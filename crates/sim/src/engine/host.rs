@@ -1,6 +1,6 @@
 //! What protocol code holds: a handle whose methods read like the kernel's and are micro-operations underneath.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -9,19 +9,31 @@ use std::task::{Context, Poll};
 
 use mmu_core::{Cycles, Flush, FlushScope, Gpa, Hpa, Level, PageSize, Reach, WalkCaches};
 
-use super::op::{Frames, LockId, LockMode, Op, RemoveSubtrees, Reply, RunBelow, RunOp, Var, Work};
+use super::lock::LockKind;
+use super::op::{
+    Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RunBelow, RunOp, Var, VcpuId, WaitQueue, Wake,
+    Work,
+};
+use super::vcpu::Exit;
+use crate::workload::GuestWork;
 
-/// One slot between an actor and the engine. Only one actor is polled at a time, so one slot serves all.
-#[derive(Default)]
-pub(crate) struct Mailbox {
-    pub(crate) op: Cell<Option<Op>>,
-    pub(crate) reply: Cell<Reply>,
+/// Where operations go: what is performed at once, and what the actor must wait for.
+pub(crate) trait Stage {
+    /// Performs an operation of the actor that is being polled. `None`: it waits, and finds its answer in
+    /// [`reply`](Self::reply) when it is polled again.
+    fn perform(&mut self, op: Op) -> Option<Reply>;
+    /// The answer to the operation that the actor waited for.
+    fn reply(&self) -> Reply;
+    /// Why a vCPU left the guest last.
+    fn exit(&self, vcpu: VcpuId) -> Exit;
+    /// What a vCPU does from its next entry on.
+    fn assign(&mut self, vcpu: VcpuId, work: GuestWork);
 }
 
 /// An actor's handle to the host. Cloning gives another handle to the same host.
 #[derive(Clone)]
 pub struct Host<F> {
-    mailbox: Rc<Mailbox>,
+    stage: Rc<RefCell<dyn Stage>>,
     format: F,
 }
 
@@ -53,7 +65,7 @@ pub enum Cmpxchg {
 }
 
 struct OpFuture<'a> {
-    mailbox: &'a Mailbox,
+    stage: &'a RefCell<dyn Stage>,
     op: Option<Op>,
 }
 
@@ -63,18 +75,15 @@ impl Future for OpFuture<'_> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Reply> {
         match self.op.take() {
-            Some(op) => {
-                self.mailbox.op.set(Some(op));
-                Poll::Pending
-            }
-            None => Poll::Ready(self.mailbox.reply.get()),
+            Some(op) => self.stage.borrow_mut().perform(op).map_or(Poll::Pending, Poll::Ready),
+            None => Poll::Ready(self.stage.borrow().reply()),
         }
     }
 }
 
 impl<F: Copy> Host<F> {
-    pub(crate) fn new(mailbox: Rc<Mailbox>, format: F) -> Self {
-        Self { mailbox, format }
+    pub(crate) fn new(stage: Rc<RefCell<dyn Stage>>, format: F) -> Self {
+        Self { stage, format }
     }
 
     /// The second-stage format of this VM.
@@ -84,7 +93,7 @@ impl<F: Copy> Host<F> {
 
     #[inline]
     fn op(&self, op: Op) -> OpFuture<'_> {
-        OpFuture { mailbox: &self.mailbox, op: Some(op) }
+        OpFuture { stage: &self.stage, op: Some(op) }
     }
 
     // ---- table words ----
@@ -100,7 +109,11 @@ impl<F: Copy> Host<F> {
     }
     /// Writes a table word with a plain store (`WRITE_ONCE`).
     pub async fn write(&self, at: Hpa, word: u64) {
-        self.op(Op::Write(at, word)).await;
+        self.op(Op::Write(at, word, Order::Relaxed)).await;
+    }
+    /// Writes a table word after everything before it (`smp_store_release`).
+    pub async fn write_release(&self, at: Hpa, word: u64) {
+        self.op(Op::Write(at, word, Order::Synchronizing)).await;
     }
     /// Replaces a table word if it still is `old`.
     pub async fn cmpxchg(&self, at: Hpa, old: u64, new: u64) -> Cmpxchg {
@@ -114,6 +127,10 @@ impl<F: Copy> Host<F> {
     /// Atomically clears bits of a table word; returns the old one.
     pub async fn fetch_and(&self, at: Hpa, mask: u64) -> u64 {
         self.op(Op::FetchAnd(at, mask)).await.a
+    }
+    /// Atomically sets bits of a table word; returns the old one.
+    pub async fn fetch_or(&self, at: Hpa, mask: u64) -> u64 {
+        self.op(Op::FetchOr(at, mask)).await.a
     }
     /// Does the same to each entry of a run; returns how many entries were done before something else had to happen.
     pub async fn run(&self, run: RunOp) -> u64 {
@@ -195,20 +212,97 @@ impl<F: Copy> Host<F> {
         self.op(Op::Flush(flush)).await;
     }
 
-    // ---- the VM ----
+    // ---- shared variables ----
 
-    /// Loads a shared variable.
+    /// Loads a shared variable (`READ_ONCE`).
     pub async fn load(&self, var: Var) -> u64 {
-        self.op(Op::Load(var)).await.a
+        self.op(Op::Load(var, Order::Relaxed)).await.a
     }
-    /// Stores a shared variable.
+    /// Loads a shared variable before everything that follows (`smp_load_acquire`).
+    pub async fn load_acquire(&self, var: Var) -> u64 {
+        self.op(Op::Load(var, Order::Synchronizing)).await.a
+    }
+    /// Stores a shared variable (`WRITE_ONCE`).
     pub async fn store(&self, var: Var, value: u64) {
-        self.op(Op::Store(var, value)).await;
+        self.op(Op::Store(var, value, Order::Relaxed)).await;
     }
-    /// Adds to a shared variable; returns the new value.
+    /// Stores a shared variable after everything before it (`smp_store_release`).
+    pub async fn store_release(&self, var: Var, value: u64) {
+        self.op(Op::Store(var, value, Order::Synchronizing)).await;
+    }
+    /// Adds to a shared variable atomically; returns the new value.
     pub async fn add(&self, var: Var, delta: i64) -> u64 {
         self.op(Op::Add(var, delta)).await.a
     }
+    /// Replaces a shared variable if it still is `old`.
+    pub async fn cmpxchg_var(&self, var: Var, old: u64, new: u64) -> Cmpxchg {
+        let found = self.op(Op::CmpxchgVar(var, old, new)).await.a;
+        if found == old { Cmpxchg::Done } else { Cmpxchg::Failed(found) }
+    }
+    /// Atomically replaces a shared variable; returns the old value.
+    pub async fn xchg_var(&self, var: Var, new: u64) -> u64 {
+        self.op(Op::XchgVar(var, new)).await.a
+    }
+    /// A memory barrier (`smp_rmb`, `smp_wmb`, `smp_mb`).
+    pub async fn fence(&self, fence: Fence) {
+        self.op(Op::Fence(fence)).await;
+    }
+    /// Makes a shared variable.
+    pub async fn new_var(&self, initial: u64) -> Var {
+        Var(self.op(Op::NewVar(initial)).await.a as u32)
+    }
+    /// Makes a lock.
+    pub async fn new_lock(&self, kind: LockKind) -> LockId {
+        LockId(self.op(Op::NewLock(kind)).await.a as u32)
+    }
+
+    // ---- waiting for events ----
+
+    /// Makes a wait queue.
+    pub async fn new_wait_queue(&self) -> WaitQueue {
+        WaitQueue(self.op(Op::NewWaitQueue).await.a as u32)
+    }
+    /// Enters a wait queue (`prepare_to_wait`); test the condition afterwards, then [`schedule`](Self::schedule) or
+    /// [`finish_wait`](Self::finish_wait).
+    pub async fn prepare_to_wait(&self, queue: WaitQueue) {
+        self.op(Op::PrepareToWait(queue)).await;
+    }
+    /// Leaves a wait queue without having slept (`finish_wait`).
+    pub async fn finish_wait(&self, queue: WaitQueue) {
+        self.op(Op::FinishWait(queue)).await;
+    }
+    /// Sleeps until woken from the queue; returns at once when that has happened since it was entered.
+    pub async fn schedule(&self, queue: WaitQueue) {
+        self.op(Op::Schedule(queue)).await;
+    }
+    /// Wakes sleepers of a queue.
+    pub async fn wake_up(&self, queue: WaitQueue, whom: Wake) {
+        self.op(Op::WakeUp(queue, whom)).await;
+    }
+
+    // ---- vCPUs ----
+
+    /// Enters the guest on a vCPU and waits until it leaves: the call at the heart of a vCPU's thread. A vCPU is entered
+    /// by one thread only.
+    pub async fn vcpu_run(&self, vcpu: VcpuId) -> Exit {
+        self.op(Op::VcpuRun(vcpu)).await;
+        self.stage.borrow().exit(vcpu)
+    }
+    /// Gives a vCPU new work, to be done from its next entry on. For the vCPU's own thread, or before that runs.
+    pub fn assign(&self, vcpu: VcpuId, work: GuestWork) {
+        self.stage.borrow_mut().assign(vcpu, work);
+    }
+    /// Makes every vCPU that runs guest code leave it (`kvm_make_all_cpus_request`), and waits until all have.
+    pub async fn kick_all(&self) {
+        self.op(Op::KickAll).await;
+    }
+    /// Makes a vCPU that is out of the guest use `root`; translations cached under another generation are not used.
+    pub async fn load_root(&self, vcpu: VcpuId, root: Hpa, generation: u16) {
+        self.op(Op::LoadRoot(vcpu, root, generation)).await;
+    }
+
+    // ---- the VM ----
+
     /// The VM's current root table.
     pub async fn root(&self) -> Hpa {
         Hpa::new(self.op(Op::Root).await.a)

@@ -9,7 +9,7 @@
 //! | `vcpu`, `walk` | guest accesses, TLB look-ups, exits; walks |
 //! | `guest` | the guest's own page tables, filled on first touch |
 //! | `backing` | the primary MMU's pages |
-//! | `lock`, `rcu`, `flight` | queues, grace periods, flushes in the air |
+//! | `lock`, `wait`, `rcu`, `flight` | lock and wait queues, grace periods, flushes in the air |
 //! | `costs` | the machine's figures in cycles |
 
 mod backing;
@@ -23,6 +23,7 @@ mod op;
 mod rcu;
 mod sim;
 pub(crate) mod vcpu;
+mod wait;
 mod walk;
 pub(crate) mod world;
 
@@ -33,6 +34,6 @@ pub use host::{Cmpxchg, EntryRun, Host};
 pub use lock::{LockKind, LockStats};
 pub use op::*;
 pub use rcu::RcuStats;
-pub use sim::{ActorFuture, ExitHandler, Sim, Stopped, Threads, VcpuExit};
-pub use vcpu::{Exit, GuestFault, Vcpu, VcpuStats, Watch};
+pub use sim::{ActorFuture, Sim, Stopped, Threads};
+pub use vcpu::{Exit, ExitReason, GuestFault, Vcpu, VcpuStats, Watch};
 pub use world::{ActorStats, HostCounters, Runs, World};

@@ -6,6 +6,8 @@
 
 use mmu_core::{Cycles, Flush, Hpa, Level, PageSize};
 
+use super::lock::LockKind;
+
 /// A lock by number; see the constants for the ones every VM has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct LockId(pub u32);
@@ -17,8 +19,6 @@ impl LockId {
     pub const SLOTS: LockId = LockId(1);
     /// `mn_invalidate_lock`: guards the count of active invalidations.
     pub const INVALIDATE: LockId = LockId(2);
-    /// How many locks a VM has.
-    pub const COUNT: usize = 3;
 }
 
 /// How a lock is taken.
@@ -30,24 +30,60 @@ pub enum LockMode {
     Write,
 }
 
-/// A variable of the VM that actors share.
+/// A variable of the VM that actors share, by number; see the constants for the ones every VM has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Var {
-    /// `mmu_invalidate_seq`
-    InvalidateSeq,
-    /// `mmu_invalidate_in_progress`
-    InvalidateInProgress,
-    /// `mmu_invalidate_range_start`, a guest-physical address
-    RangeStart,
-    /// `mmu_invalidate_range_end`, a guest-physical address
-    RangeEnd,
-    /// `mn_active_invalidate_count`
-    ActiveInvalidations,
-}
+pub struct Var(pub u32);
 
 impl Var {
-    /// How many variables a VM has.
-    pub const COUNT: usize = 5;
+    /// `mmu_invalidate_seq`
+    pub const INVALIDATE_SEQ: Var = Var(0);
+    /// `mmu_invalidate_in_progress`
+    pub const IN_PROGRESS: Var = Var(1);
+    /// `mmu_invalidate_range_start`, a guest-physical address
+    pub const RANGE_START: Var = Var(2);
+    /// `mmu_invalidate_range_end`, a guest-physical address
+    pub const RANGE_END: Var = Var(3);
+    /// `mn_active_invalidate_count`
+    pub const ACTIVE_INVALIDATIONS: Var = Var(4);
+    /// How many variables every VM has.
+    pub(crate) const FIXED: usize = 5;
+}
+
+/// A queue of actors that wait for an event, by number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct WaitQueue(pub u32);
+
+/// Whom a wake-up reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Wake {
+    /// The one that has waited longest.
+    One,
+    /// Everybody.
+    All,
+}
+
+/// A vCPU by number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VcpuId(pub usize);
+
+/// What a load must not be overtaken by, or a store must not overtake.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Order {
+    /// Nothing: `READ_ONCE`, `WRITE_ONCE`.
+    Relaxed,
+    /// `smp_load_acquire`: later accesses stay later; `smp_store_release`: earlier accesses stay earlier.
+    Synchronizing,
+}
+
+/// A memory barrier.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Fence {
+    /// `smp_rmb`: loads before stay before loads after.
+    Read,
+    /// `smp_wmb`: stores before stay before stores after.
+    Write,
+    /// `smp_mb`: everything stays.
+    Full,
 }
 
 /// Costs that are charged by name because no single operation on the world stands for them.
@@ -153,13 +189,15 @@ pub enum Op {
     /// Reads a table word and how far its progression goes, up to this many words.
     ReadRun(Hpa, u64),
     /// Writes a table word.
-    Write(Hpa, u64),
+    Write(Hpa, u64, Order),
     /// Compare-and-swap of a table word: expected, new.
     Cmpxchg(Hpa, u64, u64),
     /// Atomic exchange of a table word.
     Xchg(Hpa, u64),
     /// Atomic AND of a table word.
     FetchAnd(Hpa, u64),
+    /// Atomic OR of a table word.
+    FetchOr(Hpa, u64),
     /// Bulk work on consecutive entries; replies how many were done.
     Run(RunOp),
     /// Bulk work on every leaf below consecutive table entries; replies how many tables were done (0: go down).
@@ -192,11 +230,31 @@ pub enum Op {
     /// Invalidates cached translations and waits until every processor has.
     Flush(Flush),
     /// Loads a shared variable.
-    Load(Var),
+    Load(Var, Order),
     /// Stores a shared variable.
-    Store(Var, u64),
+    Store(Var, u64, Order),
     /// Adds to a shared variable; replies the new value.
     Add(Var, i64),
+    /// Compare-and-swap of a shared variable: expected, new; replies what was found.
+    CmpxchgVar(Var, u64, u64),
+    /// Atomic exchange of a shared variable; replies what was found.
+    XchgVar(Var, u64),
+    /// A memory barrier.
+    Fence(Fence),
+    /// Makes a new shared variable with this value; replies its number.
+    NewVar(u64),
+    /// Makes a new lock; replies its number.
+    NewLock(LockKind),
+    /// Makes a new wait queue; replies its number.
+    NewWaitQueue,
+    /// Enters a wait queue (`prepare_to_wait`): a wake-up from now on is not missed.
+    PrepareToWait(WaitQueue),
+    /// Leaves a wait queue (`finish_wait`).
+    FinishWait(WaitQueue),
+    /// Sleeps until woken from this queue; returns at once when that has happened since the queue was entered.
+    Schedule(WaitQueue),
+    /// Wakes sleepers of a queue.
+    WakeUp(WaitQueue, Wake),
     /// Spends time on work.
     Spend(Work),
     /// Sleeps.
@@ -212,6 +270,12 @@ pub enum Op {
     /// Makes every vCPU leave its root and load the VM's current one before it enters the guest again; waits until none runs on the
     /// old one.
     ReloadRoots,
+    /// Enters the guest on a vCPU and waits until it leaves.
+    VcpuRun(VcpuId),
+    /// Makes every vCPU that runs guest code leave it; waits until all have.
+    KickAll,
+    /// Makes a vCPU that is out of the guest use this root, with this generation as the tag of its translations.
+    LoadRoot(VcpuId, Hpa, u16),
     /// Makes this the VM's current root.
     SetRoot(Hpa),
     /// The VM's current root.

@@ -12,6 +12,7 @@
 //! While nothing happens in the host, windows grow; while no vCPU runs, there is no window at all and actors run from event to
 //! event.
 
+use std::cell::{Ref, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
@@ -23,29 +24,18 @@ use std::task::{Context, Waker};
 use mmu_core::Cycles;
 use rayon::prelude::*;
 
-use super::host::{Host, Mailbox};
-use super::lock::ActorId;
-use super::op::Reply;
+use super::host::{Host, Stage};
+use super::lock::{ActorId, Granted, LockKind};
+use super::op::{LockId, Op, Reply, Var, VcpuId, WaitQueue};
 use super::vcpu::{Exit, Mode, Vcpu, VcpuStats, View, Watch};
 use super::world::{ActorState, ActorStats, Horizon, Performed, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
 use crate::protocols::vm;
+use crate::workload::GuestWork;
 
 /// A protocol running as an actor.
 pub type ActorFuture = Pin<Box<dyn Future<Output = ()>>>;
-
-/// What runs when a vCPU leaves the guest.
-pub type ExitHandler<F> = Rc<dyn Fn(Host<F>, VcpuExit) -> ActorFuture>;
-
-/// What an exit handler is told.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct VcpuExit {
-    /// Which vCPU.
-    pub vcpu: usize,
-    /// Why it left.
-    pub exit: Exit,
-}
 
 /// Threads used for the parallel phase. The result does not depend on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -76,20 +66,78 @@ struct Slot {
     future: Option<ActorFuture>,
     state: ActorState,
     reply: Reply,
-    /// The vCPU that this actor handles an exit of.
-    serves: Option<usize>,
+    /// The vCPU that this actor is the thread of.
+    vcpu: Option<VcpuId>,
     finished: bool,
+}
+
+/// What operations act on, and the actor that is being polled.
+struct Timed<A: Arch> {
+    world: World<A>,
+    vcpus: Vec<Vcpu<A>>,
+    actor: ActorState,
+    horizon: Horizon,
+    /// What the polled actor waits for, or its answer when it is polled again.
+    parked: Parked,
+}
+
+#[derive(Clone, Copy)]
+enum Parked {
+    /// For its turn: the operation is done, this is the answer.
+    Turn(Reply),
+    /// For somebody else.
+    Event,
+}
+
+impl<A: Arch> Stage for Timed<A> {
+    #[inline]
+    fn perform(&mut self, op: Op) -> Option<Reply> {
+        let performed = self.world.perform(op, &mut self.actor, self.horizon, &mut self.vcpus);
+        if self.world.disturbed {
+            self.come_closer();
+        }
+        match performed {
+            Performed::Done(reply) if self.actor.now < self.horizon.until => return Some(reply),
+            Performed::Done(reply) => self.parked = Parked::Turn(reply),
+            Performed::Blocked => self.parked = Parked::Event,
+        }
+        None
+    }
+
+    fn reply(&self) -> Reply {
+        match self.parked {
+            Parked::Turn(reply) => reply,
+            Parked::Event => Reply::default(),
+        }
+    }
+
+    fn exit(&self, vcpu: VcpuId) -> Exit {
+        self.vcpus[vcpu.0].exit
+    }
+
+    fn assign(&mut self, vcpu: VcpuId, work: GuestWork) {
+        self.vcpus[vcpu.0].stream = work.stream(vcpu.0 as u64);
+    }
+}
+
+impl<A: Arch> Timed<A> {
+    /// What the actor has just done may have given somebody an earlier moment than anybody had.
+    fn come_closer(&mut self) {
+        self.world.disturbed = false;
+        let woken = self.world.woken.iter().map(|granted| granted.at).min();
+        for moment in [woken, self.world.rcu.next()].into_iter().flatten() {
+            self.horizon.until = self.horizon.until.min(moment);
+        }
+    }
 }
 
 /// One simulation.
 pub struct Sim<A: Arch> {
-    pub(crate) world: World<A>,
-    pub(crate) vcpus: Vec<Vcpu<A>>,
+    stage: Rc<RefCell<Timed<A>>>,
+    format: A::Two,
     actors: Vec<Slot>,
     /// Actors that can go on, by time and number.
     ready: BinaryHeap<Reverse<(Cycles, ActorId)>>,
-    mailbox: Rc<Mailbox>,
-    handler: ExitHandler<A::Two>,
     now: Cycles,
     stretch: u64,
     threads: Threads,
@@ -100,7 +148,7 @@ pub struct Sim<A: Arch> {
 
 impl<A: Arch> fmt::Debug for Sim<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sim").field("now", &self.now).field("vcpus", &self.vcpus.len()).finish_non_exhaustive()
+        f.debug_struct("Sim").field("now", &self.now).field("actors", &self.actors.len()).finish_non_exhaustive()
     }
 }
 
@@ -111,15 +159,16 @@ const STRETCH: u64 = 64;
 const PARALLEL_CYCLES: u64 = 40_000;
 
 impl<A: Arch> Sim<A> {
-    pub(crate) fn new(world: World<A>, handler: ExitHandler<A::Two>) -> Self {
-        let window = world.costs.window();
+    pub(crate) fn new(world: World<A>) -> Self {
+        let (window, format) = (world.costs.window(), *world.arch.two());
+        let actor = ActorState::new(0, Cycles::ZERO);
+        let horizon = Horizon { until: Cycles::ZERO };
+        let timed = Timed { world, vcpus: Vec::new(), actor, horizon, parked: Parked::Event };
         Self {
-            world,
-            vcpus: Vec::new(),
+            stage: Rc::new(RefCell::new(timed)),
+            format,
             actors: Vec::new(),
             ready: BinaryHeap::new(),
-            mailbox: Rc::new(Mailbox::default()),
-            handler,
             now: Cycles::ZERO,
             stretch: 1,
             threads: Threads::One,
@@ -139,7 +188,7 @@ impl<A: Arch> Sim<A> {
     }
     /// Chooses whether bulk work is done in bulk; the result does not depend on it.
     pub fn set_runs(&mut self, runs: Runs) {
-        self.world.runs = runs;
+        self.stage.borrow_mut().world.runs = runs;
     }
     /// Sets the least window length; the default is the machine's smallest latency between processors.
     pub fn set_window(&mut self, window: Cycles) {
@@ -147,7 +196,27 @@ impl<A: Arch> Sim<A> {
     }
 
     pub(crate) fn add_vcpu(&mut self, vcpu: Vcpu<A>) {
-        self.vcpus.push(vcpu);
+        self.stage.borrow_mut().vcpus.push(vcpu);
+    }
+
+    /// How many vCPUs the VM has.
+    pub fn vcpus(&self) -> usize {
+        self.stage.borrow().vcpus.len()
+    }
+
+    /// Makes a shared variable before the run.
+    pub fn new_var(&mut self, initial: u64) -> Var {
+        let vars = &mut self.stage.borrow_mut().world.vars;
+        vars.push(initial);
+        Var(vars.len() as u32 - 1)
+    }
+    /// Makes a lock before the run.
+    pub fn new_lock(&mut self, kind: LockKind) -> LockId {
+        self.stage.borrow_mut().world.new_lock(kind)
+    }
+    /// Makes a wait queue before the run.
+    pub fn new_wait_queue(&mut self) -> WaitQueue {
+        self.stage.borrow_mut().world.queues.create()
     }
 
     /// Starts a protocol as an actor at `at`; returns its number.
@@ -157,31 +226,39 @@ impl<A: Arch> Sim<A> {
         at: Cycles,
         start: impl FnOnce(Host<A::Two>) -> ActorFuture,
     ) -> ActorId {
-        let future = start(self.host());
-        self.add_actor(name, at, future, None)
-    }
-
-    fn host(&self) -> Host<A::Two> {
-        Host::new(Rc::clone(&self.mailbox), *self.world.arch.two())
-    }
-
-    fn add_actor(&mut self, name: &'static str, at: Cycles, future: ActorFuture, serves: Option<usize>) -> ActorId {
-        let free = self.actors.iter().position(|slot| slot.finished && slot.serves.is_some() && slot.serves == serves);
-        let id = free.unwrap_or(self.actors.len());
-        let state = ActorState::new(id, at);
-        let slot = Slot { name, future: Some(future), state, reply: Reply::default(), serves, finished: false };
-        match free {
-            Some(id) => self.actors[id] = slot,
-            None => self.actors.push(slot),
-        }
+        let id = self.add_actor(name, at, start, None);
         self.ready.push(Reverse((at, id)));
+        id
+    }
+
+    /// Starts the thread of a vCPU now. It runs up to its first wait, in general
+    /// [`vcpu_run`](Host::vcpu_run), so that vCPUs begin in the guest.
+    pub fn spawn_vcpu(&mut self, vcpu: VcpuId, start: impl FnOnce(Host<A::Two>) -> ActorFuture) -> ActorId {
+        let now = self.now;
+        let id = self.add_actor("vcpu", now, start, Some(vcpu));
+        self.run_actor(id, now, now);
+        id
+    }
+
+    fn add_actor(
+        &mut self,
+        name: &'static str,
+        at: Cycles,
+        start: impl FnOnce(Host<A::Two>) -> ActorFuture,
+        vcpu: Option<VcpuId>,
+    ) -> ActorId {
+        let stage: Rc<RefCell<dyn Stage>> = self.stage.clone();
+        let future = start(Host::new(stage, self.format));
+        let id = self.actors.len();
+        let state = ActorState::new(id, at);
+        self.actors.push(Slot { name, future: Some(future), state, reply: Reply::default(), vcpu, finished: false });
         id
     }
 
     /// Runs until everybody has finished.
     pub fn run(&mut self) -> Stopped {
         loop {
-            let running = self.vcpus.iter().any(|vcpu| vcpu.mode == Mode::Guest);
+            let running = self.guests_run();
             let Some(end) = self.window_end(running) else { return self.stopped() };
             if running {
                 self.run_vcpus(end);
@@ -194,13 +271,20 @@ impl<A: Arch> Sim<A> {
         }
     }
 
+    fn guests_run(&self) -> bool {
+        self.stage.borrow().vcpus.iter().any(|vcpu| vcpu.mode == Mode::Guest)
+    }
+
     /// When the next window ends, or `None` when nothing is left to happen.
     fn window_end(&mut self, running: bool) -> Option<Cycles> {
         let next = self.next_event();
         if !running {
             return next.map(|_| Cycles::NEVER);
         }
-        let slowest = self.vcpus.iter().filter(|vcpu| vcpu.mode == Mode::Guest).map(|vcpu| vcpu.clock).min();
+        let slowest = {
+            let vcpus = &self.stage.borrow().vcpus;
+            vcpus.iter().filter(|vcpu| vcpu.mode == Mode::Guest).map(|vcpu| vcpu.clock).min()
+        };
         let start = self.now.max(slowest.unwrap_or(self.now).min(next.unwrap_or(Cycles::NEVER)));
         // Quiet hosts make long windows: nobody is there to be late for.
         let busy = next.is_some_and(|next| next <= start + self.window.times(2));
@@ -214,7 +298,7 @@ impl<A: Arch> Sim<A> {
 
     fn next_event(&self) -> Option<Cycles> {
         let actor = self.ready.peek().map(|&Reverse((at, _))| at);
-        match (actor, self.world.rcu.next()) {
+        match (actor, self.stage.borrow().world.rcu.next()) {
             (Some(actor), Some(rcu)) => Some(actor.min(rcu)),
             (one, other) => one.or(other),
         }
@@ -229,22 +313,17 @@ impl<A: Arch> Sim<A> {
 
     fn run_vcpus(&mut self, end: Cycles) {
         self.windows += 1;
-        let view = View {
-            tables: &self.world.tables,
-            backing: &self.world.backing,
-            costs: &self.world.costs,
-            watch: self.watch,
-        };
-        let work: u64 = self
-            .vcpus
+        let Timed { world, vcpus, .. } = &mut *self.stage.borrow_mut();
+        let view = View { tables: &world.tables, backing: &world.backing, costs: &world.costs, watch: self.watch };
+        let work: u64 = vcpus
             .iter()
             .filter(|vcpu| vcpu.mode == Mode::Guest)
             .map(|vcpu| end.since(vcpu.clock).0)
             .fold(0, u64::saturating_add);
         if self.threads == Threads::Pool && work >= PARALLEL_CYCLES {
-            self.vcpus.par_iter_mut().for_each(|vcpu| vcpu.run(view, end));
+            vcpus.par_iter_mut().for_each(|vcpu| vcpu.run(view, end));
         } else {
-            for vcpu in &mut self.vcpus {
+            for vcpu in vcpus {
                 vcpu.run(view, end);
             }
         }
@@ -252,28 +331,28 @@ impl<A: Arch> Sim<A> {
 
     /// Applies what the vCPUs did in the window, in the order of their numbers.
     fn collect(&mut self) {
-        for i in 0..self.vcpus.len() {
-            let vcpu = &mut self.vcpus[i];
-            if !vcpu.log.is_empty() {
-                for (at, word) in vcpu.log.drain() {
-                    // Walks only ever set flags, and nobody else has written since they read the word.
-                    if let Err(fault) = self.world.tables.fetch_or(at, word) {
-                        let moment = vcpu.clock;
-                        self.world.checker.report(Violation::TableWalk { vcpu: i, at, fault, moment });
+        {
+            let Timed { world, vcpus, .. } = &mut *self.stage.borrow_mut();
+            for (i, vcpu) in vcpus.iter_mut().enumerate() {
+                if !vcpu.log.is_empty() {
+                    for (at, word) in vcpu.log.drain() {
+                        // Walks only ever set flags, and nobody else has written since they read the word.
+                        if let Err(fault) = world.tables.fetch_or(at, word) {
+                            let moment = vcpu.clock;
+                            world.checker.report(Violation::TableWalk { vcpu: i, at, fault, moment });
+                        }
                     }
                 }
-            }
-            for violation in vcpu.violations.drain(..) {
-                self.world.checker.report(violation);
-            }
-            for (flight, at) in vcpu.acks.drain(..) {
-                self.world.acknowledge(flight, at);
-            }
-            if let Mode::Exited(exit) = vcpu.mode {
-                vcpu.mode = Mode::InHost;
-                let at = vcpu.clock;
-                let future = (self.handler)(self.host(), VcpuExit { vcpu: i, exit });
-                self.add_actor("vcpu", at, future, Some(i));
+                for violation in vcpu.violations.drain(..) {
+                    world.checker.report(violation);
+                }
+                for (flight, at) in vcpu.acks.drain(..) {
+                    world.acknowledge(flight, at);
+                }
+                if vcpu.mode == Mode::Exited {
+                    vcpu.mode = Mode::InHost;
+                    world.woken.extend(vcpu.thread.map(|actor| Granted { actor, at: vcpu.clock }));
+                }
             }
         }
         self.wake();
@@ -282,7 +361,8 @@ impl<A: Arch> Sim<A> {
     // ---- the host phase ----
 
     fn wake(&mut self) {
-        for granted in std::mem::take(&mut self.world.woken) {
+        let woken = std::mem::take(&mut self.stage.borrow_mut().world.woken);
+        for granted in woken {
             self.actors[granted.actor].state.resume(granted.at);
             self.actors[granted.actor].reply = Reply::default();
             self.ready.push(Reverse((granted.at, granted.actor)));
@@ -295,7 +375,8 @@ impl<A: Arch> Sim<A> {
             if next >= end {
                 return;
             }
-            if self.world.rcu.next() == Some(next) && self.ready.peek().is_none_or(|&Reverse((at, _))| at >= next) {
+            let grace = self.stage.borrow().world.rcu.next();
+            if grace == Some(next) && self.ready.peek().is_none_or(|&Reverse((at, _))| at >= next) {
                 self.end_grace_periods(next);
                 continue;
             }
@@ -303,16 +384,17 @@ impl<A: Arch> Sim<A> {
             self.now = self.now.max(at);
             self.run_actor(id, at, end);
             // A vCPU that entered the guest must run before the host goes on past the window.
-            if !running && self.vcpus.iter().any(|vcpu| vcpu.mode == Mode::Guest) {
+            if !running && self.guests_run() {
                 return;
             }
         }
     }
 
     fn end_grace_periods(&mut self, now: Cycles) {
-        let expired = self.world.rcu.expire(now);
+        let world = &mut self.stage.borrow_mut().world;
+        let expired = world.rcu.expire(now);
         for frames in expired.frames {
-            self.world.free(frames);
+            world.free(frames);
         }
         for actor in expired.wake {
             self.actors[actor].state.resume(now);
@@ -322,68 +404,40 @@ impl<A: Arch> Sim<A> {
 
     /// Polls one actor until it waits, finishes, or somebody else is due.
     fn run_actor(&mut self, id: ActorId, at: Cycles, end: Cycles) {
+        let until = end.min(self.next_event().unwrap_or(Cycles::NEVER));
         let Some(mut future) = self.actors[id].future.take() else { return };
-        let mut context = Context::from_waker(Waker::noop());
-        self.actors[id].state.now = at;
-        self.mailbox.reply.set(self.actors[id].reply);
-        let mut horizon = Horizon { until: end.min(self.next_event().unwrap_or(Cycles::NEVER)) };
-        loop {
-            if future.as_mut().poll(&mut context).is_ready() {
-                self.finish(id);
-                return;
-            }
-            let Some(op) = self.mailbox.op.take() else {
-                // A future that waits for something that is no operation can never be resumed.
-                self.actors[id].future = Some(future);
-                return;
-            };
-            let state = &mut self.actors[id].state;
-            let performed = self.world.perform(op, state, horizon, &mut self.vcpus);
-            let now = state.now;
-            if !self.world.woken.is_empty() {
-                self.wake();
-                horizon.until = end.min(self.next_event().unwrap_or(Cycles::NEVER));
-            } else if self.world.rcu.next().is_some_and(|ripe| ripe < horizon.until) {
-                horizon.until = end.min(self.next_event().unwrap_or(Cycles::NEVER));
-            }
-            match performed {
-                Performed::Done(reply) if now < horizon.until => self.mailbox.reply.set(reply),
-                Performed::Done(reply) => {
-                    self.actors[id].reply = reply;
-                    self.actors[id].future = Some(future);
-                    self.ready.push(Reverse((now, id)));
-                    return;
-                }
-                Performed::Blocked => {
-                    self.actors[id].reply = Reply::default();
-                    self.actors[id].future = Some(future);
-                    return;
-                }
+        {
+            let stage = &mut *self.stage.borrow_mut();
+            stage.actor = self.actors[id].state.clone();
+            stage.actor.now = at;
+            stage.horizon.until = until;
+            stage.parked = Parked::Turn(self.actors[id].reply);
+        }
+        let ready = future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        let parked = {
+            let stage = &mut *self.stage.borrow_mut();
+            std::mem::swap(&mut self.actors[id].state, &mut stage.actor);
+            stage.parked
+        };
+        if ready {
+            self.finish(id);
+        } else {
+            self.actors[id].future = Some(future);
+            if let Parked::Turn(reply) = parked {
+                self.actors[id].reply = reply;
+                self.ready.push(Reverse((self.actors[id].state.now, id)));
             }
         }
+        self.wake();
     }
 
     fn finish(&mut self, id: ActorId) {
         let slot = &mut self.actors[id];
         slot.finished = true;
         slot.state.finish();
-        let now = slot.state.now;
-        if let Some(vcpu) = slot.serves {
-            self.enter_guest(vcpu, now);
+        if let Some(vcpu) = slot.vcpu {
+            self.stage.borrow_mut().vcpus[vcpu.0].mode = Mode::Finished;
         }
-    }
-
-    /// The exit has been handled: back into the guest, with whatever was asked for meanwhile.
-    fn enter_guest(&mut self, index: usize, now: Cycles) {
-        let World { costs, root, root_generation, .. } = &self.world;
-        let vcpu = &mut self.vcpus[index];
-        let left = vcpu.clock;
-        vcpu.clock = now + costs.entry;
-        if vcpu.wants_reload() {
-            vcpu.load_root(*root, *root_generation);
-        }
-        vcpu.enter(costs);
-        vcpu.account_exit(left, costs);
     }
 
     /// Ends the VM: tears its tables down and reports as a violation whatever is left of them. Every vCPU has finished by
@@ -392,9 +446,10 @@ impl<A: Arch> Sim<A> {
         let at = self.now;
         self.spawn("destroy", at, |host| Box::pin(async move { vm::destroy(&host).await }));
         let stopped = self.run();
-        let tables = self.world.tables.frames();
+        let world = &mut self.stage.borrow_mut().world;
+        let tables = world.tables.frames();
         if tables > 0 {
-            self.world.checker.report(Violation::Leak { tables });
+            world.checker.report(Violation::Leak { tables });
         }
         stopped
     }
@@ -403,22 +458,22 @@ impl<A: Arch> Sim<A> {
 
     /// Statistics of every actor that was spawned by the user, by name.
     pub fn actors(&self) -> impl Iterator<Item = (&'static str, &ActorStats)> {
-        self.actors.iter().filter(|slot| slot.serves.is_none()).map(|slot| (slot.name, &slot.state.stats))
+        self.actors.iter().filter(|slot| slot.vcpu.is_none()).map(|slot| (slot.name, &slot.state.stats))
     }
 
-    /// Statistics summed over the exit handlers of all vCPUs: the longest figures of any.
-    pub fn handlers(&self) -> BTreeMap<usize, ActorStats> {
-        self.actors.iter().filter_map(|slot| Some((slot.serves?, slot.state.stats))).collect()
+    /// Statistics of the threads of all vCPUs, in the host.
+    pub fn threads(&self) -> BTreeMap<VcpuId, ActorStats> {
+        self.actors.iter().filter_map(|slot| Some((slot.vcpu?, slot.state.stats))).collect()
     }
 
     /// Statistics of each vCPU.
-    pub fn vcpu_stats(&self) -> impl Iterator<Item = &VcpuStats> {
-        self.vcpus.iter().map(|vcpu| &vcpu.stats)
+    pub fn vcpu_stats(&self) -> Vec<VcpuStats> {
+        self.stage.borrow().vcpus.iter().map(|vcpu| vcpu.stats).collect()
     }
 
     /// Why a vCPU could not go on, if one could not.
     pub fn failure(&self) -> Option<String> {
-        self.vcpus.iter().find_map(|vcpu| {
+        self.stage.borrow().vcpus.iter().find_map(|vcpu| {
             let guest = vcpu.error.as_ref().map(ToString::to_string);
             let why = guest.or_else(|| vcpu.stream.error().map(ToString::to_string))?;
             Some(format!("vCPU {}: {why}", vcpu.index))
@@ -430,8 +485,13 @@ impl<A: Arch> Sim<A> {
         self.windows
     }
 
+    /// The moment that the simulation has reached.
+    pub fn now(&self) -> Cycles {
+        self.now
+    }
+
     /// The host and the VM.
-    pub fn world(&self) -> &World<A> {
-        &self.world
+    pub fn world(&self) -> Ref<'_, World<A>> {
+        Ref::map(self.stage.borrow(), |stage| &stage.world)
     }
 }

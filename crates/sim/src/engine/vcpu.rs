@@ -13,18 +13,30 @@ use super::backing::Backing;
 use super::costs::Costs;
 use super::flight::FlightId;
 use super::guest::{GuestError, GuestTables};
+use super::lock::ActorId;
 use super::walk::FlagLog;
 use crate::arch::Arch;
 use crate::checker::Violation;
 use crate::workload::{GuestAccess, GuestStream};
 
-/// Why a vCPU left the guest.
+/// How a vCPU left the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exit {
-    /// The guest-physical address that faulted, if it was a second-stage fault.
-    pub fault: Option<GuestFault>,
-    /// When it left.
+    /// Why.
+    pub reason: ExitReason,
+    /// When.
     pub at: Cycles,
+}
+
+/// Why a vCPU left the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitReason {
+    /// A second-stage fault.
+    Fault(GuestFault),
+    /// The guest has done the work that it was given.
+    Done,
+    /// The host asked for it.
+    Kicked,
 }
 
 /// A second-stage fault as the hypervisor gets it.
@@ -41,13 +53,15 @@ pub struct GuestFault {
 /// What a vCPU is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mode {
+    /// Never entered.
+    Fresh,
     /// Running guest code.
     Guest,
-    /// Left the guest; the host phase will start its handler.
-    Exited(Exit),
-    /// Its handler runs as an actor.
+    /// Left the guest in this window; its thread goes on in the host phase.
+    Exited,
+    /// Its thread runs in the host.
     InHost,
-    /// Its workload is finished.
+    /// Its thread has ended.
     Finished,
 }
 
@@ -121,6 +135,7 @@ struct Request {
 enum What {
     Flush(Flush),
     Reload,
+    Leave,
 }
 
 /// What all vCPUs of a window look at.
@@ -150,6 +165,10 @@ pub struct Vcpu<A: Arch> {
     pub(crate) index: usize,
     pub(crate) clock: Cycles,
     pub(crate) mode: Mode,
+    /// The actor that enters it.
+    pub(crate) thread: Option<ActorId>,
+    /// How it left the guest last.
+    pub(crate) exit: Exit,
     pub(crate) root: Hpa,
     pub(crate) tag: Tag,
     pub(crate) caches: TranslationCaches,
@@ -191,7 +210,9 @@ impl<A: Arch> Vcpu<A> {
             arch,
             index,
             clock: Cycles::ZERO,
-            mode: Mode::Guest,
+            mode: Mode::Fresh,
+            thread: None,
+            exit: Exit { reason: ExitReason::Done, at: Cycles::ZERO },
             root,
             tag,
             caches,
@@ -223,6 +244,11 @@ impl<A: Arch> Vcpu<A> {
         self.ask(What::Reload, flight, at)
     }
 
+    /// Makes this vCPU leave the guest; true when it runs guest code and the sender must wait.
+    pub(crate) fn request_exit(&mut self, flight: FlightId, at: Cycles) -> bool {
+        self.ask(What::Leave, flight, at)
+    }
+
     fn ask(&mut self, what: What, flight: FlightId, at: Cycles) -> bool {
         match self.mode {
             Mode::Guest => {
@@ -230,7 +256,7 @@ impl<A: Arch> Vcpu<A> {
                 true
             }
             // Out of the guest nothing can be used before it is entered again: the request is noted, nobody waits.
-            Mode::Exited(_) | Mode::InHost => {
+            Mode::Fresh | Mode::Exited | Mode::InHost => {
                 self.note(what);
                 false
             }
@@ -242,7 +268,7 @@ impl<A: Arch> Vcpu<A> {
     pub(crate) fn receive_broadcast(&mut self, at: Cycles, covers: Flush) {
         match self.mode {
             Mode::Guest => self.queue(Request { at, what: What::Flush(covers), flight: None }),
-            Mode::Exited(_) | Mode::InHost => self.note(What::Flush(covers)),
+            Mode::Fresh | Mode::Exited | Mode::InHost => self.note(What::Flush(covers)),
             Mode::Finished => {}
         }
     }
@@ -262,6 +288,8 @@ impl<A: Arch> Vcpu<A> {
                 self.owed = Some(merged);
             }
             What::Reload => self.reload = true,
+            // It is out already; its thread looks at what is asked before it enters again.
+            What::Leave => {}
         }
     }
 
@@ -274,9 +302,6 @@ impl<A: Arch> Vcpu<A> {
             self.stats.flushes += 1;
             self.apply_flush(covers);
             self.clock += costs.invalidate_local;
-        }
-        for request in std::mem::take(&mut self.requests) {
-            self.serve(request, costs);
         }
         self.mode = Mode::Guest;
     }
@@ -330,6 +355,7 @@ impl<A: Arch> Vcpu<A> {
                 self.clock += costs.invalidate_local;
             }
             What::Reload => self.reload = true,
+            What::Leave => {}
         }
         if let Some(flight) = request.flight {
             self.acks.push((flight, self.clock));
@@ -381,24 +407,30 @@ impl<A: Arch> Vcpu<A> {
         self.clock += if request.flight.is_some() { costs.ipi_victim } else { costs.broadcast_victim };
         self.serve(request, costs);
         self.stats.interrupt_cycles += self.clock.since(before);
-        if self.reload {
-            self.leave(None, costs);
+        if self.reload || request.what == What::Leave {
+            self.leave(ExitReason::Kicked, costs);
         }
     }
 
-    fn leave(&mut self, fault: Option<GuestFault>, costs: &Costs) {
-        let at = self.clock;
+    fn leave(&mut self, reason: ExitReason, costs: &Costs) {
+        self.exit = Exit { reason, at: self.clock };
         self.clock += costs.exit;
-        self.mode = Mode::Exited(Exit { fault, at });
+        self.mode = Mode::Exited;
+        // Interrupts on their way reach the processor in the host: answered there, made good before the guest is entered again.
+        for request in std::mem::take(&mut self.requests) {
+            self.note(request.what);
+            if let Some(flight) = request.flight {
+                self.acks.push((flight, self.clock.max(request.at)));
+            }
+        }
     }
 
     /// The hot loop.
     fn run_guest(&mut self, view: View<'_>, limit: Cycles) {
         while self.clock < limit {
             let Some(access) = self.current.take().or_else(|| self.stream.next()) else {
-                self.mode = Mode::Finished;
                 self.stats.finished = self.clock;
-                self.acknowledge_all();
+                self.leave(ExitReason::Done, view.costs);
                 return;
             };
             match self.access(&access, view) {
@@ -406,27 +438,18 @@ impl<A: Arch> Vcpu<A> {
                 Outcome::GuestFault => {
                     self.current = Some(access);
                     if let Err(error) = self.guest_fault(access.gva, view.costs) {
+                        // The guest is at its end; whoever runs the simulation asks for the error.
                         self.error = Some(error);
-                        self.mode = Mode::Finished;
-                        self.acknowledge_all();
-                        return;
+                        self.stream = GuestStream::Idle;
+                        self.current = None;
                     }
                 }
                 Outcome::Fault(fault) => {
                     self.current = Some(access);
                     self.stats.faults += 1;
-                    self.leave(Some(fault), view.costs);
+                    self.leave(ExitReason::Fault(fault), view.costs);
                     return;
                 }
-            }
-        }
-    }
-
-    /// A vCPU that will not run again answers whoever waits for it.
-    fn acknowledge_all(&mut self) {
-        for request in std::mem::take(&mut self.requests) {
-            if let Some(flight) = request.flight {
-                self.acks.push((flight, self.clock.max(request.at)));
             }
         }
     }

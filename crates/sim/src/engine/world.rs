@@ -7,9 +7,10 @@ use super::backing::{Backed, Backing};
 use super::costs::Costs;
 use super::flight::{Flight, FlightId};
 use super::lock::{ActorId, Granted, LockKind, SimLock};
-use super::op::{Frames, LockId, Op, Reply, Var, Work};
+use super::op::{Frames, LockId, Op, Reply, Var, VcpuId, Work};
 use super::rcu::Rcu;
-use super::vcpu::Vcpu;
+use super::vcpu::{Mode, Vcpu};
+use super::wait::WaitQueues;
 use crate::arch::Arch;
 use crate::checker::{Checker, Violation};
 
@@ -70,7 +71,7 @@ pub(crate) struct ActorState {
     rcu_since: Option<Cycles>,
     waiting_since: Option<Cycles>,
     /// Gave the processor away until it is woken.
-    asleep: bool,
+    pub(super) asleep: bool,
 }
 
 impl ActorState {
@@ -146,20 +147,23 @@ pub struct World<A: Arch> {
     pub(crate) backing: Backing,
     pub(crate) root: Hpa,
     pub(crate) root_generation: u16,
-    pub(crate) locks: [SimLock; LockId::COUNT],
+    pub(crate) locks: Vec<SimLock>,
     pub(crate) rcu: Rcu,
-    pub(crate) vars: [u64; Var::COUNT],
+    pub(crate) vars: Vec<u64>,
+    pub(crate) queues: WaitQueues,
     pub(crate) flights: Vec<Flight>,
     pub(crate) counters: HostCounters,
     pub(crate) checker: Checker,
     pub(crate) runs: Runs,
     /// Actors that may go on, with when.
     pub(crate) woken: Vec<Granted>,
+    /// Somebody else's next moment may have come closer since this was last cleared.
+    pub(crate) disturbed: bool,
 }
 
 impl<A: Arch> World<A> {
     pub(crate) fn new(arch: A, costs: Costs, tables: TableMemory, backing: Backing, root: Hpa) -> Self {
-        let locks = [SimLock::new(costs.mmu_lock), SimLock::new(LockKind::Spin), SimLock::new(LockKind::Spin)];
+        let locks = vec![SimLock::new(costs.mmu_lock), SimLock::new(LockKind::Spin), SimLock::new(LockKind::Spin)];
         Self {
             arch,
             costs,
@@ -169,12 +173,14 @@ impl<A: Arch> World<A> {
             root_generation: 0,
             locks,
             rcu: Rcu::default(),
-            vars: [0; Var::COUNT],
+            vars: vec![0; Var::FIXED],
+            queues: WaitQueues::default(),
             flights: Vec::new(),
             counters: HostCounters::default(),
             checker: Checker::default(),
             runs: Runs::default(),
             woken: Vec::new(),
+            disturbed: false,
         }
     }
 
@@ -219,7 +225,7 @@ impl<A: Arch> World<A> {
                 let max = if self.runs == Runs::Single { 1 } else { max };
                 Performed::Done(self.read_run(at, max, actor))
             }
-            Op::Write(at, word) => {
+            Op::Write(at, word, _) => {
                 actor.now += self.costs.store;
                 self.store(at, word, actor);
                 done(0)
@@ -244,23 +250,41 @@ impl<A: Arch> World<A> {
                 self.store(at, found & mask, actor);
                 done(found)
             }
+            Op::FetchOr(at, mask) => {
+                actor.now += self.costs.atomic;
+                let found = self.read(at, actor);
+                self.store(at, found | mask, actor);
+                done(found)
+            }
             Op::Run(run) => done(self.run(run, actor, horizon)),
             Op::RunBelow(run) => done(self.run_below(&run, actor, horizon)),
             Op::RemoveSubtrees(remove) => done(self.remove_subtrees(&remove, actor, horizon)),
-            Op::Load(var) => {
+            Op::Load(var, _) => {
                 actor.now += self.costs.store;
-                done(self.vars[var as usize])
+                done(self.vars[var.0 as usize])
             }
-            Op::Store(var, value) => {
+            Op::Store(var, value, _) => {
                 actor.now += self.costs.store;
-                self.vars[var as usize] = value;
+                self.vars[var.0 as usize] = value;
                 done(0)
             }
             Op::Add(var, delta) => {
                 actor.now += self.costs.atomic;
-                let value = self.vars[var as usize].wrapping_add_signed(delta);
-                self.vars[var as usize] = value;
+                let value = self.vars[var.0 as usize].wrapping_add_signed(delta);
+                self.vars[var.0 as usize] = value;
                 done(value)
+            }
+            Op::CmpxchgVar(var, old, new) => {
+                actor.now += self.costs.atomic;
+                let found = self.vars[var.0 as usize];
+                if found == old {
+                    self.vars[var.0 as usize] = new;
+                }
+                done(found)
+            }
+            Op::XchgVar(var, new) => {
+                actor.now += self.costs.atomic;
+                done(std::mem::replace(&mut self.vars[var.0 as usize], new))
             }
             Op::NeedResched(lock) => {
                 actor.now += self.costs.resched_check;
@@ -274,6 +298,7 @@ impl<A: Arch> World<A> {
     }
 
     /// The operations that are not the inside of a loop.
+    #[inline(never)]
     fn perform_rare(&mut self, op: Op, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
         let done = |word| Performed::Done(Reply::one(word));
         match op {
@@ -295,6 +320,7 @@ impl<A: Arch> World<A> {
                 done(0)
             }
             Op::CallRcu(frames) => {
+                self.disturbed = true;
                 self.counters.zapped_tables += frames.count;
                 self.rcu.retire(frames, actor.now, self.costs.rcu_grace);
                 done(0)
@@ -311,6 +337,7 @@ impl<A: Arch> World<A> {
                 done(0)
             }
             Op::RcuUnlock => {
+                self.disturbed = true;
                 if !self.rcu.unlock(actor.id, actor.now) {
                     self.checker.report(Violation::UnbalancedRcu { actor: actor.id, at: actor.now });
                 }
@@ -340,7 +367,50 @@ impl<A: Arch> World<A> {
                 done(0)
             }
             Op::Flush(flush) => self.flush(flush, actor, vcpus),
-            Op::ReloadRoots => self.kick(actor, vcpus),
+            Op::ReloadRoots => self.launch(actor, vcpus, |id, at, vcpu| vcpu.request_reload(id, at)),
+            Op::KickAll => self.launch(actor, vcpus, |id, at, vcpu| vcpu.request_exit(id, at)),
+            Op::VcpuRun(vcpu) => self.enter_guest(vcpu, actor, vcpus),
+            Op::LoadRoot(vcpu, root, generation) => {
+                actor.now += self.costs.store;
+                vcpus[vcpu.0].load_root(root, generation);
+                done(0)
+            }
+            Op::Fence(_) => {
+                actor.now += self.costs.store;
+                done(0)
+            }
+            Op::NewVar(initial) => {
+                self.vars.push(initial);
+                done(self.vars.len() as u64 - 1)
+            }
+            Op::NewLock(kind) => done(u64::from(self.new_lock(kind).0)),
+            Op::NewWaitQueue => done(u64::from(self.queues.create().0)),
+            Op::PrepareToWait(queue) => {
+                actor.now += self.costs.atomic;
+                self.queues.prepare(queue, actor.id);
+                done(0)
+            }
+            Op::FinishWait(queue) => {
+                actor.now += self.costs.atomic;
+                self.queues.leave(queue, actor.id);
+                done(0)
+            }
+            Op::Schedule(queue) => {
+                actor.breathe();
+                if self.queues.sleep(queue, actor.id) {
+                    actor.asleep = true;
+                    Performed::Blocked
+                } else {
+                    done(0)
+                }
+            }
+            Op::WakeUp(queue, whom) => {
+                actor.now += self.costs.atomic;
+                let at = actor.now + self.costs.ipi_latency;
+                self.woken.extend(self.queues.wake(queue, whom).into_iter().map(|actor| Granted { actor, at }));
+                self.disturbed = true;
+                done(0)
+            }
             Op::Spend(work) => {
                 actor.now += self.cost_of(work);
                 done(0)
@@ -448,6 +518,7 @@ impl<A: Arch> World<A> {
         if !self.locks[lock.0 as usize].release(actor.id, actor.now, costs, &mut self.woken) {
             self.checker.report(Violation::UnbalancedLock { actor: actor.id, at: actor.now });
         }
+        self.disturbed |= !self.woken.is_empty();
         Performed::Done(Reply::default())
     }
 
@@ -498,8 +569,31 @@ impl<A: Arch> World<A> {
         }
     }
 
-    fn kick(&mut self, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
-        self.launch(actor, vcpus, |id, at, vcpu| vcpu.request_reload(id, at))
+    /// The thread of a vCPU enters the guest, with whatever was asked of the vCPU meanwhile.
+    fn enter_guest(&mut self, id: VcpuId, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
+        let vcpu = &mut vcpus[id.0];
+        vcpu.thread = Some(actor.id);
+        actor.breathe();
+        actor.asleep = true;
+        if vcpu.mode == Mode::Fresh {
+            // It comes out of its creation as if it had been entered just before.
+            vcpu.clock = actor.now;
+            vcpu.mode = Mode::Guest;
+            return Performed::Blocked;
+        }
+        let left = vcpu.clock;
+        vcpu.clock = actor.now + self.costs.entry;
+        if vcpu.wants_reload() {
+            vcpu.load_root(self.root, self.root_generation);
+        }
+        vcpu.enter(&self.costs);
+        vcpu.account_exit(left, &self.costs);
+        Performed::Blocked
+    }
+
+    pub(crate) fn new_lock(&mut self, kind: LockKind) -> LockId {
+        self.locks.push(SimLock::new(kind));
+        LockId(self.locks.len() as u32 - 1)
     }
 
     /// Interrupts every vCPU that runs guest code and waits for all of them.

@@ -5,4 +5,4 @@ pub mod vm;
 pub mod zap;
 
 pub use platform::Platform;
-pub use vm::{BuildError, Populate, VmSpec, build};
+pub use vm::{BuildError, Populate, VmSpec, build, build_without_threads};

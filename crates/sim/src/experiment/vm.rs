@@ -1,7 +1,6 @@
 //! Building a virtual machine: populated tables, vCPUs with their workload, the machine's caches and costs.
 
 use std::fmt;
-use std::rc::Rc;
 
 use mmu_core::image::RamRange;
 use mmu_core::memory::{Progression, Reuse, TableMemory};
@@ -11,10 +10,9 @@ use mmu_core::{ByteUnits, EncodeError, Format, Gpa, Gva, Hpa, Leaf, Level, PageS
 use super::platform::Platform;
 use crate::arch::Arch;
 use crate::engine::world::table_words;
-use crate::engine::{
-    ActorFuture, Backing, ExitHandler, GuestError, GuestPaging, GuestShare, GuestTables, LockMode, Sim, Vcpu, World,
-};
-use crate::protocols::fault::{self, FaultPolicy};
+use crate::engine::{Backing, GuestError, GuestPaging, GuestShare, GuestTables, LockMode, Sim, Vcpu, VcpuId, World};
+use crate::protocols::fault::FaultPolicy;
+use crate::protocols::vcpu as protocol;
 use crate::rng::Seed;
 use crate::workload::{GuestStream, Pattern, Replay, ReplayError, Workload};
 
@@ -115,11 +113,25 @@ impl fmt::Display for BuildError {
 
 impl std::error::Error for BuildError {}
 
-/// Builds the simulation of one VM on one platform. vCPUs start in the guest at cycle 0; actors are the caller's to spawn.
+/// Builds the simulation of one VM on one platform. vCPUs start in the guest at cycle 0, their faults are handled under
+/// `mmu_lock` held for read; other actors are the caller's to spawn.
 ///
 /// # Errors
 /// Anything about the VM that the architecture or the simulator cannot express.
 pub fn build<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<Sim<A>, BuildError> {
+    let mut sim = build_without_threads(platform, spec)?;
+    let policy = FaultPolicy { lock: LockMode::Read, page: spec.page };
+    for vcpu in (0..spec.vcpus).map(VcpuId) {
+        sim.spawn_vcpu(vcpu, |host| Box::pin(protocol::thread(host, vcpu, policy)));
+    }
+    Ok(sim)
+}
+
+/// Like [`build`], but the threads of the vCPUs are the caller's to spawn ([`Sim::spawn_vcpu`]).
+///
+/// # Errors
+/// Anything about the VM that the architecture or the simulator cannot express.
+pub fn build_without_threads<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<Sim<A>, BuildError> {
     check(platform, spec)?;
     let two = *platform.arch.two();
     let leaf_level = two.geometry().level_of(spec.page).unwrap_or(Level::LAST);
@@ -135,7 +147,7 @@ pub fn build<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<Sim<A>, B
         Populate::ByFaults => alloc(&mut tables, &two, two.geometry().root())?,
     };
     let world = World::new(platform.arch, platform.costs.clone(), tables, backing, root);
-    let mut sim = Sim::new(world, exit_handler::<A>(spec.page));
+    let mut sim = Sim::new(world);
     for index in 0..spec.vcpus {
         sim.add_vcpu(vcpu(platform, spec, index, root)?);
     }
@@ -288,18 +300,5 @@ fn stream(spec: &VmSpec, index: usize, paging: bool) -> Result<GuestStream, Buil
             GuestStream::Pattern(Box::new(Pattern::new(&pattern, Gva::new(base), spec.seed, index as u64)))
         }
         Workload::Trace(trace) => GuestStream::Trace(Box::new(Replay::new(trace).map_err(BuildError::Replay)?)),
-    })
-}
-
-/// What runs when a vCPU leaves the guest: the fault path, or nothing but loading the root.
-fn exit_handler<A: Arch>(page: PageSize) -> ExitHandler<A::Two> {
-    Rc::new(move |host, exit| -> ActorFuture {
-        match exit.exit.fault {
-            Some(guest_fault) => {
-                let policy = FaultPolicy { lock: LockMode::Read, page };
-                Box::pin(fault::handle(host, guest_fault, policy))
-            }
-            None => Box::pin(async {}),
-        }
     })
 }

@@ -286,8 +286,8 @@ fn finish<A: Arch>(sim: &mut Sim<A>) -> Result<Finished, RunError> {
         return Err(RunError::Violations(violations));
     }
     Ok(Finished {
-        per_vcpu: sim.vcpu_stats().map(|stats| stats.finished).collect(),
-        guest: sim.vcpu_stats().fold(VcpuStats::default(), VcpuStats::merge),
+        per_vcpu: sim.vcpu_stats().iter().map(|stats| stats.finished).collect(),
+        guest: sim.vcpu_stats().iter().fold(VcpuStats::default(), VcpuStats::merge),
         host,
         lock_wait,
         zap,

@@ -30,18 +30,18 @@ enum Attempt {
 }
 
 /// Handles one fault. The vCPU enters the guest afterwards and takes the fault again if it was not fixed.
-pub async fn handle<F: Format>(host: Host<F>, fault: GuestFault, policy: FaultPolicy) {
+pub async fn handle<F: Format>(host: &Host<F>, fault: GuestFault, policy: FaultPolicy) {
     host.spend(Work::Fault).await;
     // The snapshot precedes the look-up of the host page; an invalidation after it will be seen.
-    let seq = host.load(Var::InvalidateSeq).await;
+    let seq = host.load(Var::INVALIDATE_SEQ).await;
     let page = policy.page;
     let host_page = host.resolve_page(fault.gpa, page).await;
     host.lock(LockId::MMU, policy.lock).await;
-    let attempt = if is_stale(&host, seq, fault.gpa).await {
+    let attempt = if is_stale(host, seq, fault.gpa).await {
         Attempt::Retry
     } else {
         host.rcu_read_lock().await;
-        let attempt = map(&host, fault.gpa, host_page, page).await;
+        let attempt = map(host, fault.gpa, host_page, page).await;
         host.rcu_read_unlock().await;
         attempt
     };
@@ -55,14 +55,14 @@ pub async fn handle<F: Format>(host: Host<F>, fault: GuestFault, policy: FaultPo
 
 /// `is_page_fault_stale`: an invalidation that covers the address is in progress, or one ended since the snapshot.
 async fn is_stale<F: Format>(host: &Host<F>, seq: u64, gpa: Gpa) -> bool {
-    if host.load(Var::InvalidateInProgress).await != 0 {
-        let start = host.load(Var::RangeStart).await;
-        let end = host.load(Var::RangeEnd).await;
+    if host.load(Var::IN_PROGRESS).await != 0 {
+        let start = host.load(Var::RANGE_START).await;
+        let end = host.load(Var::RANGE_END).await;
         if (start..end).contains(&gpa.raw()) {
             return true;
         }
     }
-    host.load(Var::InvalidateSeq).await != seq
+    host.load(Var::INVALIDATE_SEQ).await != seq
 }
 
 /// Walks to the level of `page`, allocating missing tables, and installs the leaf.

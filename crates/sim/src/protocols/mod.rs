@@ -12,6 +12,7 @@
 //! | `fault` | a second-stage fault from exit to installed entry |
 //! | `notifier` | mmu_notifier invalidation of a range around the primary MMU's change |
 //! | `memslot` | fast zap: a new root, the old one torn down behind it |
+//! | `vcpu` | a vCPU's thread: enter the guest, handle the exit, again |
 //! | `vm` | the end of a VM |
 
 pub mod fault;
@@ -19,6 +20,7 @@ pub mod iter;
 pub mod memslot;
 pub mod notifier;
 pub mod unmap;
+pub mod vcpu;
 pub mod visit;
 pub mod vm;
 pub mod zap;

@@ -21,18 +21,18 @@ pub async fn invalidate_range<F: Format>(host: &Host<F>, start: Gpa, bytes: u64,
 pub async fn range_start<F: Format>(host: &Host<F>, start: Gpa, bytes: u64, policy: &ZapPolicy) {
     let end = start + bytes;
     host.lock(LockId::INVALIDATE, LockMode::Write).await;
-    host.add(Var::ActiveInvalidations, 1).await;
+    host.add(Var::ACTIVE_INVALIDATIONS, 1).await;
     host.unlock(LockId::INVALIDATE).await;
 
     host.lock(LockId::MMU, LockMode::Write).await;
-    if host.add(Var::InvalidateInProgress, 1).await == 1 {
-        host.store(Var::RangeStart, start.raw()).await;
-        host.store(Var::RangeEnd, end.raw()).await;
+    if host.add(Var::IN_PROGRESS, 1).await == 1 {
+        host.store(Var::RANGE_START, start.raw()).await;
+        host.store(Var::RANGE_END, end.raw()).await;
     } else {
         // Several at once: the range grows to cover all and shrinks only when all are done.
-        let (low, high) = (host.load(Var::RangeStart).await, host.load(Var::RangeEnd).await);
-        host.store(Var::RangeStart, low.min(start.raw())).await;
-        host.store(Var::RangeEnd, high.max(end.raw())).await;
+        let (low, high) = (host.load(Var::RANGE_START).await, host.load(Var::RANGE_END).await);
+        host.store(Var::RANGE_START, low.min(start.raw())).await;
+        host.store(Var::RANGE_END, high.max(end.raw())).await;
     }
     let root = host.root().await;
     // The notifier holds the lock exclusively whatever the policy says of root zaps.
@@ -47,11 +47,11 @@ pub async fn range_start<F: Format>(host: &Host<F>, start: Gpa, bytes: u64, poli
 pub async fn range_end<F: Format>(host: &Host<F>) {
     host.lock(LockId::MMU, LockMode::Write).await;
     // The sequence moves before the count drops, so that a fault sees one or the other.
-    host.add(Var::InvalidateSeq, 1).await;
-    host.add(Var::InvalidateInProgress, -1).await;
+    host.add(Var::INVALIDATE_SEQ, 1).await;
+    host.add(Var::IN_PROGRESS, -1).await;
     host.unlock(LockId::MMU).await;
 
     host.lock(LockId::INVALIDATE, LockMode::Write).await;
-    host.add(Var::ActiveInvalidations, -1).await;
+    host.add(Var::ACTIVE_INVALIDATIONS, -1).await;
     host.unlock(LockId::INVALIDATE).await;
 }

@@ -8,6 +8,8 @@ pub use replay::{Replay, ReplayError, TraceSpec};
 
 use mmu_core::{AccessKind, Gva};
 
+use crate::rng::Seed;
+
 /// One guest access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestAccess {
@@ -28,9 +30,41 @@ pub enum Workload {
     Idle,
 }
 
+/// Work for one vCPU in a phase of its life.
+#[derive(Clone, PartialEq, Debug)]
+pub enum GuestWork {
+    /// A synthetic pattern over guest memory from `base` on.
+    Pattern {
+        /// What is touched, how.
+        spec: PatternSpec,
+        /// Where it begins.
+        base: Gva,
+        /// Seed of its random choices.
+        seed: Seed,
+    },
+    /// These accesses.
+    List(Vec<GuestAccess>),
+    /// Nothing: the vCPU leaves the guest at once.
+    Idle,
+}
+
+impl GuestWork {
+    pub(crate) fn stream(self, vcpu: u64) -> GuestStream {
+        match self {
+            GuestWork::Pattern { spec, base, seed } => {
+                GuestStream::Pattern(Box::new(Pattern::new(&spec, base, seed, vcpu)))
+            }
+            GuestWork::List(accesses) => GuestStream::List(accesses.into_iter()),
+            GuestWork::Idle => GuestStream::Idle,
+        }
+    }
+}
+
 /// One vCPU's stream of accesses.
 #[derive(Debug)]
 pub enum GuestStream {
+    /// These accesses.
+    List(std::vec::IntoIter<GuestAccess>),
     /// A synthetic pattern.
     Pattern(Box<Pattern>),
     /// A trace being read.
@@ -44,7 +78,7 @@ impl GuestStream {
     pub fn error(&self) -> Option<&ReplayError> {
         match self {
             GuestStream::Trace(replay) => replay.error(),
-            GuestStream::Pattern(_) | GuestStream::Idle => None,
+            GuestStream::List(_) | GuestStream::Pattern(_) | GuestStream::Idle => None,
         }
     }
 }
@@ -55,6 +89,7 @@ impl Iterator for GuestStream {
     #[inline]
     fn next(&mut self) -> Option<GuestAccess> {
         match self {
+            GuestStream::List(accesses) => accesses.next(),
             GuestStream::Pattern(pattern) => pattern.next(),
             GuestStream::Trace(replay) => replay.next(),
             GuestStream::Idle => None,
