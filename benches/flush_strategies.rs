@@ -88,7 +88,7 @@ impl ValueFormatter for CycleFormatter {
 fn guest(seed: Seed, page: PageSize) -> VmSpec {
     let pattern = PatternSpec { bytes: 2.MiB(), mix: Mix::Uniform, writes_percent: 30, accesses: 3000 };
     VmSpec {
-        memory: MEMORY.0,
+        memory: MEMORY,
         vcpus: 4,
         page,
         guest: GuestPaging::FirstTouch(page),
@@ -100,7 +100,7 @@ fn guest(seed: Seed, page: PageSize) -> VmSpec {
 
 /// Simulated cycles from the start of the zap to its end.
 fn zap_cycles<A: Arch>(platform: &Platform<A>, page: PageSize, strategy: Strategy, seed: Seed) -> u64 {
-    let request = ZapRequest { range: MEMORY.0, after: Cycles(50_000) };
+    let request = ZapRequest { range: MEMORY, after: Cycles(50_000) };
     let report = compare_zap(platform, &guest(seed, page), request, &[strategy], Threads::One, || {});
     match report {
         Ok(report) => report.rows[0].zap_cycles.0,

@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let touched =
         PatternSpec { bytes: 16.MiB(), mix: Mix::Zipf { hundredths: 99 }, writes_percent: 30, accesses: 200_000 };
     let vm = VmSpec {
-        memory: memory.0,
+        memory,
         vcpus: 4,
         page: PageSize::SIZE_4K,
         guest: GuestPaging::FirstTouch(PageSize::SIZE_4K),
@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         seed: Seed(1),
     };
     let roots: Vec<_> = strategies().into_iter().filter(|strategy| strategy.target == Target::Root).collect();
-    let request = ZapRequest { range: memory.0, after: Cycles(1_000_000) };
+    let request = ZapRequest { range: memory, after: Cycles(1_000_000) };
     let report = compare_zap(&platform, &vm, request, &roots, Threads::Pool, || {})?;
     for row in &report.rows {
         println!("{:>12} cycles, {:>9} lost per vCPU: {}", row.zap_cycles, row.lost_cycles.mean, row.strategy.name);

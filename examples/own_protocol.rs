@@ -46,7 +46,7 @@ async fn age_all<F: Format>(host: Host<F>, bytes: u64, aging: Aging) {
 /// When the slowest vCPU finished, how long a pass took, and how long faults waited for the lock.
 fn run<A: Arch>(platform: &Platform<A>, vm: &VmSpec, aging: Aging) -> Result<(Cycles, Cycles, Cycles), String> {
     let mut sim: Sim<A> = build(platform, vm).map_err(|error| error.to_string())?;
-    let bytes = vm.memory;
+    let bytes = vm.memory.0;
     let aging = sim.spawn("age", Cycles(500_000), move |host| Box::pin(age_all(host, bytes, aging)));
     if sim.run() != Stopped::Finished {
         return Err(format!("actor {aging} waits for ever"));
@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Faults all the way: the guest starts with nothing mapped, so that the lock matters.
     let pattern = PatternSpec { bytes: 16.MiB(), mix: Mix::Uniform, writes_percent: 50, accesses: 50_000 };
     let vm = VmSpec {
-        memory: memory.0,
+        memory,
         vcpus: 8,
         page: PageSize::SIZE_4K,
         guest: GuestPaging::Flat,

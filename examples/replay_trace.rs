@@ -12,7 +12,7 @@ use mmusim::{
 fn replay<A: Arch>(platform: &Platform<A>, page: PageSize, trace: &str) -> Result<VcpuStats, String> {
     let spec = TraceSpec { path: trace.into(), options: ReadOptions::default(), accesses: 2_000_000 };
     let vm = VmSpec {
-        memory: 256.MiB(),
+        memory: Bytes(256.MiB()),
         vcpus: 1,
         page,
         guest: GuestPaging::FirstTouch(page),

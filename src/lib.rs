@@ -21,7 +21,7 @@
 //! let memory = Bytes(16.MiB());
 //! let platform = Platform::new(arch::x86(&machine, memory)?, &machine);
 //! let vm = VmSpec {
-//!     memory: memory.0,
+//!     memory,
 //!     vcpus: 2,
 //!     page: PageSize::SIZE_4K,
 //!     guest: GuestPaging::Flat,
@@ -29,7 +29,7 @@
 //!     workload: Workload::Idle,
 //!     seed: Seed(1),
 //! };
-//! let request = ZapRequest { range: memory.0, after: Cycles(1000) };
+//! let request = ZapRequest { range: memory, after: Cycles(1000) };
 //! let report = compare_zap(&platform, &vm, request, &strategies(), Threads::One, || {})?;
 //! assert!(report.rows.iter().all(|row| row.zap_cycles > Cycles::ZERO));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -52,7 +52,8 @@ pub use mmu_vectors as vectors;
 
 pub use mmu_core::machine::{Machine, MachineError};
 pub use mmu_core::{
-    Access, AccessKind, ByteUnits, Bytes, Cycles, Format, Geometry, Gfn, Gpa, Gva, Hpa, Level, PageSize, Perms, Pfn,
+    Access, AccessKind, AddrRange, ByteUnits, Bytes, Cycles, Format, Geometry, Gfn, Gpa, GpaRange, Gva, Hpa, HpaRange,
+    Hva, HvaRange, Level, PageSize, Perms, Pfn,
 };
 pub use mmu_sim::arch::{Arch, Arch2};
 pub use mmu_sim::engine::{GuestPaging, Threads};

@@ -14,7 +14,7 @@ fn machine(name: &str) -> Machine {
 fn compare<A: Arch>(platform: &Platform<A>, page: PageSize, populate: Populate, threads: Threads) -> ZapReport {
     let pattern = PatternSpec { bytes: 4.MiB(), mix: Mix::Uniform, writes_percent: 30, accesses: 10_000 };
     let vm = VmSpec {
-        memory: MEMORY,
+        memory: Bytes(MEMORY),
         vcpus: 3,
         page,
         guest: GuestPaging::FirstTouch(page),
@@ -22,7 +22,7 @@ fn compare<A: Arch>(platform: &Platform<A>, page: PageSize, populate: Populate, 
         workload: Workload::Pattern(pattern),
         seed: Seed(7),
     };
-    let request = ZapRequest { range: 8.MiB(), after: Cycles(200_000) };
+    let request = ZapRequest { range: Bytes(8.MiB()), after: Cycles(200_000) };
     compare_zap(platform, &vm, request, &strategies(), threads, || {}).unwrap()
 }
 

@@ -8,8 +8,8 @@ use mmusim::sim::experiment::zap::Target;
 use mmusim::sim::protocols::{memslot, notifier};
 use mmusim::trace::TraceReader;
 use mmusim::{
-    Arch, ByteUnits, Bytes, Cycles, Gpa, GuestPaging, Machine, PageSize, Platform, Populate, ReadOptions, Seed,
-    TraceSpec, VmSpec, Workload, arch, strategies,
+    Arch, ByteUnits, Bytes, Cycles, Gpa, GpaRange, GuestPaging, Machine, PageSize, Platform, Populate, ReadOptions,
+    Seed, TraceSpec, VmSpec, Workload, arch, strategies,
 };
 
 use super::rounds::Rounds;
@@ -29,7 +29,15 @@ pub fn all(rounds: &mut Rounds) {
 }
 
 fn vm(memory: u64, vcpus: usize, guest: GuestPaging, workload: Workload) -> VmSpec {
-    VmSpec { memory, vcpus, page: PageSize::SIZE_4K, guest, populate: Populate::Mapped, workload, seed: Seed(1) }
+    VmSpec {
+        memory: Bytes(memory),
+        vcpus,
+        page: PageSize::SIZE_4K,
+        guest,
+        populate: Populate::Mapped,
+        workload,
+        seed: Seed(1),
+    }
 }
 
 fn finish<A: Arch>(sim: &mut Sim<A>) {
@@ -49,7 +57,8 @@ fn zaps<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {
                 Box::pin(async move {
                     match target {
                         Target::Range => {
-                            notifier::invalidate_range(&host, Gpa::new(0), 1.TiB(), &strategy.policy).await;
+                            let all = GpaRange::new(Gpa::new(0), Bytes(1.TiB()));
+                            notifier::invalidate_range(&host, all, &strategy.policy).await;
                         }
                         Target::Root => memslot::zap_all_fast(&host, &strategy.policy).await.expect("room for a root"),
                     }

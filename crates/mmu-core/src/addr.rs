@@ -156,6 +156,10 @@ address!(
     Gpa, Gfn
 );
 address!(
+    /// Host-virtual address: what the process that owns the guest (its VMM) uses, and what memslots point to.
+    Hva, Hvn
+);
+address!(
     /// Host-physical address: the output of the second stage, and where tables live.
     Hpa, Pfn
 );
@@ -166,6 +170,10 @@ frame!(
 frame!(
     /// Guest frame number: a [`Gpa`] without its page offset.
     Gfn, Gpa
+);
+frame!(
+    /// Host-virtual page number.
+    Hvn, Hva
 );
 frame!(
     /// Host page frame number: an [`Hpa`] without its page offset.
@@ -314,6 +322,12 @@ impl fmt::Display for ParseSizeError {
     }
 }
 impl std::error::Error for ParseSizeError {}
+
+impl From<PageSize> for Bytes {
+    fn from(size: PageSize) -> Bytes {
+        Bytes(size.bytes())
+    }
+}
 
 impl std::str::FromStr for Bytes {
     type Err = ParseSizeError;

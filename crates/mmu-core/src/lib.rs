@@ -9,6 +9,7 @@ pub mod geometry;
 pub mod image;
 pub mod machine;
 pub mod memory;
+pub mod range;
 pub mod tlb;
 pub mod walk;
 
@@ -16,4 +17,5 @@ pub use access::*;
 pub use addr::*;
 pub use format::*;
 pub use geometry::*;
+pub use range::*;
 pub use tlb::Perms;

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{small_vm, x86};
-use mmu_core::{ByteUnits, Cycles, Gpa, PageSize};
+use mmu_core::{ByteUnits, Bytes, Cycles, Gpa, GpaRange, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::engine::{ActorStats, HostCounters, Runs, Sim, Stopped, VcpuStats};
 use mmu_sim::experiment::zap::{Target, strategies};
@@ -52,7 +52,7 @@ fn zap<A: Arch>(
     sim.spawn("zap", Cycles(10_000), move |host| {
         Box::pin(async move {
             match target {
-                Target::Range => notifier::invalidate_range(&host, Gpa::new(range.0), range.1, &policy).await,
+                Target::Range => notifier::invalidate_range(&host, bytes(range), &policy).await,
                 Target::Root => memslot::zap_all_fast(&host, &policy).await.unwrap(),
             }
         })
@@ -60,12 +60,16 @@ fn zap<A: Arch>(
     outcome(&mut sim)
 }
 
+fn bytes((start, bytes): (u64, u64)) -> GpaRange {
+    GpaRange::new(Gpa::new(start), Bytes(bytes))
+}
+
 /// Unmaps a range through the visitor.
 fn unmap<A: Arch>(platform: &Platform<A>, vm: &VmSpec, policy: UnmapPolicy, range: (u64, u64), runs: Runs) -> Outcome {
     let mut sim = build(platform, vm).unwrap();
     sim.set_runs(runs);
     sim.spawn("unmap", Cycles(10_000), move |host| {
-        Box::pin(async move { unmap_range(&host, Gpa::new(range.0), range.1, policy).await })
+        Box::pin(async move { unmap_range(&host, bytes(range), policy).await })
     });
     outcome(&mut sim)
 }
@@ -75,7 +79,7 @@ fn unmapping_frees_empty_tables_and_keeps_the_rest() {
     let platform = x86();
     let vm = VmSpec { workload: Workload::Idle, ..small_vm(24.MiB(), 1, 0) };
     for flush in [UnmapFlush::EachEntry, UnmapFlush::Range] {
-        let policy = UnmapPolicy { flush, chunk: 2.MiB() };
+        let policy = UnmapPolicy { flush, chunk: Bytes(2.MiB()) };
         // From the middle of one table to the middle of another, with two whole ones between.
         let run = |runs| unmap(&platform, &vm, policy, (3.MiB(), 6.MiB()), runs);
         let whole = run(Runs::Whole);
@@ -122,7 +126,7 @@ proptest! {
         let page = if huge { PageSize::SIZE_2M } else { PageSize::SIZE_4K };
         let vm = VmSpec { workload: Workload::Idle, page, ..small_vm(32.MiB(), 1, 0) };
         let strategy = strategies()[which];
-        let range = (start << 12, (pages << 12).min(vm.memory - (start << 12)));
+        let range = (start << 12, (pages << 12).min(vm.memory.0 - (start << 12)));
         let run = |runs| zap(&platform, &vm, strategy.target, strategy.policy, range, runs);
         prop_assert_eq!(run(Runs::Whole), run(Runs::Single));
     }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{small_vm, x86};
-use mmu_core::{ByteUnits, Cycles};
+use mmu_core::{ByteUnits, Bytes, Cycles};
 use mmu_sim::engine::Threads;
 use mmu_sim::experiment::VmSpec;
 use mmu_sim::experiment::zap::{Strategy, Target, ZapRequest, compare_zap, strategies};
@@ -11,7 +11,7 @@ use mmu_sim::protocols::iter::Yield;
 use mmu_sim::protocols::zap::{Passes, TableFlush, ZapPolicy};
 use mmu_sim::workload::Workload;
 
-const REQUEST: ZapRequest = ZapRequest { range: 8 << 20, after: Cycles(200_000) };
+const REQUEST: ZapRequest = ZapRequest { range: Bytes(8 << 20), after: Cycles(200_000) };
 
 #[test]
 fn every_strategy_zaps_everything_and_violates_nothing() {
@@ -20,8 +20,8 @@ fn every_strategy_zaps_everything_and_violates_nothing() {
     assert_eq!(report.rows.len(), strategies().len());
     for row in &report.rows {
         let leaves = match row.strategy.target {
-            Target::Range => REQUEST.range >> 12,
-            Target::Root => vm.memory >> 12,
+            Target::Range => REQUEST.range.0 >> 12,
+            Target::Root => vm.memory.0 >> 12,
         };
         let zapped = row.host.zapped_leaves;
         assert!(zapped >= leaves, "{}: {zapped} of {leaves} leaves zapped", row.strategy.name);

@@ -158,7 +158,7 @@ fn plan(args: &CompareZap, machine: Machine, workload: Workload) -> Result<Plan,
     let page = args.page_size.unwrap_or(machine.stages.host_page);
     let guest = args.guest_page.map_or(GuestPaging::FirstTouch(machine.stages.granule), |page| page.0);
     let vm = VmSpec {
-        memory: args.memory.0,
+        memory: args.memory,
         vcpus: args.vcpus as usize,
         page,
         guest,
@@ -168,7 +168,7 @@ fn plan(args: &CompareZap, machine: Machine, workload: Workload) -> Result<Plan,
     };
     // A quarter, in whole pages and not nothing.
     let quarter = || (args.memory.0 / 4).min(256.MiB()).next_multiple_of(page.bytes()).max(page.bytes());
-    let range = args.range.map_or_else(quarter, |range| range.0);
+    let range = args.range.unwrap_or_else(|| Bytes(quarter()));
     let request = ZapRequest { range, after: Cycles(args.warm_up) };
     let plan = Plan { machine, formats, vm, request };
     match plan.formats {
@@ -188,12 +188,12 @@ fn try_out<A: Arch>(arch: A, plan: &Plan) -> Result<(), CliError> {
 
 fn check_range(plan: &Plan) -> Result<(), CliError> {
     let (range, page) = (plan.request.range, plan.vm.page);
-    let argument = format!("--range {}", Bytes(range));
+    let argument = format!("--range {}", range);
     if range > plan.vm.memory {
-        let what = format!("reaches beyond the guest's {}; zap less or give more --memory", Bytes(plan.vm.memory));
+        let what = format!("reaches beyond the guest's {}; zap less or give more --memory", plan.vm.memory);
         return Err(CliError::argument(argument, what));
     }
-    if range == 0 || !range.is_multiple_of(page.bytes()) {
+    if range.0 == 0 || !range.0.is_multiple_of(page.bytes()) {
         return Err(CliError::argument(argument, format!("give a positive multiple of the page size {page}")));
     }
     Ok(())
@@ -202,7 +202,7 @@ fn check_range(plan: &Plan) -> Result<(), CliError> {
 /// A guest that cannot be built, as the argument that says so.
 pub(super) fn refused(plan: &Plan, error: &BuildError) -> CliError {
     let vm = &plan.vm;
-    let memory = format!("--memory {}", Bytes(vm.memory));
+    let memory = format!("--memory {}", vm.memory);
     let guest_page = || match vm.guest {
         GuestPaging::Flat => "--guest-page flat".to_owned(),
         GuestPaging::FirstTouch(page) => format!("--guest-page {page}"),

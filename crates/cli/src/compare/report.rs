@@ -37,7 +37,7 @@ pub(super) fn as_table(plan: &Plan, report: &ZapReport) -> String {
         if target != Some(row.strategy.target) {
             target = Some(row.strategy.target);
             columns.row([match row.strategy.target {
-                Target::Range => format!("range of {}", Bytes(plan.request.range)),
+                Target::Range => format!("range of {}", plan.request.range),
                 Target::Root => "whole root".to_owned(),
             }]);
         }
@@ -83,9 +83,7 @@ fn heading(plan: &Plan, report: &ZapReport) -> String {
     let _ = writeln!(
         text,
         "  guest     {} in pages of {}, {second} levels; {} vCPUs; {guest}",
-        Bytes(vm.memory),
-        vm.page,
-        vm.vcpus
+        vm.memory, vm.page, vm.vcpus
     );
     let _ = writeln!(text, "  workload  {}; seed {}", describe(&vm.workload), vm.seed.0);
     let _ = writeln!(
@@ -160,13 +158,13 @@ fn configuration(plan: &Plan) -> Value {
         "machine": plan.machine.name,
         "first_levels": first,
         "second_levels": second,
-        "memory_bytes": vm.memory,
+        "memory_bytes": vm.memory.0,
         "vcpus": vm.vcpus,
         "page_bytes": vm.page.bytes(),
         "guest_page_bytes": guest_page(vm.guest),
         "workload": workload,
         "accesses_per_vcpu": accesses(&vm.workload),
-        "range_bytes": plan.request.range,
+        "range_bytes": plan.request.range.0,
         "warm_up_cycles": plan.request.after,
         "seed": vm.seed,
     })
@@ -262,13 +260,13 @@ fn csv_row(plan: &Plan, report: &ZapReport, row: &ZapRow) -> [String; CSV_COLUMN
         report.machine.clone(),
         report.clock_hz.to_string(),
         vm.seed.0.to_string(),
-        vm.memory.to_string(),
+        vm.memory.0.to_string(),
         vm.vcpus.to_string(),
         vm.page.bytes().to_string(),
         guest_page(vm.guest).map_or_else(String::new, |bytes| bytes.to_string()),
         workload,
         accesses(&vm.workload).to_string(),
-        plan.request.range.to_string(),
+        plan.request.range.0.to_string(),
         plan.request.after.to_string(),
         row.strategy.name.to_owned(),
         target.to_owned(),

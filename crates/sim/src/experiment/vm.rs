@@ -5,7 +5,7 @@ use std::fmt;
 use mmu_core::image::RamRange;
 use mmu_core::memory::{Progression, Reuse, TableMemory};
 use mmu_core::tlb::{LatencyCache, Tag, TranslationCaches, Vmid};
-use mmu_core::{ByteUnits, EncodeError, Format, Gpa, Gva, Hpa, Leaf, Level, PageSize, Perms};
+use mmu_core::{ByteUnits, Bytes, EncodeError, Format, Gpa, Gva, Hpa, Leaf, Level, PageSize, Perms};
 
 use super::platform::Platform;
 use crate::arch::Arch;
@@ -28,8 +28,8 @@ pub enum Populate {
 /// A virtual machine.
 #[derive(Clone, PartialEq, Debug)]
 pub struct VmSpec {
-    /// Guest memory in bytes.
-    pub memory: u64,
+    /// Guest memory.
+    pub memory: Bytes,
     /// Number of vCPUs.
     pub vcpus: usize,
     /// Size of second-stage leaves.
@@ -62,15 +62,15 @@ pub enum BuildError {
     },
     /// Guest memory that is no multiple of the page size, or empty.
     Memory {
-        /// Asked for, in bytes.
-        memory: u64,
+        /// Asked for.
+        memory: Bytes,
         /// The page size.
         page: PageSize,
     },
     /// More guest memory than the second stage translates.
     InputWidth {
-        /// Asked for, in bytes.
-        memory: u64,
+        /// Asked for.
+        memory: Bytes,
         /// Input width in bits.
         bits: u32,
     },
@@ -96,11 +96,11 @@ impl fmt::Display for BuildError {
                 write!(f, "the {stage} has no pages of {page}; choose one of {}", legal.join(", "))
             }
             BuildError::Memory { memory, page } => {
-                write!(f, "guest memory of {memory} bytes is not a positive multiple of the page size {page}")
+                write!(f, "guest memory of {memory} is not a positive multiple of the page size {page}")
             }
             BuildError::InputWidth { memory, bits } => write!(
                 f,
-                "guest memory of {memory} bytes does not fit the {bits}-bit input of the second stage; use less memory or more levels"
+                "guest memory of {memory} does not fit the {bits}-bit input of the second stage; use less memory or more levels"
             ),
             BuildError::Tables(why) => f.write_str(why),
             BuildError::Encode(error) => error.fmt(f),
@@ -141,9 +141,9 @@ pub fn build_without_threads<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> 
     // A freed table is never handed out again: who still walks it is caught, not misled.
     tables = tables.with_reuse(Reuse::Quarantine);
     let mut backing = Backing::new(Hpa::new(4.GiB()));
-    let host = backing.populate(Gpa::new(0), spec.memory, PageSize::SIZE_1G.min(largest(spec.memory)));
+    let host = backing.populate(Gpa::new(0), spec.memory.0, PageSize::SIZE_1G.min(largest(spec.memory.0)));
     let root = match spec.populate {
-        Populate::Mapped => populate(&mut tables, &two, spec.memory, leaf_level, host)?,
+        Populate::Mapped => populate(&mut tables, &two, spec.memory.0, leaf_level, host)?,
         Populate::ByFaults => alloc(&mut tables, &two, two.geometry().root())?,
     };
     let world = World::new(platform.arch, platform.costs.clone(), tables, backing, root);
@@ -172,10 +172,10 @@ fn check<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<(), BuildErro
         let legal = platform.arch.one().geometry().page_sizes().collect();
         return Err(BuildError::PageSize { page, stage: "first stage", legal });
     }
-    if spec.memory == 0 || !spec.memory.is_multiple_of(spec.page.bytes()) {
+    if spec.memory.0 == 0 || !spec.memory.0.is_multiple_of(spec.page.bytes()) {
         return Err(BuildError::Memory { memory: spec.memory, page: spec.page });
     }
-    if spec.memory > geometry.input_bytes() {
+    if spec.memory.0 > geometry.input_bytes() {
         return Err(BuildError::InputWidth { memory: spec.memory, bits: geometry.input_bits() });
     }
     Ok(())
@@ -188,13 +188,13 @@ fn largest(bytes: u64) -> PageSize {
 
 /// Host-physical addresses for tables, above all backing pages that a run may allocate.
 fn table_pool(spec: &VmSpec, output_bits: u32) -> Result<RamRange, BuildError> {
-    let base = spec.memory.saturating_mul(3).max(1.TiB()).next_power_of_two();
+    let base = spec.memory.0.saturating_mul(3).max(1.TiB()).next_power_of_two();
     // Twice the tables of a fully mapped guest, and room for the rest.
-    let bytes = (spec.memory / 128).max(1.GiB()).next_power_of_two();
+    let bytes = (spec.memory.0 / 128).max(1.GiB()).next_power_of_two();
     if output_bits < 64 && base.saturating_add(bytes) > 1 << output_bits {
         return Err(BuildError::Tables(format!(
-            "guest memory of {} GiB and its tables do not fit {output_bits}-bit host addresses; use less memory",
-            spec.memory >> 30
+            "guest memory of {} and its tables do not fit {output_bits}-bit host addresses; use less memory",
+            spec.memory
         )));
     }
     Ok(RamRange { start: Hpa::new(base), bytes })
@@ -269,7 +269,7 @@ fn fill_leaves<F: Format>(
 }
 
 fn vcpu<A: Arch>(platform: &Platform<A>, spec: &VmSpec, index: usize, root: Hpa) -> Result<Vcpu<A>, BuildError> {
-    let share = GuestShare { index: index as u64, of: spec.vcpus as u64, memory: spec.memory };
+    let share = GuestShare { index: index as u64, of: spec.vcpus as u64, memory: spec.memory.0 };
     let guest = match spec.guest {
         GuestPaging::Flat => None,
         GuestPaging::FirstTouch(page) => {
@@ -292,7 +292,7 @@ fn stream(spec: &VmSpec, index: usize, paging: bool) -> Result<GuestStream, Buil
         Workload::Idle => GuestStream::Idle,
         Workload::Pattern(pattern) => {
             let mut pattern = pattern.clone();
-            let slice = spec.memory / spec.vcpus as u64;
+            let slice = spec.memory.0 / spec.vcpus as u64;
             let base = if paging { 0x10_0000_0000 } else { slice * index as u64 };
             if !paging {
                 pattern.bytes = pattern.bytes.min(slice);

@@ -3,7 +3,7 @@
 //! Every strategy meets the same guest: the vCPUs' accesses depend on the workload and the seed alone. A run without any zap
 //! is the baseline; what a vCPU loses is how much later it finishes the same accesses.
 
-use mmu_core::{Cycles, Gpa};
+use mmu_core::{Bytes, Cycles, Gpa, GpaRange};
 use serde::Serialize;
 
 use super::platform::Platform;
@@ -67,8 +67,8 @@ pub fn strategies() -> Vec<Strategy> {
 /// When and what to zap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ZapRequest {
-    /// Length of the range from guest-physical 0, in bytes, for strategies that zap one.
-    pub range: u64,
+    /// Length of the range from guest-physical 0, for strategies that zap one.
+    pub range: Bytes,
     /// Warm-up before the zap starts.
     pub after: Cycles,
 }
@@ -256,11 +256,11 @@ fn run<A: Arch>(
 }
 
 fn spawn<A: Arch>(sim: &mut Sim<A>, request: ZapRequest, strategy: Strategy) {
-    let ZapRequest { range, after } = request;
-    sim.spawn("zap", after, move |host| {
+    let range = GpaRange::new(Gpa::new(0), request.range);
+    sim.spawn("zap", request.after, move |host| {
         Box::pin(async move {
             match strategy.target {
-                Target::Range => notifier::invalidate_range(&host, Gpa::new(0), range, &strategy.policy).await,
+                Target::Range => notifier::invalidate_range(&host, range, &strategy.policy).await,
                 Target::Root => {
                     // Out of tables the root stays what it was, which `run` reports.
                     let _ = memslot::zap_all_fast(&host, &strategy.policy).await;

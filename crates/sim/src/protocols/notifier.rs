@@ -4,22 +4,22 @@
 //! count, `mmu_lock` for write around the zap and around the end. Flush: once, before `mmu_lock` is dropped, and before
 //! every yield. Frees nothing of KVM's; the pages go between start and end.
 
-use mmu_core::{Format, Gpa, WalkCaches};
+use mmu_core::{Format, GpaRange, WalkCaches};
 
 use super::iter::FlushDebt;
 use super::zap::{ZapPolicy, zap_leafs};
 use crate::engine::{Host, LockId, LockMode, Var};
 
-/// Takes the backing pages of `[start, start + bytes)` away from the guest and frees them.
-pub async fn invalidate_range<F: Format>(host: &Host<F>, start: Gpa, bytes: u64, policy: &ZapPolicy) {
-    range_start(host, start, bytes, policy).await;
-    host.drop_pages(start, bytes).await;
+/// Takes the backing pages of a range away from the guest and frees them.
+pub async fn invalidate_range<F: Format>(host: &Host<F>, range: GpaRange, policy: &ZapPolicy) {
+    range_start(host, range, policy).await;
+    host.drop_pages(range.start, range.bytes.0).await;
     range_end(host).await;
 }
 
 /// When this returns nobody reaches the pages through KVM, and no new mapping appears until [`range_end`].
-pub async fn range_start<F: Format>(host: &Host<F>, start: Gpa, bytes: u64, policy: &ZapPolicy) {
-    let end = start + bytes;
+pub async fn range_start<F: Format>(host: &Host<F>, range: GpaRange, policy: &ZapPolicy) {
+    let (start, end) = (range.start, range.end());
     host.lock(LockId::INVALIDATE, LockMode::Write).await;
     host.add(Var::ACTIVE_INVALIDATIONS, 1).await;
     host.unlock(LockId::INVALIDATE).await;
@@ -37,8 +37,8 @@ pub async fn range_start<F: Format>(host: &Host<F>, start: Gpa, bytes: u64, poli
     let root = host.root().await;
     // The notifier holds the lock exclusively whatever the policy says of root zaps.
     let policy = ZapPolicy { lock: super::zap::ZapLock::Write, ..*policy };
-    if zap_leafs(host, root, start, end, &policy).await == FlushDebt::Owed {
-        host.flush_range(start, bytes, WalkCaches::Keep).await;
+    if zap_leafs(host, root, range, &policy).await == FlushDebt::Owed {
+        host.flush_range(start, range.bytes.0, WalkCaches::Keep).await;
     }
     host.unlock(LockId::MMU).await;
 }

@@ -5,7 +5,7 @@
 //! Locking: `mmu_lock` for write, given up between chunks (5994bc9e05c2, 6.1; A08 is one chunk for everything). Emptiness comes from the
 //! table's count of present entries, never from a scan.
 
-use mmu_core::{Flush, FlushScope, Format, Gpa, PageSize, Reach, WalkCaches};
+use mmu_core::{Bytes, Flush, FlushScope, Format, Gpa, GpaRange, PageSize, Reach, WalkCaches};
 
 use super::visit::{Visit, VisitContext, Visited, Visitor, WalkEnd, WalkFlags, walk};
 use crate::engine::{Apply, Atomicity, Frames, Host, LockId, LockMode, ReschedCheck, RunOp, Work};
@@ -24,13 +24,13 @@ pub enum UnmapFlush {
 pub struct UnmapPolicy {
     /// Invalidation.
     pub flush: UnmapFlush,
-    /// Bytes between two chances to reschedule; the lock is given up there when somebody wants it.
-    pub chunk: u64,
+    /// Distance between two chances to reschedule; the lock is given up there when somebody wants it.
+    pub chunk: Bytes,
 }
 
 impl UnmapPolicy {
     /// Linux 6.6 with range invalidation, in chunks of the largest block.
-    pub const V6_6: UnmapPolicy = UnmapPolicy { flush: UnmapFlush::Range, chunk: PageSize::SIZE_1G.bytes() };
+    pub const V6_6: UnmapPolicy = UnmapPolicy { flush: UnmapFlush::Range, chunk: Bytes(PageSize::SIZE_1G.bytes()) };
 }
 
 struct Unmap {
@@ -93,13 +93,12 @@ async fn free_if_empty<F: Format>(host: &Host<F>, context: VisitContext) {
     host.call_rcu(Frames { first: table, count: 1, level, bytes }).await;
 }
 
-/// Unmaps `[start, start + bytes)` of the VM's current root. Takes and gives back `mmu_lock`; nothing is owed afterwards.
-pub async fn unmap_range<F: Format>(host: &Host<F>, start: Gpa, bytes: u64, policy: UnmapPolicy) {
-    let end = start + bytes;
-    let mut at = start;
+/// Unmaps a range of the VM's current root. Takes and gives back `mmu_lock`; nothing is owed afterwards.
+pub async fn unmap_range<F: Format>(host: &Host<F>, range: GpaRange, policy: UnmapPolicy) {
+    let (mut at, end) = (range.start, range.end());
     host.lock(LockId::MMU, LockMode::Write).await;
     while at < end {
-        let next = Gpa::new((at.raw() / policy.chunk + 1).saturating_mul(policy.chunk)).min(end);
+        let next = Gpa::new((at.raw() / policy.chunk.0 + 1).saturating_mul(policy.chunk.0)).min(end);
         let root = host.root().await;
         let flags = WalkFlags::LEAF | WalkFlags::TABLE_POST;
         // Alone under the write lock: no race can be lost.

@@ -9,7 +9,7 @@
 //! | [`zap_table`] | the entry above one table | before the RCU section ends | the subtree, by RCU |
 //! | [`zap_root`] | everything below a root | by policy | all tables, by RCU |
 
-use mmu_core::{Format, Gpa, Hpa, Level, NotPresent, WalkCaches};
+use mmu_core::{Format, Gpa, GpaRange, Hpa, Level, NotPresent, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, skip_run};
@@ -99,12 +99,12 @@ impl ZapPolicy {
     }
 }
 
-/// Zaps the leaves of `[start, end)`. Caller holds `mmu_lock` and owes the returned flush before it drops it.
-pub async fn zap_leafs<F: Format>(host: &Host<F>, root: Hpa, start: Gpa, end: Gpa, policy: &ZapPolicy) -> FlushDebt {
+/// Zaps the leaves of a range. Caller holds `mmu_lock` and owes the returned flush before it drops it.
+pub async fn zap_leafs<F: Format>(host: &Host<F>, root: Hpa, range: GpaRange, policy: &ZapPolicy) -> FlushDebt {
     let mut debt = FlushDebt::Clean;
     let check = check_each(policy.yielding);
     host.rcu_read_lock().await;
-    let mut iter = TdpIter::new(*host.format(), root, Level::LAST, start, end);
+    let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
     while iter.next(host).await {
         let early = policy.yielding != Yield::AfterWorkOnly;
         if early && cond_resched(host, &mut iter, policy.rules(), &mut debt).await {

@@ -2,7 +2,7 @@
 
 use arch_x86_ept::{EptConfig, LongModeConfig};
 use mmu_core::machine::Machine;
-use mmu_core::{ByteUnits, PageSize};
+use mmu_core::{ByteUnits, Bytes, PageSize};
 use mmu_sim::arch::Arch2;
 use mmu_sim::engine::GuestPaging;
 use mmu_sim::experiment::{Platform, Populate, VmSpec};
@@ -21,7 +21,7 @@ pub fn x86() -> Platform<Arch2<arch_x86_ept::LongMode, arch_x86_ept::Ept>> {
 pub fn small_vm(memory: u64, vcpus: usize, accesses: u64) -> VmSpec {
     let pattern = PatternSpec { bytes: 4.MiB(), mix: Mix::Uniform, writes_percent: 30, accesses };
     VmSpec {
-        memory,
+        memory: Bytes(memory),
         vcpus,
         page: PageSize::SIZE_4K,
         guest: GuestPaging::FirstTouch(PageSize::SIZE_4K),
