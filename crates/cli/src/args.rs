@@ -31,6 +31,9 @@ pub enum Command {
     /// Compare ways of doing the same on running guests
     #[command(subcommand)]
     Compare(Compare),
+    /// Run one of KVM's own tests on simulated machines
+    #[command(subcommand)]
+    Selftest(crate::selftest::Selftest),
     /// Replay translations that emulators recorded through the walkers
     CheckVectors(CheckVectors),
     /// Memory traces: what is in them, and from one format to another

@@ -4,7 +4,9 @@
 //! | --- | --- |
 //! | `args` | the command line |
 //! | `compare` | `compare zap`: from arguments to plans, runs and their report |
+//! | `selftest` | KVM's own tests by name |
 //! | `vectors`, `trace`, `machine` | the other commands |
+//! | `platform` | which machines a command runs on |
 //! | `table`, `output`, `progress` | tables for people, where data goes, where talk goes |
 //! | `error` | what can go wrong, and the exit code of it |
 //!
@@ -16,7 +18,9 @@ mod compare;
 mod error;
 mod machine;
 mod output;
+mod platform;
 mod progress;
+pub mod selftest;
 mod table;
 mod trace;
 mod vectors;
@@ -57,6 +61,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
 fn dispatch(command: &Command) -> Result<(), CliError> {
     match command {
         Command::Compare(Compare::Zap(args)) => compare::zap(args),
+        Command::Selftest(test) => selftest::run(test),
         Command::CheckVectors(args) => vectors::check(args),
         Command::Trace(args::Trace::Info(args)) => trace::info(args),
         Command::Trace(args::Trace::Convert(args)) => trace::convert(args),

@@ -6,6 +6,7 @@ pub mod engine;
 pub mod experiment;
 pub mod protocols;
 pub mod rng;
+pub mod selftests;
 pub mod workload;
 
 /// Rises whenever any statistic of an unchanged experiment may change; results carry it. The CHANGELOG says what changed.

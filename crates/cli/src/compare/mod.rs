@@ -14,8 +14,9 @@ use mmusim::{Platform, RunError, Threads, ZapReport, compare_zap, strategies};
 use crate::CliError;
 use crate::args::CompareZap;
 use crate::output::Output;
+use crate::platform::Formats;
 use crate::progress::Progress;
-use plan::{Formats, Plan};
+use plan::Plan;
 
 /// `compare zap`.
 pub fn zap(args: &CompareZap) -> Result<(), CliError> {

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use mmusim::arch::{self, Arm64, Power, X86};
-use mmusim::core::machine::Arch as MachineArch;
 use mmusim::sim::arch::Arch;
 use mmusim::sim::experiment::build;
 use mmusim::{
@@ -12,19 +10,11 @@ use mmusim::{
 };
 
 use crate::CliError;
-use crate::args::{ArchName, CompareZap, GuestPage, WorkloadName};
-use crate::machine;
+use crate::args::{CompareZap, GuestPage, WorkloadName};
+use crate::platform::{Formats, formats, machines};
 
 /// The trace that is replayed when nothing else is asked for, relative to the current directory.
 const SHIPPED_TRACE: &str = "traces/sqlite3.mmut.xz";
-
-/// The formats of one plan.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Formats {
-    X86(X86),
-    Arm64(Arm64),
-    Power(Power),
-}
 
 /// One comparison.
 #[derive(Debug)]
@@ -60,45 +50,8 @@ impl Plan {
 /// The plans of a command line, one per architecture.
 pub(super) fn plans(args: &CompareZap) -> Result<Vec<Plan>, CliError> {
     let workload = workload(args)?;
-    let machines = machines(args)?;
+    let machines = machines(args.machine.as_deref(), &args.arch)?;
     machines.into_iter().map(|machine| plan(args, machine, workload.clone())).collect()
-}
-
-fn arch_of(machine: &Machine) -> ArchName {
-    match machine.arch {
-        MachineArch::X86_64 => ArchName::X86,
-        MachineArch::Aarch64 => ArchName::Arm64,
-        MachineArch::Power => ArchName::Power,
-    }
-}
-
-/// The machine that stands for an architecture when none is named.
-fn default_machine(arch: ArchName) -> &'static str {
-    match arch {
-        ArchName::X86 => "intel-granite-rapids-host",
-        ArchName::Arm64 => "arm-neoverse-n1",
-        ArchName::Power => "ibm-power9",
-    }
-}
-
-fn machines(args: &CompareZap) -> Result<Vec<Machine>, CliError> {
-    if let Some(name) = &args.machine {
-        let machine = machine::load(name)?;
-        if !args.arch.is_empty() && !args.arch.contains(&arch_of(&machine)) {
-            let what =
-                format!("machine {} is {}; leave --arch out or name another machine", machine.name, machine.arch);
-            return Err(CliError::argument("--arch", what));
-        }
-        return Ok(vec![machine]);
-    }
-    let mut archs = Vec::new();
-    let wanted = if args.arch.is_empty() { &[ArchName::X86, ArchName::Arm64, ArchName::Power][..] } else { &args.arch };
-    for &arch in wanted {
-        if !archs.contains(&arch) {
-            archs.push(arch);
-        }
-    }
-    archs.into_iter().map(|arch| machine::load(default_machine(arch))).collect()
 }
 
 fn workload(args: &CompareZap) -> Result<Workload, CliError> {
@@ -149,12 +102,7 @@ fn check_working_set(args: &CompareZap, workload: &Workload) -> Result<(), CliEr
 }
 
 fn plan(args: &CompareZap, machine: Machine, workload: Workload) -> Result<Plan, CliError> {
-    let formats = match arch_of(&machine) {
-        ArchName::X86 => arch::x86(&machine, args.memory).map(Formats::X86),
-        ArchName::Arm64 => arch::arm64(&machine, args.memory).map(Formats::Arm64),
-        ArchName::Power => arch::power(&machine).map(Formats::Power),
-    };
-    let formats = formats.map_err(CliError::input)?;
+    let formats = formats(&machine, args.memory)?;
     let page = args.page_size.unwrap_or(machine.stages.host_page);
     let guest = args.guest_page.map_or(GuestPaging::FirstTouch(machine.stages.granule), |page| page.0);
     let vm = VmSpec {

@@ -1,0 +1,82 @@
+//! `demand_paging_test`: every vCPU touches all pages of its region for the first time.
+
+use mmu_core::{ByteUnits, Cycles, Gva, PageSize};
+use serde::{Deserialize, Serialize};
+
+use super::{Phase, SelftestError, SelftestReport, finish};
+use crate::arch::Arch;
+use crate::engine::{GuestPaging, LockMode, VcpuId};
+use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
+use crate::protocols::fault::FaultPolicy;
+use crate::protocols::vcpu;
+use crate::rng::Seed;
+use crate::workload::{GuestWork, Mix, PatternSpec, Workload};
+
+/// Options of the test.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// `-v`: vCPUs.
+    pub vcpus: usize,
+    /// `-b`: bytes that each vCPU touches.
+    pub bytes_per_vcpu: u64,
+    /// Size of the pages that back the guest (`-s`).
+    pub page: PageSize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { vcpus: 1, bytes_per_vcpu: 1.GiB(), page: PageSize::SIZE_4K }
+    }
+}
+
+/// Runs the test.
+///
+/// # Errors
+/// A VM that cannot be built, or a run that goes wrong.
+pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<SelftestReport, SelftestError> {
+    let page = options.page;
+    let pages = options.bytes_per_vcpu / page.bytes();
+    let mut sim = build_without_threads(
+        platform,
+        &VmSpec {
+            memory: options.bytes_per_vcpu * options.vcpus as u64,
+            vcpus: options.vcpus,
+            page,
+            guest: GuestPaging::Flat,
+            populate: Populate::ByFaults,
+            workload: Workload::Idle,
+            seed: Seed(0),
+        },
+    )?;
+    let spec = PatternSpec {
+        bytes: options.bytes_per_vcpu,
+        mix: Mix::Strided { stride: page.bytes() },
+        writes_percent: 100,
+        accesses: pages,
+    };
+    for index in 0..options.vcpus {
+        let base = Gva::new(options.bytes_per_vcpu * index as u64);
+        let work = GuestWork::Pattern { spec: spec.clone(), base, seed: Seed(0) };
+        let policy = FaultPolicy { lock: LockMode::Read, page };
+        sim.spawn_vcpu(VcpuId(index), |host| {
+            Box::pin(async move {
+                host.assign(VcpuId(index), work);
+                vcpu::thread(host, VcpuId(index), policy).await;
+            })
+        });
+    }
+    let mut report = SelftestReport::new("demand_paging_test", platform);
+    finish(&mut sim)?;
+    let stats = sim.vcpu_stats();
+    let cycles = stats.iter().map(|vcpu| vcpu.finished).max().unwrap_or(Cycles::ZERO);
+    let host = *sim.world().counters();
+    let touched: u64 = stats.iter().map(|vcpu| vcpu.accesses).sum();
+    report.check(
+        touched == pages * options.vcpus as u64,
+        format!("each of {} pages is touched once: {touched}", pages * options.vcpus as u64),
+    );
+    report.figures.insert("pages per second".into(), touched as f64 / report.seconds(cycles));
+    report.phases.push(Phase { name: "guest execution".into(), cycles, host });
+    Ok(report)
+}

@@ -1,0 +1,160 @@
+//! KVM's own tests as workloads: the same names, options, phases and assertions, on simulated machines.
+//!
+//! One file each: `Options` named after the test's options, and `run`. What a kernel test asserts is a [`Check`] of the report; what it
+//! prints in seconds is a [`Phase`].
+//!
+//! | file | test |
+//! | --- | --- |
+//! | `demand_paging` | `demand_paging_test` |
+
+pub mod demand_paging;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use mmu_core::Cycles;
+use serde::Serialize;
+
+use crate::arch::Arch;
+use crate::checker::Violation;
+use crate::engine::{HostCounters, Sim, Stopped};
+use crate::experiment::{BuildError, Platform};
+
+/// What a test did and found.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct SelftestReport {
+    /// Name of the test, as KVM has it.
+    pub test: &'static str,
+    /// The architecture.
+    pub arch: &'static str,
+    /// Name of the machine.
+    pub machine: String,
+    /// Its clock in hertz.
+    pub clock_hz: u64,
+    /// The phases in order.
+    pub phases: Vec<Phase>,
+    /// What the test asserts.
+    pub checks: Vec<Check>,
+    /// Figures of the whole test beyond the phases: name (with its unit) and value.
+    pub figures: BTreeMap<String, f64>,
+}
+
+/// A stretch of a test that is timed by itself.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Phase {
+    /// What happens in it.
+    pub name: String,
+    /// How long it took.
+    pub cycles: Cycles,
+    /// What the host did in it.
+    pub host: HostCounters,
+}
+
+/// One assertion of a test.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Check {
+    /// What should hold, with the figures that decide it.
+    pub what: String,
+    /// Whether it does.
+    pub held: bool,
+}
+
+impl SelftestReport {
+    /// A report without phases yet.
+    pub fn new<A: Arch>(test: &'static str, platform: &Platform<A>) -> Self {
+        Self {
+            test,
+            arch: platform.arch.name(),
+            machine: platform.machine.clone(),
+            clock_hz: platform.clock_hz,
+            phases: Vec::new(),
+            checks: Vec::new(),
+            figures: BTreeMap::new(),
+        }
+    }
+
+    /// Simulated seconds of so many cycles on this machine.
+    pub fn seconds(&self, cycles: Cycles) -> f64 {
+        cycles.0 as f64 / self.clock_hz as f64
+    }
+
+    /// Adds an assertion.
+    pub fn check(&mut self, held: bool, what: impl Into<String>) {
+        self.checks.push(Check { what: what.into(), held });
+    }
+
+    /// The assertions that do not hold.
+    pub fn failed(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|check| !check.held)
+    }
+}
+
+/// Why a test could not be run to its end.
+#[derive(Debug)]
+pub enum SelftestError {
+    /// The VM cannot be built.
+    Build(BuildError),
+    /// An option that the test or the architecture has no use for.
+    Option {
+        /// The option and its value.
+        option: String,
+        /// What is wrong, and the remedy.
+        what: String,
+    },
+    /// The test has no meaning on this architecture.
+    Architecture {
+        /// Where it was asked for.
+        arch: &'static str,
+        /// Why not, and where it has.
+        what: String,
+    },
+    /// Everybody waits for somebody.
+    Deadlock(Stopped),
+    /// A vCPU could not go on.
+    Guest(String),
+    /// An invariant was violated.
+    Violations(Vec<Violation>),
+}
+
+impl fmt::Display for SelftestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SelftestError::Build(error) => error.fmt(f),
+            SelftestError::Option { option, what } => write!(f, "{option}: {what}"),
+            SelftestError::Architecture { arch, what } => write!(f, "not on {arch}: {what}"),
+            SelftestError::Deadlock(stopped) => write!(f, "the test hangs: {stopped:?}"),
+            SelftestError::Guest(what) => f.write_str(what),
+            SelftestError::Violations(found) => {
+                write!(f, "{} violations, the first: {:?}", found.len(), found.first())
+            }
+        }
+    }
+}
+impl std::error::Error for SelftestError {}
+
+impl From<BuildError> for SelftestError {
+    fn from(error: BuildError) -> Self {
+        SelftestError::Build(error)
+    }
+}
+
+/// Runs a test's simulation to its end, tears the VM down, and turns whatever went wrong into an error.
+///
+/// # Errors
+/// A deadlock, a guest that could not go on, a violated invariant.
+pub fn finish<A: Arch>(sim: &mut Sim<A>) -> Result<(), SelftestError> {
+    let stopped = sim.run();
+    if let Some(what) = sim.failure() {
+        return Err(SelftestError::Guest(what));
+    }
+    for stopped in [stopped, sim.destroy()] {
+        if stopped != Stopped::Finished {
+            return Err(SelftestError::Deadlock(stopped));
+        }
+    }
+    let world = sim.world();
+    match world.violations() {
+        [] => Ok(()),
+        found => Err(SelftestError::Violations(found.to_vec())),
+    }
+}
