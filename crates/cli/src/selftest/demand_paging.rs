@@ -17,9 +17,9 @@ pub struct Arguments {
     /// Bytes that each vCPU touches
     #[arg(short = 'b', value_name = "SIZE", default_value = "1GiB")]
     bytes: Bytes,
-    /// Size of the pages that back the guest
-    #[arg(short = 's', value_name = "SIZE", default_value = "4KiB")]
-    source: PageSize,
+    /// Size of the pages that back the guest [default: the machine's smallest]
+    #[arg(short = 's', value_name = "SIZE")]
+    source: Option<PageSize>,
     #[command(flatten)]
     common: Common,
 }
@@ -32,6 +32,6 @@ impl Test for Arguments {
         Bytes(self.bytes.0.saturating_mul(u64::from(self.vcpus)))
     }
     fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError> {
-        run(platform, &Options { vcpus: self.vcpus as usize, bytes_per_vcpu: self.bytes.0, page: self.source })
+        run(platform, &Options { vcpus: self.vcpus as usize, bytes_per_vcpu: self.bytes, page: self.source })
     }
 }

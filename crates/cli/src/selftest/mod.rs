@@ -5,6 +5,8 @@
 
 mod demand_paging;
 
+use std::fmt::Write;
+
 use clap::{Args, Subcommand};
 use mmusim::sim::arch::Arch;
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
@@ -115,10 +117,10 @@ fn draw(report: &SelftestReport) -> String {
     }
     text += &columns.render();
     for (name, value) in &report.figures {
-        text += &format!("{name}: {value:.3}\n");
+        let _ = writeln!(text, "{name}: {value:.3}");
     }
     for check in &report.checks {
-        text += &format!("{}: {}\n", if check.held { "ok" } else { "FAILED" }, check.what);
+        let _ = writeln!(text, "{}: {}", if check.held { "ok" } else { "FAILED" }, check.what);
     }
     text.push('\n');
     text

@@ -1,6 +1,6 @@
 //! `demand_paging_test`: every vCPU touches all pages of its region for the first time.
 
-use mmu_core::{ByteUnits, Cycles, Gva, PageSize};
+use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gva, Level, PageSize};
 use serde::{Deserialize, Serialize};
 
 use super::{Phase, SelftestError, SelftestReport, finish};
@@ -19,14 +19,14 @@ pub struct Options {
     /// `-v`: vCPUs.
     pub vcpus: usize,
     /// `-b`: bytes that each vCPU touches.
-    pub bytes_per_vcpu: u64,
-    /// Size of the pages that back the guest (`-s`).
-    pub page: PageSize,
+    pub bytes_per_vcpu: Bytes,
+    /// `-s`: size of the pages that back the guest; `None` is the smallest that the second stage has.
+    pub page: Option<PageSize>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { vcpus: 1, bytes_per_vcpu: 1.GiB(), page: PageSize::SIZE_4K }
+        Self { vcpus: 1, bytes_per_vcpu: Bytes(1.GiB()), page: None }
     }
 }
 
@@ -35,12 +35,14 @@ impl Default for Options {
 /// # Errors
 /// A VM that cannot be built, or a run that goes wrong.
 pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<SelftestReport, SelftestError> {
-    let page = options.page;
-    let pages = options.bytes_per_vcpu / page.bytes();
+    let geometry = platform.arch.two().geometry();
+    let page = options.page.unwrap_or(geometry.page_size(Level::LAST));
+    let bytes = options.bytes_per_vcpu.0;
+    let pages = bytes / page.bytes();
     let mut sim = build_without_threads(
         platform,
         &VmSpec {
-            memory: options.bytes_per_vcpu * options.vcpus as u64,
+            memory: Bytes(bytes * options.vcpus as u64),
             vcpus: options.vcpus,
             page,
             guest: GuestPaging::Flat,
@@ -49,14 +51,9 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
             seed: Seed(0),
         },
     )?;
-    let spec = PatternSpec {
-        bytes: options.bytes_per_vcpu,
-        mix: Mix::Strided { stride: page.bytes() },
-        writes_percent: 100,
-        accesses: pages,
-    };
+    let spec = PatternSpec { bytes, mix: Mix::Strided { stride: page.bytes() }, writes_percent: 100, accesses: pages };
     for index in 0..options.vcpus {
-        let base = Gva::new(options.bytes_per_vcpu * index as u64);
+        let base = Gva::new(bytes * index as u64);
         let work = GuestWork::Pattern { spec: spec.clone(), base, seed: Seed(0) };
         let policy = FaultPolicy { lock: LockMode::Read, page };
         sim.spawn_vcpu(VcpuId(index), |host| {
