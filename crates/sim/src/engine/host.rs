@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use mmu_core::{Cycles, Flush, FlushScope, Gpa, Hpa, Level, PageSize, Reach, WalkCaches};
+use mmu_core::{Cycles, Flush, FlushScope, Gpa, GpaRange, Hpa, Level, PageSize, Reach, WalkCaches};
 
 use super::lock::LockKind;
 use super::op::{
@@ -198,9 +198,9 @@ impl<F: Copy> Host<F> {
 
     // ---- translations ----
 
-    /// Invalidates cached leaf translations of `[start, start + bytes)` on every processor of the VM.
-    pub async fn flush_range(&self, start: Gpa, bytes: u64, walk_caches: WalkCaches) {
-        let scope = FlushScope::Range { start, bytes, level: None };
+    /// Invalidates cached leaf translations of a range on every processor of the VM.
+    pub async fn flush_range(&self, range: GpaRange, walk_caches: WalkCaches) {
+        let scope = FlushScope::Range { start: range.start, bytes: range.bytes.0, level: None };
         self.flush(Flush { scope, walk_caches, reach: Reach::Everyone }).await;
     }
     /// Invalidates everything cached for this VM (`kvm_flush_remote_tlbs`).
@@ -319,9 +319,9 @@ impl<F: Copy> Host<F> {
     pub async fn resolve_page(&self, gpa: Gpa, size: PageSize) -> Hpa {
         Hpa::new(self.op(Op::ResolvePage(gpa.raw(), size)).await.a)
     }
-    /// The primary MMU frees the pages that back `[start, start + bytes)` (`MADV_DONTNEED` between range start and end).
-    pub async fn drop_pages(&self, start: Gpa, bytes: u64) {
-        self.op(Op::DropPages(start.raw(), bytes)).await;
+    /// The primary MMU frees the pages that back a range (`MADV_DONTNEED` between range start and end).
+    pub async fn drop_pages(&self, range: GpaRange) {
+        self.op(Op::DropPages(range)).await;
     }
 
     // ---- time ----

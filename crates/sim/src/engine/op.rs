@@ -4,7 +4,7 @@
 //! moment, charges its cycles and resumes the actor with the [`Reply`]. Because operations are data, the same stream is what an
 //! explorer schedules, what the checker watches and what a replay file holds.
 
-use mmu_core::{Cycles, Flush, Hpa, Level, PageSize};
+use mmu_core::{Cycles, Flush, GpaRange, Hpa, Level, PageSize};
 
 use super::lock::LockKind;
 
@@ -266,7 +266,7 @@ pub enum Op {
     /// Which host page backs a guest page; replies its address.
     ResolvePage(u64, PageSize),
     /// The primary MMU drops the backing pages of a guest-physical range and frees them.
-    DropPages(u64, u64),
+    DropPages(GpaRange),
     /// Makes every vCPU leave its root and load the VM's current one before it enters the guest again; waits until none runs on the
     /// old one.
     ReloadRoots,

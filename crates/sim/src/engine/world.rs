@@ -434,8 +434,8 @@ impl<A: Arch> World<A> {
                 }
                 done(host.raw())
             }
-            Op::DropPages(start, bytes) => {
-                for (host, bytes) in self.backing.drop_range(Gpa::new(start), bytes) {
+            Op::DropPages(range) => {
+                for (host, bytes) in self.backing.drop_range(range.start, range.bytes.0) {
                     self.checker.pages_freed(host, bytes, actor.now, vcpus);
                 }
                 done(0)

@@ -13,7 +13,7 @@ use crate::engine::{Host, LockId, LockMode, Var};
 /// Takes the backing pages of a range away from the guest and frees them.
 pub async fn invalidate_range<F: Format>(host: &Host<F>, range: GpaRange, policy: &ZapPolicy) {
     range_start(host, range, policy).await;
-    host.drop_pages(range.start, range.bytes.0).await;
+    host.drop_pages(range).await;
     range_end(host).await;
 }
 
@@ -38,7 +38,7 @@ pub async fn range_start<F: Format>(host: &Host<F>, range: GpaRange, policy: &Za
     // The notifier holds the lock exclusively whatever the policy says of root zaps.
     let policy = ZapPolicy { lock: super::zap::ZapLock::Write, ..*policy };
     if zap_leafs(host, root, range, &policy).await == FlushDebt::Owed {
-        host.flush_range(start, range.bytes.0, WalkCaches::Keep).await;
+        host.flush_range(range, WalkCaches::Keep).await;
     }
     host.unlock(LockId::MMU).await;
 }

@@ -88,7 +88,7 @@ async fn free_if_empty<F: Format>(host: &Host<F>, context: VisitContext) {
     host.write(context.ptep, 0).await;
     let page = format.geometry().page_size(context.level);
     // Walk caches may hold the table: they go before it does.
-    host.flush_range(context.addr.align_down(page), page.bytes(), WalkCaches::Drop).await;
+    host.flush_range(GpaRange::new(context.addr.align_down(page), page.into()), WalkCaches::Drop).await;
     let bytes = format.geometry().table_bytes(level);
     host.call_rcu(Frames { first: table, count: 1, level, bytes }).await;
 }
@@ -106,7 +106,7 @@ pub async fn unmap_range<F: Format>(host: &Host<F>, range: GpaRange, policy: Unm
             break;
         };
         if policy.flush == UnmapFlush::Range {
-            host.flush_range(at, next - at, WalkCaches::Keep).await;
+            host.flush_range(GpaRange::between(at, next), WalkCaches::Keep).await;
         }
         at = next;
         if at < end && host.need_resched(LockId::MMU).await {

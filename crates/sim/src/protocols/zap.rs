@@ -155,8 +155,8 @@ pub async fn zap_table<F: Format>(host: &Host<F>, sptep: Hpa, level: Level, gpa:
         host.xchg(sptep, 0).await;
         remove_table(host, host.format().next_table(level, old), level, policy).await;
         if policy.flush == TableFlush::DeferredRcu {
-            let bytes = host.format().geometry().page_size(level).bytes();
-            host.flush_range(gpa, bytes, WalkCaches::Drop).await;
+            let page = host.format().geometry().page_size(level);
+            host.flush_range(GpaRange::new(gpa.align_down(page), page.into()), WalkCaches::Drop).await;
         } else {
             debt = FlushDebt::Owed;
         }
