@@ -135,7 +135,7 @@ impl FaultReport for ArmFault {
             FaultKind::AccessFlag => FaultClass::AccessFlag,
             FaultKind::Permission => FaultClass::Permission,
             FaultKind::ExternalOnWalk => FaultClass::External,
-            FaultKind::TlbConflict => FaultClass::Malformed,
+            FaultKind::TlbConflict => FaultClass::TlbConflict,
         }
     }
     fn level(&self) -> Option<Level> {

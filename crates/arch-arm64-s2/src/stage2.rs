@@ -14,8 +14,8 @@
 
 use mmu_core::access::{AccessKind, Purpose};
 use mmu_core::format::{
-    Begin, BreakRule, EncodeError, Entry, Flush, FlushPlan, Format, Leaf, Malformed, Mapped, NotPresent, PathPlace,
-    Table, UpdateTime, Verdict, Walk,
+    Begin, BreakRule, Denial, EncodeError, Entry, Flush, FlushPlan, Format, Leaf, Malformed, Mapped, NotPresent,
+    Overlap, PathPlace, Table, Uncached, UpdateTime, Verdict, Walk,
 };
 use mmu_core::tlb::Perms;
 use mmu_core::walk::Stage;
@@ -396,6 +396,22 @@ impl Format for Stage2 {
     }
     fn break_rule(&self, level: Level, old: u64, new: u64) -> BreakRule {
         self.break_rule_for(level, old, new, crate::PageContents::MayDiffer)
+    }
+    fn mark_resizing(&self, level: Level, raw: u64) -> Option<u64> {
+        let marks = self.options.bbm >= BbmLevel::Level1 && self.layout.kind(level, raw) == Kind::Leaf;
+        (marks && level != Level::LAST).then_some(raw | NT)
+    }
+    fn may_be_cached(&self, level: Level, raw: u64) -> bool {
+        level == Level::LAST || self.options.bbm == BbmLevel::Level0 || raw & NT == 0
+    }
+    fn overlap(&self) -> Overlap {
+        Overlap::Conflict
+    }
+    fn denial(&self) -> Denial {
+        Denial::FaultsFromTlb
+    }
+    fn uncached(&self) -> Uncached {
+        if self.options.fwb { Uncached::Coherent } else { Uncached::NeedsClean }
     }
 
     fn begin(&self, root: Hpa, walk: &Walk) -> Result<Begin, ArmFault> {

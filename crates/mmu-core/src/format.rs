@@ -161,6 +161,8 @@ pub enum FaultClass {
     AddressSize,
     /// A table lies outside memory.
     External,
+    /// Several cached translations of different sizes match (Arm's TLB conflict abort).
+    TlbConflict,
 }
 
 /// The architecture's own fault report.
@@ -312,6 +314,39 @@ pub enum BreakRule {
     Relaxed(&'static str),
 }
 
+/// What a processor does with cached translations of different sizes for one address, which appear when the size of a mapping
+/// changes without break-before-make.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Overlap {
+    /// Any of them is used until the flush (x86; POWER leaves the choice undefined).
+    #[default]
+    Tolerated,
+    /// A look-up that matches two of them ends in an abort (Arm ARM D8.17.2, TLB conflict abort).
+    Conflict,
+}
+
+/// What a processor does when a cached translation forbids the access.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Denial {
+    /// It walks the tables again, so that a permission given in memory is seen without a flush (Intel SDM vol. 3, 29.4.3.1: an EPT
+    /// violation invalidates the translations that caused it).
+    #[default]
+    WalksAgain,
+    /// It reports the fault from the cached translation, which stays (Arm ARM D8.16.1; Linux be097997a273: without an invalidation the
+    /// fault comes back for ever).
+    FaultsFromTlb,
+}
+
+/// Whether a guest that accesses memory around the data caches sees what was written through them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Uncached {
+    /// It does: hardware keeps memory types coherent, or the second stage forces them (Arm FEAT_S2FWB).
+    #[default]
+    Coherent,
+    /// Only what was cleaned to the point of coherency (Arm: a guest before it turns its MMU and caches on).
+    NeedsClean,
+}
+
 /// One architecture's second (or first) stage, configured.
 ///
 /// Levels count from 0 at the last level. All functions are pure; `raw` is any 64-bit pattern, as a value (byte order is
@@ -404,6 +439,28 @@ pub trait Format: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
     fn flush_plan(&self, flush: Flush) -> FlushPlan<Self::Tlbi>;
     /// Whether replacing `old` by `new` at `level` needs break-before-make.
     fn break_rule(&self, level: Level, old: u64, new: u64) -> BreakRule;
+    /// The leaf with the mark that lets hardware which supports it change the size of the mapping in place (Arm: nT of FEAT_BBM level 1); `None` where
+    /// there is no such mark at this level.
+    fn mark_resizing(&self, _level: Level, _raw: u64) -> Option<u64> {
+        None
+    }
+    /// Whether hardware may cache this present leaf. A leaf marked by [`Format::mark_resizing`] is translated by a walk each time, so that it
+    /// never stands beside translations of another size.
+    fn may_be_cached(&self, _level: Level, _raw: u64) -> bool {
+        true
+    }
+    /// What cached translations of different sizes for one address lead to.
+    fn overlap(&self) -> Overlap {
+        Overlap::Tolerated
+    }
+    /// What a cached translation that forbids the access leads to.
+    fn denial(&self) -> Denial {
+        Denial::WalksAgain
+    }
+    /// Whether accesses around the data caches see what was written through them.
+    fn uncached(&self) -> Uncached {
+        Uncached::Coherent
+    }
 
     // ---- the hardware walk ----
 

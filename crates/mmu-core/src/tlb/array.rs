@@ -160,6 +160,40 @@ impl TlbArray {
         self.probe(input, context).map(|slot| self.entry_at(slot, input).unpack())
     }
 
+    /// How many translations of different sizes match an address, without any trace.
+    pub fn matches(&self, tag: Tag, input: Input) -> usize {
+        let context = self.rules.context(tag, input.kind());
+        self.matching(input, context).count()
+    }
+
+    /// Whether a translation of another size than `size` stands here for any part of the page of that size around an address. Larger ones
+    /// are asked for, smaller ones looked for among all entries where there are any.
+    pub fn overlaps(&self, tag: Tag, input: Input, size: PageSize) -> bool {
+        let Some(own) = self.stored_shift(size) else { return false };
+        let context = self.rules.context(tag, input.kind());
+        let others = || self.classes.iter().zip(0u8..).filter(|(class, n)| self.present >> n & 1 == 1 && class.page_shift != own);
+        if others().all(|(class, _)| class.page_shift > own) {
+            return self.matching(input, context).any(|class| class.page_shift != own);
+        }
+        let (first, last) = (input.raw() >> own << own, input.raw() | ((1 << own) - 1));
+        self.store.iter().any(|(key, entry)| {
+            let meets = key.kind() == input.kind() && key.input().raw() <= last && first <= key.last();
+            meets && entry.shift() != own && key.belongs(context, self.rules.mask(input.kind()))
+        })
+    }
+
+    /// The size classes whose entries match an address.
+    fn matching(&self, input: Input, context: u64) -> impl Iterator<Item = &Class> + '_ {
+        let present = self.present;
+        let classes = self.classes.iter().enumerate().filter(move |(n, _)| present >> n & 1 == 1).map(|(_, class)| class);
+        classes.filter(move |class| {
+            self.store.find(&class.cut.key(input, context)).is_some_and(|slot| {
+                let valid = self.store.value(slot).valid();
+                !class.is_grouped() || valid >> class.page_in_group(input.raw()) & 1 == 1
+            })
+        })
+    }
+
     /// Puts a translation in; an entry with the same key is replaced, so one array never holds two versions of one
     /// page under one tag.
     pub fn fill(&mut self, tag: Tag, input: Input, entry: TlbEntry) {

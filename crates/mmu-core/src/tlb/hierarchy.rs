@@ -92,6 +92,11 @@ impl Arrays {
         Ok(Self { all: arrays, routes, homes })
     }
 
+    /// The arrays that a port asks.
+    fn of(&self, port: Port) -> impl Iterator<Item = &TlbArray> + '_ {
+        self.routes[port as usize].iter().filter_map(|&n| self.all.get(n as usize))
+    }
+
     /// Asks the arrays of a port; counts a hit, or a miss of each.
     #[inline(always)]
     fn find(&mut self, port: Port, input: Input, context: u64) -> Option<(u8, Slot, Stored)> {
@@ -433,6 +438,24 @@ impl Tlb {
             Ok(select) => self.l1.invalidate(&select) + self.l2.invalidate(&select),
             Err(Nothing) => 0,
         }
+    }
+
+    /// Whether a look-up of this address would match translations of different sizes in one array: what Arm reports as a TLB
+    /// conflict. Leaves no trace.
+    pub fn conflicts(&self, port: Port, tag: Tag, input: Input) -> bool {
+        let matches = |arrays: &Arrays| arrays.of(port).map(|array| array.matches(tag, input)).max().unwrap_or(0);
+        match matches(&self.l1) {
+            // The second level is asked when the first has nothing.
+            0 => matches(&self.l2) > 1,
+            first => first > 1,
+        }
+    }
+
+    /// Whether some array holds a translation of another size for any part of the page of `size` around an address: the ground on
+    /// which [`conflicts`](Self::conflicts) grow.
+    pub fn overlaps(&self, port: Port, tag: Tag, input: Input, size: PageSize) -> bool {
+        let overlap = |arrays: &Arrays| arrays.of(port).any(|array| array.overlaps(tag, input, size));
+        overlap(&self.l1) || overlap(&self.l2)
     }
 
     /// Every translation of either level that a look-up under this tag can find.

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use mmu_core::memory::{FrameError, TableFault};
-use mmu_core::{Cycles, Hpa};
+use mmu_core::{Cycles, Gpa, Hpa};
 
 use crate::arch::Arch;
 use crate::engine::vcpu::Vcpu;
@@ -32,6 +32,37 @@ pub enum Violation {
         /// The freed page.
         at: Hpa,
         /// When it was freed.
+        moment: Cycles,
+    },
+    /// B7: a guest with its caches off read a page that nobody had cleaned to the point of coherency: it saw old data.
+    StaleData {
+        /// Which vCPU.
+        vcpu: usize,
+        /// The address that the guest used.
+        input: u64,
+        /// The host page.
+        at: Hpa,
+        /// When.
+        moment: Cycles,
+    },
+    /// T7: a look-up matched translations of different sizes and nobody dealt with the abort.
+    TlbConflict {
+        /// Which vCPU.
+        vcpu: usize,
+        /// The guest-physical address, where it is known.
+        gpa: Gpa,
+        /// When.
+        moment: Cycles,
+    },
+    /// B1: a live entry was replaced without being invalid in between, although the architecture asks for it.
+    MissingBreak {
+        /// The entry.
+        at: Hpa,
+        /// Why.
+        why: &'static str,
+        /// Which actor.
+        actor: usize,
+        /// When.
         moment: Cycles,
     },
     /// T5: a walk read a table that had been freed (or never was one).
@@ -92,6 +123,15 @@ impl fmt::Display for Violation {
             }
             Violation::StaleTranslation { vcpu, at, moment } => {
                 write!(f, "T1: cycle {moment}: page {at} freed while vCPU {vcpu} still holds a translation to it")
+            }
+            Violation::StaleData { vcpu, input, at, moment } => {
+                write!(f, "B7: cycle {moment}: vCPU {vcpu} read old data at {at} through {input:#x}: the page was never cleaned")
+            }
+            Violation::TlbConflict { vcpu, gpa, moment } => {
+                write!(f, "T7: cycle {moment}: vCPU {vcpu} met translations of different sizes near {gpa}")
+            }
+            Violation::MissingBreak { at, why, actor, moment } => {
+                write!(f, "B1: cycle {moment}: actor {actor} replaced {at} without break-before-make: {why}")
             }
             Violation::TableWalk { vcpu, at, fault, moment } => {
                 write!(f, "T5: cycle {moment}: vCPU {vcpu} walked {at}: {fault}")

@@ -4,33 +4,7 @@ use std::collections::BTreeMap;
 
 use mmu_core::{Gpa, Hpa, PageSize};
 
-/// Disjoint stretches, by start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Stretches(BTreeMap<u64, u64>);
-
-impl Stretches {
-    fn contains(&self, at: u64) -> bool {
-        self.0.range(..=at).next_back().is_some_and(|(&start, &len)| at - start < len)
-    }
-
-    fn insert(&mut self, mut start: u64, mut len: u64) {
-        if let Some((&before, &before_len)) = self.0.range(..=start).next_back()
-            && before + before_len >= start
-        {
-            let end = (start + len).max(before + before_len);
-            self.0.remove(&before);
-            start = before;
-            len = end - before;
-        }
-        while let Some((&after, &after_len)) = self.0.range(start..).next()
-            && after <= start + len
-        {
-            self.0.remove(&after);
-            len = (start + len).max(after + after_len) - start;
-        }
-        self.0.insert(start, len);
-    }
-}
+use super::stretches::Stretches;
 
 /// Backing pages of a guest. Freed pages are never handed out again, so a use after free cannot hide behind reuse.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +55,18 @@ impl Backing {
         let (&start, &(bytes, host)) = self.map.range(..=gpa.raw()).next_back()?;
         let offset = gpa.raw() - start;
         (offset < bytes).then(|| Hpa::new(host + offset))
+    }
+
+    /// The host stretches behind `[start, start + bytes)`, as far as there are any.
+    pub fn stretches(&self, start: Gpa, bytes: u64) -> Vec<(Hpa, u64)> {
+        let (from, to) = (start.raw(), start.raw().saturating_add(bytes));
+        let before = self.map.range(..from).next_back();
+        let all = before.into_iter().chain(self.map.range(from..to));
+        let cut = all.filter_map(|(&at, &(len, host))| {
+            let (first, last) = (from.max(at), to.min(at + len));
+            (first < last).then(|| (Hpa::new(host + (first - at)), last - first))
+        });
+        cut.collect()
     }
 
     /// Whether `[gpa, gpa + size)` is backed by one aligned host page of that size.

@@ -75,6 +75,12 @@ pub struct Costs {
     pub fault_fixed: Cycles,
     /// Zeroing a 4 KiB page.
     pub clear_4k: Cycles,
+    /// Cleaning 4 KiB to the point of coherency.
+    pub clean_4k: Cycles,
+    /// Invalidating the instruction cache for 4 KiB.
+    pub invalidate_fetched_4k: Cycles,
+    /// A round trip to the user-space monitor.
+    pub user_exit: Cycles,
 }
 
 impl Costs {
@@ -120,6 +126,9 @@ impl Costs {
             entry: sheet.vm_entry,
             fault_fixed: sheet.fault_handler_fixed,
             clear_4k: sheet.page_clear_4k,
+            clean_4k: sheet.dcache_clean_4k,
+            invalidate_fetched_4k: sheet.icache_invalidate_4k,
+            user_exit: sheet.user_exit,
         }
     }
 

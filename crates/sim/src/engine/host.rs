@@ -92,7 +92,7 @@ impl<F: Copy> Host<F> {
     }
 
     #[inline]
-    fn op(&self, op: Op) -> OpFuture<'_> {
+    pub(super) fn op(&self, op: Op) -> impl Future<Output = Reply> + '_ {
         OpFuture { stage: &self.stage, op: Some(op) }
     }
 

@@ -7,6 +7,7 @@
 use mmu_core::{Cycles, Flush, GpaRange, Hpa, Level, PageSize};
 
 use super::lock::LockKind;
+use super::upkeep::Upkeep;
 
 /// A lock by number; see the constants for the ones every VM has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -280,6 +281,8 @@ pub enum Op {
     SetRoot(Hpa),
     /// The VM's current root.
     Root,
+    /// Cache maintenance, references to tables, and what else the upkeep of guest memory takes.
+    Upkeep(Upkeep),
     /// Counts a second-stage fault that changed nothing (somebody else was first).
     CountSpurious,
     /// Counts a fault that has to be taken again.

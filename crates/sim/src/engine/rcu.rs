@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use mmu_core::Cycles;
+use mmu_core::{Cycles, Hpa, Level};
 
 use super::lock::ActorId;
 use super::op::Frames;
@@ -29,13 +29,22 @@ struct Batch {
     /// Changes of the set of readers before the batch was closed.
     epoch: u64,
     frames: Vec<Frames>,
+    subtrees: Vec<Subtree>,
     wake: Vec<ActorId>,
+}
+
+/// A detached table with everything below it, which a callback walks and frees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Subtree {
+    pub(crate) table: Hpa,
+    pub(crate) level: Level,
 }
 
 /// What a finished grace period sets free.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Expired {
     pub(crate) frames: Vec<Frames>,
+    pub(crate) subtrees: Vec<Subtree>,
     pub(crate) wake: Vec<ActorId>,
 }
 
@@ -83,6 +92,11 @@ impl Rcu {
         batch.ripe
     }
 
+    /// Retires a detached subtree at `now`: the walk through it is the callback's.
+    pub(crate) fn retire_subtree(&mut self, subtree: Subtree, now: Cycles, grace: Cycles) {
+        self.batch(now, grace).subtrees.push(subtree);
+    }
+
     /// Registers a sleeper to be woken by the end of the grace period that starts now.
     pub(crate) fn synchronize(&mut self, actor: ActorId, now: Cycles, grace: Cycles) -> Cycles {
         self.stats.synchronized += 1;
@@ -97,7 +111,7 @@ impl Rcu {
         let fresh = self.batches.back().is_none_or(|last| last.epoch != self.epoch);
         if fresh {
             let waiting = self.readers.iter().map(|&(reader, _)| reader).collect();
-            let batch = Batch { waiting, ripe, epoch: self.epoch, frames: Vec::new(), wake: Vec::new() };
+            let batch = Batch { waiting, ripe, epoch: self.epoch, frames: Vec::new(), subtrees: Vec::new(), wake: Vec::new() };
             self.batches.push_back(batch);
         }
         let last = self.batches.len() - 1;
@@ -118,6 +132,7 @@ impl Rcu {
             let done = batch.waiting.is_empty() && batch.ripe <= now;
             if done {
                 expired.frames.append(&mut batch.frames);
+                expired.subtrees.append(&mut batch.subtrees);
                 expired.wake.append(&mut batch.wake);
             }
             !done

@@ -314,7 +314,13 @@ impl<A: Arch> Sim<A> {
     fn run_vcpus(&mut self, end: Cycles) {
         self.windows += 1;
         let Timed { world, vcpus, .. } = &mut *self.stage.borrow_mut();
-        let view = View { tables: &world.tables, backing: &world.backing, costs: &world.costs, watch: self.watch };
+        let view = View {
+            tables: &world.tables,
+            backing: &world.backing,
+            pages: &world.upkeep.pages,
+            costs: &world.costs,
+            watch: self.watch,
+        };
         let work: u64 = vcpus
             .iter()
             .filter(|vcpu| vcpu.mode == Mode::Guest)
@@ -395,6 +401,9 @@ impl<A: Arch> Sim<A> {
         let expired = world.rcu.expire(now);
         for frames in expired.frames {
             world.free(frames);
+        }
+        for subtree in expired.subtrees {
+            world.free_subtree(subtree, now);
         }
         for actor in expired.wake {
             self.actors[actor].state.resume(now);

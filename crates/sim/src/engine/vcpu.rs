@@ -7,9 +7,13 @@ use std::collections::VecDeque;
 
 use mmu_core::memory::TableMemory;
 use mmu_core::tlb::{Input, Invalidate, LatencyCache, Lookup, Port, TableCaches, Tag, TlbEntry, TranslationCaches};
-use mmu_core::{Access, AccessKind, Cycles, FaultClass, Flush, FlushScope, Gpa, Gva, Hpa, Perms, WalkCaches};
+use mmu_core::{
+    Access, AccessKind, Cycles, Denial, FaultClass, Flush, FlushScope, Format, Gpa, Gva, Hpa, Overlap, Perms, Uncached,
+    WalkCaches,
+};
 
 use super::backing::Backing;
+use super::cleanliness::{Cleanliness, GuestCaches};
 use super::costs::Costs;
 use super::flight::FlightId;
 use super::guest::{GuestError, GuestTables};
@@ -86,6 +90,8 @@ pub struct VcpuStats {
     pub guest_faults: u64,
     /// Second-stage faults.
     pub faults: u64,
+    /// Look-ups that matched translations of different sizes: TLB conflict aborts.
+    pub conflicts: u64,
     /// Flush requests served.
     pub flushes: u64,
     /// Cycles from a second-stage fault to the guest running again.
@@ -113,6 +119,7 @@ impl VcpuStats {
             flag_updates: self.flag_updates + other.flag_updates,
             guest_faults: self.guest_faults + other.guest_faults,
             faults: self.faults + other.faults,
+            conflicts: self.conflicts + other.conflicts,
             flushes: self.flushes + other.flushes,
             fault_cycles: self.fault_cycles + other.fault_cycles,
             longest_fault: self.longest_fault.max(other.longest_fault),
@@ -143,6 +150,7 @@ enum What {
 pub(crate) struct View<'a> {
     pub(crate) tables: &'a TableMemory,
     pub(crate) backing: &'a Backing,
+    pub(crate) pages: &'a Cleanliness,
     pub(crate) costs: &'a Costs,
     /// Whether each access is checked against freed pages.
     pub(crate) watch: Watch,
@@ -180,6 +188,10 @@ pub struct Vcpu<A: Arch> {
     pub(crate) error: Option<GuestError>,
     pub(crate) acks: Vec<(FlightId, Cycles)>,
     pub(crate) log: FlagLog,
+    /// Whether the guest runs with its data caches on.
+    pub(crate) guest_caches: GuestCaches,
+    /// Translations of different sizes for one address may be cached here.
+    overlapped: bool,
     reload: bool,
     /// Flush asked for while out of the guest, to be made before it is entered.
     owed: Option<Flush>,
@@ -224,6 +236,8 @@ impl<A: Arch> Vcpu<A> {
             error: None,
             acks: Vec::new(),
             log: FlagLog::default(),
+            guest_caches: GuestCaches::On,
+            overlapped: false,
             reload: false,
             owed: None,
             requests: VecDeque::new(),
@@ -291,6 +305,12 @@ impl<A: Arch> Vcpu<A> {
             // It is out already; its thread looks at what is asked before it enters again.
             What::Leave => {}
         }
+    }
+
+    /// An invalidation that this vCPU's own processor makes, out of the guest.
+    pub(crate) fn flush_here(&mut self, covers: Flush) {
+        self.stats.flushes += 1;
+        self.apply_flush(covers);
     }
 
     const EVERYTHING: Flush =
@@ -371,6 +391,7 @@ impl<A: Arch> Vcpu<A> {
         let Tag { vmid, root, .. } = self.tag;
         match flush.scope {
             FlushScope::Vm => {
+                self.overlapped = false;
                 self.caches.invalidate(Invalidate::Root { root }, tables);
                 self.caches.invalidate(Invalidate::VmidBothStages { vmid }, tables);
             }
@@ -478,6 +499,9 @@ impl<A: Arch> Vcpu<A> {
         };
         let need = Perms::needed_by(&what);
         self.clock += view.costs.access;
+        if self.overlapped && self.caches.tlb.conflicts(port, self.tag, input) {
+            return self.conflict(input, access.kind);
+        }
         match self.caches.tlb.lookup(port, self.tag, input) {
             Lookup::L1(entry) if entry.perms.contains(need) => {
                 self.stats.l1_hits += 1;
@@ -490,14 +514,38 @@ impl<A: Arch> Vcpu<A> {
                 self.watch(view, &entry, input);
                 return Outcome::Done;
             }
-            _ => {}
+            Lookup::L1(entry) | Lookup::L2(entry) => {
+                if let Some(fault) = self.denied(&entry, input, need, access.kind) {
+                    return Outcome::Fault(fault);
+                }
+            }
+            Lookup::Miss => {}
         }
         self.walk(port, input, what, view)
     }
 
+    /// Translations of different sizes match: the access ends in an abort, and somebody has to invalidate them.
+    #[cold]
+    fn conflict(&mut self, input: Input, access: AccessKind) -> Outcome {
+        self.stats.conflicts += 1;
+        // The fault address register holds no guest-physical address for what went through the first stage.
+        let gpa = if let Input::GuestPhysical(gpa) = input { gpa } else { Gpa::new(0) };
+        Outcome::Fault(GuestFault { gpa, access, class: FaultClass::TlbConflict })
+    }
+
+    /// The fault that a cached translation leads to by itself. What went through both stages is walked again to see which of them
+    /// forbids the access; a store that only lacks the dirty state is walked for it.
+    #[cold]
+    fn denied(&self, entry: &TlbEntry, input: Input, need: Perms, access: AccessKind) -> Option<GuestFault> {
+        let Input::GuestPhysical(gpa) = input else { return None };
+        let denied = !entry.perms.contains(need.without(Perms::DIRTY));
+        (denied && self.arch.two().denial() == Denial::FaultsFromTlb)
+            .then_some(GuestFault { gpa, access, class: FaultClass::Permission })
+    }
+
     #[inline]
     fn watch(&mut self, view: View<'_>, entry: &TlbEntry, input: Input) {
-        if view.watch == Watch::Accesses {
+        if view.watch == Watch::Accesses || self.guest_caches == GuestCaches::Off {
             self.check_page(view, entry.translate(input), input);
         }
     }
@@ -510,6 +558,11 @@ impl<A: Arch> Vcpu<A> {
                 at,
                 moment: self.clock,
             });
+        }
+        let around = self.guest_caches == GuestCaches::Off && self.arch.two().uncached() == Uncached::NeedsClean;
+        if around && !view.pages.is_clean(at) {
+            let (vcpu, input, moment) = (self.index, input.raw(), self.clock);
+            self.violations.push(Violation::StaleData { vcpu, input, at, moment });
         }
     }
 
@@ -524,8 +577,13 @@ impl<A: Arch> Vcpu<A> {
         self.stats.walk_cycles += self.clock.since(before);
         match outcome {
             Ok(found) => {
-                let entry = TlbEntry::new(found.page(), found.size, found.perms);
-                self.caches.tlb.fill(port, self.tag, input, entry);
+                if self.arch.two().may_be_cached(found.level, found.raw) {
+                    let entry = TlbEntry::new(found.page(), found.size, found.perms);
+                    if !self.overlapped && self.arch.two().overlap() == Overlap::Conflict {
+                        self.overlapped = self.caches.tlb.overlaps(port, self.tag, input, found.size);
+                    }
+                    self.caches.tlb.fill(port, self.tag, input, entry);
+                }
                 self.check_page(view, found.output, input);
                 Outcome::Done
             }

@@ -9,6 +9,7 @@ use super::flight::{Flight, FlightId};
 use super::lock::{ActorId, Granted, LockKind, SimLock};
 use super::op::{Frames, LockId, Op, Reply, Var, VcpuId, Work};
 use super::rcu::Rcu;
+use super::upkeep::UpkeepState;
 use super::vcpu::{Mode, Vcpu};
 use super::wait::WaitQueues;
 use crate::arch::Arch;
@@ -41,6 +42,14 @@ pub struct HostCounters {
     pub retried_faults: u64,
     /// Cycles spent waiting for flushes to complete.
     pub flush_wait: Cycles,
+    /// Bytes cleaned to the point of coherency, each time counted.
+    pub cleaned_bytes: u64,
+    /// Entries that were broken and made again.
+    pub breaks: u64,
+    /// Cycles during which such an entry mapped nothing.
+    pub break_cycles: Cycles,
+    /// The longest of these.
+    pub longest_break: Cycles,
 }
 
 /// What one actor went through.
@@ -154,6 +163,7 @@ pub struct World<A: Arch> {
     pub(crate) flights: Vec<Flight>,
     pub(crate) counters: HostCounters,
     pub(crate) checker: Checker,
+    pub(super) upkeep: UpkeepState,
     pub(crate) runs: Runs,
     /// Actors that may go on, with when.
     pub(crate) woken: Vec<Granted>,
@@ -178,6 +188,7 @@ impl<A: Arch> World<A> {
             flights: Vec::new(),
             counters: HostCounters::default(),
             checker: Checker::default(),
+            upkeep: UpkeepState::default(),
             runs: Runs::default(),
             woken: Vec::new(),
             disturbed: false,
@@ -445,6 +456,7 @@ impl<A: Arch> World<A> {
                 self.root_generation = self.root_generation.wrapping_add(1);
                 done(0)
             }
+            Op::Upkeep(upkeep) => Performed::Done(self.keep_up(upkeep, actor, vcpus)),
             Op::CountSpurious => {
                 self.counters.spurious_faults += 1;
                 done(0)
@@ -488,6 +500,9 @@ impl<A: Arch> World<A> {
 
     #[inline]
     fn store(&mut self, at: Hpa, word: u64, actor: &ActorState) {
+        if word & self.tables.present_mask() != 0 {
+            self.check_break(at, word, actor);
+        }
         if let Err(fault) = self.tables.write(at, word) {
             self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment: actor.now });
         }
@@ -506,6 +521,9 @@ impl<A: Arch> World<A> {
     }
 
     pub(crate) fn free(&mut self, frames: Frames) {
+        if self.upkeep.extra_references > 0 {
+            return self.put_tables(frames);
+        }
         self.counters.tables_freed += frames.count;
         if let Err(fault) = self.tables.free_run(frames.first, frames.count) {
             self.checker.report(Violation::TableFree { at: frames.first, fault });
@@ -545,10 +563,14 @@ impl<A: Arch> World<A> {
 
     fn flush(&mut self, flush: Flush, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
         let plan = self.arch.two().flush_plan(flush);
-        self.counters.remote_flushes += 1;
+        self.counters.remote_flushes += u64::from(plan.delivery != Delivery::LocalInstruction);
         match plan.delivery {
             Delivery::LocalInstruction => {
                 actor.now += self.costs.invalidate_local.times(plan.repeats);
+                // The processor of a vCPU's thread is that vCPU's.
+                if let Some(vcpu) = vcpus.iter_mut().find(|vcpu| vcpu.thread == Some(actor.id)) {
+                    vcpu.flush_here(plan.covers);
+                }
                 Performed::Done(Reply::default())
             }
             Delivery::Interrupt => {
