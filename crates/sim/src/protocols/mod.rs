@@ -10,15 +10,19 @@
 //! | `unmap` | `stage2_unmap`: clearing a range, freeing tables that become empty |
 //! | `zap` | leaf zap of a range, zap of one table, zap of a root |
 //! | `fault` | a second-stage fault from exit to installed entry |
+//! | `coalesce` | a table becomes a block again, a block a table |
+//! | `teardown` | freeing a subtree that nobody can reach |
 //! | `notifier` | mmu_notifier invalidation of a range around the primary MMU's change |
 //! | `memslot` | fast zap: a new root, the old one torn down behind it |
 //! | `vcpu` | a vCPU's thread: enter the guest, handle the exit, again |
 //! | `vm` | the end of a VM |
 
+pub mod coalesce;
 pub mod fault;
 pub mod iter;
 pub mod memslot;
 pub mod notifier;
+pub mod teardown;
 pub mod unmap;
 pub mod vcpu;
 pub mod visit;

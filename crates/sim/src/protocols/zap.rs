@@ -256,7 +256,7 @@ fn removed_marker<F: Format>(format: &F, policy: &ZapPolicy) -> u64 {
 
 /// `handle_removed_pt`: tears down the table below an entry of `parent` level that has just been unlinked, and everything
 /// below it, then retires it.
-async fn remove_table<F: Format>(host: &Host<F>, table: Hpa, parent: Level, policy: &ZapPolicy) {
+pub(super) async fn remove_table<F: Format>(host: &Host<F>, table: Hpa, parent: Level, policy: &ZapPolicy) {
     let Some(level) = parent.down() else { return };
     let geometry = *host.format().geometry();
     let marker = removed_marker(host.format(), policy);
