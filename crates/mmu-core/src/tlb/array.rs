@@ -171,7 +171,9 @@ impl TlbArray {
     pub fn overlaps(&self, tag: Tag, input: Input, size: PageSize) -> bool {
         let Some(own) = self.stored_shift(size) else { return false };
         let context = self.rules.context(tag, input.kind());
-        let others = || self.classes.iter().zip(0u8..).filter(|(class, n)| self.present >> n & 1 == 1 && class.page_shift != own);
+        let others = || {
+            self.classes.iter().zip(0u8..).filter(|(class, n)| self.present >> n & 1 == 1 && class.page_shift != own)
+        };
         if others().all(|(class, _)| class.page_shift > own) {
             return self.matching(input, context).any(|class| class.page_shift != own);
         }
@@ -185,7 +187,8 @@ impl TlbArray {
     /// The size classes whose entries match an address.
     fn matching(&self, input: Input, context: u64) -> impl Iterator<Item = &Class> + '_ {
         let present = self.present;
-        let classes = self.classes.iter().enumerate().filter(move |(n, _)| present >> n & 1 == 1).map(|(_, class)| class);
+        let classes =
+            self.classes.iter().enumerate().filter(move |(n, _)| present >> n & 1 == 1).map(|(_, class)| class);
         classes.filter(move |class| {
             self.store.find(&class.cut.key(input, context)).is_some_and(|slot| {
                 let valid = self.store.value(slot).valid();

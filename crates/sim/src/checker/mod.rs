@@ -125,7 +125,10 @@ impl fmt::Display for Violation {
                 write!(f, "T1: cycle {moment}: page {at} freed while vCPU {vcpu} still holds a translation to it")
             }
             Violation::StaleData { vcpu, input, at, moment } => {
-                write!(f, "B7: cycle {moment}: vCPU {vcpu} read old data at {at} through {input:#x}: the page was never cleaned")
+                write!(
+                    f,
+                    "B7: cycle {moment}: vCPU {vcpu} read old data at {at} through {input:#x}: the page was never cleaned"
+                )
             }
             Violation::TlbConflict { vcpu, gpa, moment } => {
                 write!(f, "T7: cycle {moment}: vCPU {vcpu} met translations of different sizes near {gpa}")

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mmu_core::{Gpa, Hpa, PageSize};
+use mmu_core::{Bytes, Gpa, GpaRange, Hpa, HpaRange, PageSize};
 
 use super::stretches::Stretches;
 
@@ -57,14 +57,14 @@ impl Backing {
         (offset < bytes).then(|| Hpa::new(host + offset))
     }
 
-    /// The host stretches behind `[start, start + bytes)`, as far as there are any.
-    pub fn stretches(&self, start: Gpa, bytes: u64) -> Vec<(Hpa, u64)> {
-        let (from, to) = (start.raw(), start.raw().saturating_add(bytes));
+    /// The host stretches behind a range, as far as there are any.
+    pub fn stretches(&self, range: GpaRange) -> Vec<HpaRange> {
+        let (from, to) = (range.start.raw(), range.end().raw());
         let before = self.map.range(..from).next_back();
         let all = before.into_iter().chain(self.map.range(from..to));
         let cut = all.filter_map(|(&at, &(len, host))| {
             let (first, last) = (from.max(at), to.min(at + len));
-            (first < last).then(|| (Hpa::new(host + (first - at)), last - first))
+            (first < last).then(|| HpaRange::new(Hpa::new(host + (first - at)), Bytes(last - first)))
         });
         cut.collect()
     }

@@ -5,7 +5,7 @@
 //! unless the hypervisor cleaned the page first. What such a guest itself wrote through caches is its own to clean, so guest
 //! stores do not count here. The set is held as stretches: a guest that was cleaned in whole is one.
 
-use mmu_core::Hpa;
+use mmu_core::{Bytes, Hpa, HpaRange};
 
 use super::stretches::Stretches;
 
@@ -26,21 +26,21 @@ pub struct Cleanliness {
 }
 
 impl Cleanliness {
-    /// `bytes` bytes from `host` on were cleaned to the point of coherency.
-    pub fn clean(&mut self, host: Hpa, bytes: u64) {
-        self.cleaned.insert(host.raw(), bytes);
+    /// The range was cleaned to the point of coherency.
+    pub fn clean(&mut self, range: HpaRange) {
+        self.cleaned.insert(range.start.raw(), range.bytes.0);
     }
-    /// The host wrote `bytes` bytes from `host` on through its caches.
-    pub fn dirty(&mut self, host: Hpa, bytes: u64) {
-        self.cleaned.remove(host.raw(), bytes);
+    /// The host wrote the range through its caches.
+    pub fn dirty(&mut self, range: HpaRange) {
+        self.cleaned.remove(range.start.raw(), range.bytes.0);
     }
     /// Whether memory holds what was last written at `host`.
     pub fn is_clean(&self, host: Hpa) -> bool {
         self.cleaned.contains(host.raw())
     }
-    /// Bytes that are clean.
-    pub fn cleaned_bytes(&self) -> u64 {
-        self.cleaned.total()
+    /// How much is clean.
+    pub fn cleaned_bytes(&self) -> Bytes {
+        Bytes(self.cleaned.total())
     }
 }
 
@@ -52,11 +52,11 @@ mod tests {
     fn writing_a_page_of_a_clean_block_leaves_the_others_clean() {
         let mut pages = Cleanliness::default();
         assert!(!pages.is_clean(Hpa::new(0x20_0000)));
-        pages.clean(Hpa::new(0x20_0000), 0x20_0000);
-        pages.dirty(Hpa::new(0x20_3000), 0x1000);
+        pages.clean(HpaRange::new(Hpa::new(0x20_0000), Bytes(0x20_0000)));
+        pages.dirty(HpaRange::new(Hpa::new(0x20_3000), Bytes(0x1000)));
         assert!(pages.is_clean(Hpa::new(0x20_2fff)));
         assert!(!pages.is_clean(Hpa::new(0x20_3000)));
         assert!(pages.is_clean(Hpa::new(0x20_4000)));
-        assert_eq!(pages.cleaned_bytes(), 0x1f_f000);
+        assert_eq!(pages.cleaned_bytes(), Bytes(0x1f_f000));
     }
 }

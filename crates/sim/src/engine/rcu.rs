@@ -111,7 +111,8 @@ impl Rcu {
         let fresh = self.batches.back().is_none_or(|last| last.epoch != self.epoch);
         if fresh {
             let waiting = self.readers.iter().map(|&(reader, _)| reader).collect();
-            let batch = Batch { waiting, ripe, epoch: self.epoch, frames: Vec::new(), subtrees: Vec::new(), wake: Vec::new() };
+            let batch =
+                Batch { waiting, ripe, epoch: self.epoch, frames: Vec::new(), subtrees: Vec::new(), wake: Vec::new() };
             self.batches.push_back(batch);
         }
         let last = self.batches.len() - 1;

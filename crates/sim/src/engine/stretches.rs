@@ -36,6 +36,9 @@ impl Stretches {
 
     /// Takes `len` addresses from `start` on out.
     pub(super) fn remove(&mut self, start: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
         let end = start.saturating_add(len);
         if let Some((&before, &before_len)) = self.0.range(..start).next_back()
             && before + before_len > start

@@ -6,7 +6,7 @@
 //!
 //! A table frame has as many references as holders (one, when nobody does anything unusual) and counted entries; see [`Host::page_count`].
 
-use mmu_core::{BreakRule, Cycles, Format, Gpa, Hpa, Level};
+use mmu_core::{BreakRule, Bytes, Cycles, Format, Gpa, GpaRange, Hpa, HpaRange, Level};
 
 use super::cleanliness::{Cleanliness, GuestCaches};
 use super::host::Host;
@@ -20,12 +20,12 @@ use crate::checker::Violation;
 /// An operation of upkeep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Upkeep {
-    /// Cleans this many bytes of host memory to the point of coherency.
-    Clean(Hpa, u64),
-    /// Invalidates the instruction cache for this many bytes.
-    InvalidateFetched(u64),
-    /// The host's user space writes guest memory: first byte, length.
-    HostWrites(Gpa, u64),
+    /// Cleans host memory to the point of coherency.
+    Clean(HpaRange),
+    /// Invalidates the instruction cache for this much.
+    InvalidateFetched(Bytes),
+    /// The host's user space writes guest memory.
+    HostWrites(GpaRange),
     /// The guest of a vCPU turns its data caches on or off.
     SetGuestCaches(VcpuId, GuestCaches),
     /// One reference more to a table; replies the new count of holders.
@@ -60,17 +60,17 @@ impl<F: Copy> Host<F> {
         self.op(Op::Upkeep(upkeep)).await.a
     }
 
-    /// Cleans `bytes` bytes of host memory from `host` on to the point of coherency (`dcache_clean_inval_poc`).
-    pub async fn clean(&self, host: Hpa, bytes: u64) {
-        self.keep_up(Upkeep::Clean(host, bytes)).await;
+    /// Cleans host memory to the point of coherency (`dcache_clean_inval_poc`).
+    pub async fn clean(&self, range: HpaRange) {
+        self.keep_up(Upkeep::Clean(range)).await;
     }
-    /// Invalidates the instruction cache for so many bytes (`icache_inval_pou`).
-    pub async fn invalidate_fetched(&self, bytes: u64) {
+    /// Invalidates the instruction cache for so much memory (`icache_inval_pou`).
+    pub async fn invalidate_fetched(&self, bytes: Bytes) {
         self.keep_up(Upkeep::InvalidateFetched(bytes)).await;
     }
     /// The host's user space writes guest memory through its caches: the pages behind are not clean any more.
-    pub async fn host_writes(&self, start: Gpa, bytes: u64) {
-        self.keep_up(Upkeep::HostWrites(start, bytes)).await;
+    pub async fn host_writes(&self, range: GpaRange) {
+        self.keep_up(Upkeep::HostWrites(range)).await;
     }
     /// The guest of this vCPU turns its data caches on or off.
     pub async fn set_guest_caches(&self, vcpu: VcpuId, caches: GuestCaches) {
@@ -115,17 +115,17 @@ impl<A: Arch> World<A> {
     }
 
     /// Marks host pages as cleaned before the run.
-    pub(crate) fn mark_clean(&mut self, host: Hpa, bytes: u64) {
-        self.upkeep.pages.clean(host, bytes);
+    pub(crate) fn mark_clean(&mut self, range: HpaRange) {
+        self.upkeep.pages.clean(range);
     }
 
     pub(super) fn keep_up(&mut self, upkeep: Upkeep, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Reply {
         match upkeep {
-            Upkeep::Clean(host, bytes) => self.clean(host, bytes, actor),
+            Upkeep::Clean(range) => self.clean(range, actor),
             Upkeep::InvalidateFetched(bytes) => {
-                actor.now += self.costs.invalidate_fetched_4k.times(bytes.div_ceil(4096));
+                actor.now += self.costs.invalidate_fetched_4k.times(bytes.0.div_ceil(4096));
             }
-            Upkeep::HostWrites(start, bytes) => self.host_writes(start, bytes),
+            Upkeep::HostWrites(range) => self.host_writes(range),
             Upkeep::SetGuestCaches(vcpu, caches) => {
                 if let Some(vcpu) = vcpus.get_mut(vcpu.0) {
                     vcpu.guest_caches = caches;
@@ -151,18 +151,18 @@ impl<A: Arch> World<A> {
         Reply::default()
     }
 
-    fn clean(&mut self, host: Hpa, bytes: u64, actor: &mut ActorState) {
+    fn clean(&mut self, range: HpaRange, actor: &mut ActorState) {
         let start = actor.now.max(self.upkeep.port_free);
-        actor.now = start + self.costs.clean_4k.times(bytes.div_ceil(4096));
+        actor.now = start + self.costs.clean_4k.times(range.bytes.0.div_ceil(4096));
         self.upkeep.port_free = actor.now;
-        self.upkeep.pages.clean(host, bytes);
-        self.counters.cleaned_bytes += bytes;
+        self.upkeep.pages.clean(range);
+        self.counters.cleaned_bytes += range.bytes.0;
     }
 
     /// Dirties the pages behind a guest-physical range, stretch by stretch.
-    fn host_writes(&mut self, start: Gpa, bytes: u64) {
-        for (host, bytes) in self.backing.stretches(start, bytes) {
-            self.upkeep.pages.dirty(host, bytes);
+    fn host_writes(&mut self, range: GpaRange) {
+        for written in self.backing.stretches(range) {
+            self.upkeep.pages.dirty(written);
         }
     }
 

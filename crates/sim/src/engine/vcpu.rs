@@ -539,8 +539,11 @@ impl<A: Arch> Vcpu<A> {
     fn denied(&self, entry: &TlbEntry, input: Input, need: Perms, access: AccessKind) -> Option<GuestFault> {
         let Input::GuestPhysical(gpa) = input else { return None };
         let denied = !entry.perms.contains(need.without(Perms::DIRTY));
-        (denied && self.arch.two().denial() == Denial::FaultsFromTlb)
-            .then_some(GuestFault { gpa, access, class: FaultClass::Permission })
+        (denied && self.arch.two().denial() == Denial::FaultsFromTlb).then_some(GuestFault {
+            gpa,
+            access,
+            class: FaultClass::Permission,
+        })
     }
 
     #[inline]

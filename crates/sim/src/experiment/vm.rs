@@ -5,7 +5,7 @@ use std::fmt;
 use mmu_core::image::RamRange;
 use mmu_core::memory::{Progression, Reuse, TableMemory};
 use mmu_core::tlb::{LatencyCache, Tag, TranslationCaches, Vmid};
-use mmu_core::{ByteUnits, Bytes, EncodeError, Format, Gpa, Gva, Hpa, Leaf, Level, PageSize, Perms};
+use mmu_core::{ByteUnits, Bytes, EncodeError, Format, Gpa, Gva, Hpa, HpaRange, Leaf, Level, PageSize, Perms};
 
 use super::platform::Platform;
 use crate::arch::Arch;
@@ -146,7 +146,11 @@ pub fn build_without_threads<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> 
         Populate::Mapped => populate(&mut tables, &two, spec.memory.0, leaf_level, host)?,
         Populate::ByFaults => alloc(&mut tables, &two, two.geometry().root())?,
     };
-    let world = World::new(platform.arch, platform.costs.clone(), tables, backing, root);
+    let mut world = World::new(platform.arch, platform.costs.clone(), tables, backing, root);
+    if spec.populate == Populate::Mapped {
+        // Whoever mapped it has cleaned it.
+        world.mark_clean(HpaRange::new(host, spec.memory));
+    }
     let mut sim = Sim::new(world);
     for index in 0..spec.vcpus {
         sim.add_vcpu(vcpu(platform, spec, index, root)?);

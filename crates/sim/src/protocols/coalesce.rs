@@ -19,7 +19,9 @@
 //! nothing is owed afterwards. Cache maintenance is of a non-coherent guest ([`Uncached::NeedsClean`]) and made here unless the policy puts it
 //! into the fault, before the lock.
 
-use mmu_core::{BreakRule, Flush, FlushScope, Format, Gpa, Hpa, Level, NotPresent, Reach, Uncached, WalkCaches};
+use mmu_core::{
+    BreakRule, Bytes, Flush, FlushScope, Format, Gpa, Hpa, HpaRange, Level, NotPresent, Reach, Uncached, WalkCaches,
+};
 use serde::{Deserialize, Serialize};
 
 use super::teardown::{forget, free_unlinked};
@@ -154,8 +156,7 @@ impl CoalescePolicy {
         after: AfterReplace::Reload,
     };
     /// Linux 5.14 to 6.1.
-    pub const V5_14: CoalescePolicy =
-        CoalescePolicy { maintenance: CacheMaintenance::InMapHandler, ..Self::V5_10 };
+    pub const V5_14: CoalescePolicy = CoalescePolicy { maintenance: CacheMaintenance::InMapHandler, ..Self::V5_10 };
     /// The RFC of February 2021.
     pub const RFC_2021: CoalescePolicy =
         CoalescePolicy { order: Order::InstallFirst, maintenance: CacheMaintenance::Skipped, ..Self::V5_10 };
@@ -199,7 +200,10 @@ impl CoalescePolicy {
     pub fn check<F: Format>(&self, format: &F, walkers: Walkers) -> Result<(), CoalesceError> {
         let refuse = |what, remedy| Err(CoalesceError { format: F::NAME, what, remedy });
         if self.maintenance == CacheMaintenance::NotNeeded && format.uncached() == Uncached::NeedsClean {
-            return refuse("guests with their caches off see uncleaned memory", "clean in the map handler, or use FEAT_S2FWB");
+            return refuse(
+                "guests with their caches off see uncleaned memory",
+                "clean in the map handler, or use FEAT_S2FWB",
+            );
         }
         match self.resize {
             Resize::Marked if !can(format, Resize::Marked) => {
@@ -235,7 +239,9 @@ fn can<F: Format>(format: &F, resize: Resize) -> bool {
         accessed: true,
         attrs: F::Attrs::default(),
     };
-    let (Ok(leaf), Ok(table)) = (format.encode_leaf(level, &leaf), format.encode_table(level, zero)) else { return false };
+    let (Ok(leaf), Ok(table)) = (format.encode_leaf(level, &leaf), format.encode_table(level, zero)) else {
+        return false;
+    };
     let new = if resize == Resize::Marked { format.mark_resizing(level, leaf) } else { Some(leaf) };
     new.is_some_and(|new| !matches!(format.break_rule(level, table, new), BreakRule::Needed(_)))
 }
@@ -279,10 +285,10 @@ pub enum Changed {
     Raced,
 }
 
-/// `dcache_clean_inval_poc` of `bytes` bytes behind a new mapping, where the machine is not coherent for guests with their caches off.
-pub async fn clean_block<F: Format>(host: &Host<F>, output: Hpa, bytes: u64) {
+/// `dcache_clean_inval_poc` of the memory behind a new mapping, where the machine is not coherent for guests with their caches off.
+pub async fn clean_block<F: Format>(host: &Host<F>, block: HpaRange) {
     if host.format().uncached() == Uncached::NeedsClean {
-        host.clean(output, bytes).await;
+        host.clean(block).await;
     }
 }
 
@@ -465,8 +471,8 @@ async fn invalidate<F: Format>(host: &Host<F>, at: EntryAt, old: u64, flush: Blo
 /// Cache maintenance in the map handler.
 async fn maintain<F: Format>(host: &Host<F>, at: EntryAt, new: u64, policy: &CoalescePolicy) {
     if policy.maintenance == CacheMaintenance::InMapHandler {
-        let bytes = host.format().geometry().page_size(at.level).bytes();
-        clean_block(host, host.format().output(at.level, new), bytes).await;
+        let bytes = Bytes(host.format().geometry().page_size(at.level).bytes());
+        clean_block(host, HpaRange::new(host.format().output(at.level, new), bytes)).await;
     }
 }
 
