@@ -77,6 +77,12 @@ impl Backing {
         offset < bytes && bytes - offset >= size.bytes() && (host + offset).is_multiple_of(size.bytes())
     }
 
+    /// The largest size up to `most` in which `gpa` is backed by one aligned stretch of host memory; 4 KiB where nothing is.
+    pub fn largest_page(&self, gpa: Gpa, most: PageSize) -> PageSize {
+        let sizes = (13..=most.shift()).rev().filter_map(PageSize::from_shift);
+        sizes.into_iter().find(|&size| self.is_huge(gpa, size)).unwrap_or(PageSize::SIZE_4K)
+    }
+
     /// Frees what backs `[start, start + bytes)`; the host stretches that are free now.
     pub fn drop_range(&mut self, start: Gpa, bytes: u64) -> Vec<(Hpa, u64)> {
         let (from, to) = (start.raw(), start.raw().saturating_add(bytes));

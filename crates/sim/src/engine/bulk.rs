@@ -17,14 +17,18 @@ impl<A: Arch> World<A> {
         let update = match (run.apply, run.atomicity) {
             (Apply::Nothing, _) => Cycles::ZERO,
             (_, Atomicity::Plain) => self.costs.store,
-            (_, Atomicity::Atomic) => self.costs.atomic,
+            (_, Atomicity::Atomic | Atomicity::IfStill(_)) => self.costs.atomic,
         };
         let work = update + run.work.map_or(Cycles::ZERO, |work| self.cost_of(work));
         let check = match run.check {
             ReschedCheck::EachEntry => self.costs.resched_check,
             ReschedCheck::Never => Cycles::ZERO,
         };
-        (self.costs.visit + check, work)
+        match run.apply {
+            // A private table is filled without a look at it.
+            Apply::Fill { .. } => (Cycles::ZERO, work),
+            _ => (self.costs.visit + check, work),
+        }
     }
 
     /// How many entries of a run can be done before something else has to happen. The first entry was read and checked
@@ -52,18 +56,26 @@ impl<A: Arch> World<A> {
     }
 
     pub(super) fn run(&mut self, run: RunOp, actor: &mut ActorState, horizon: Horizon) -> u64 {
-        let n = self.run_length(&run, actor, horizon);
+        if let Atomicity::IfStill(old) = run.atomicity
+            && self.tables.read(run.at).is_ok_and(|word| word != old)
+        {
+            actor.now += self.costs.atomic;
+            return 0;
+        }
+        let fills = matches!(run.apply, Apply::Fill { .. });
+        let n = if fills && self.runs == Runs::Single { 1 } else { self.run_length(&run, actor, horizon) };
         let (overhead, work) = self.run_costs(&run);
         let outcome = match run.apply {
             Apply::Nothing => Ok(()),
             Apply::Set(word) => self.tables.fill_run(run.at, n, Progression::constant(word)),
+            Apply::Fill { first, step } => self.tables.fill_run(run.at, n, Progression { first, step }),
             Apply::Mask { and, or } => self.tables.map_run(run.at, n, Masks { keep: and, set: or }).map(drop),
         };
         if let Err(fault) = outcome {
             let (at, moment) = (run.at, actor.now);
             self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment });
         }
-        self.counters.visits += n - 1;
+        self.counters.visits += if fills { 0 } else { n - 1 };
         if run.work == Some(Work::ReleaseLeaf) {
             self.counters.zapped_leaves += n;
         }
@@ -136,6 +148,8 @@ impl<A: Arch> World<A> {
             Apply::Nothing => Ok(()),
             Apply::Set(word) => self.tables.fill_run(first, n * entries, Progression::constant(word)),
             Apply::Mask { and, or } => self.tables.map_run(first, n * entries, Masks { keep: and, set: or }).map(drop),
+            // A fill has no entries to go down to.
+            Apply::Fill { .. } => return 0,
         };
         if done.is_err() {
             return 0;

@@ -17,6 +17,8 @@ pub struct Costs {
     pub atomic: Cycles,
     /// Bookkeeping of one leaf that goes away.
     pub release_leaf: Cycles,
+    /// Filling and accounting one child of a huge leaf that is split, beyond the store.
+    pub split_child: Cycles,
     /// Allocating and zeroing one table.
     pub alloc_table: Cycles,
     /// Freeing one table.
@@ -98,6 +100,7 @@ impl Costs {
             store: sheet.entry_update,
             atomic: sheet.entry_update.max(sheet.atomic_local),
             release_leaf: sheet.leaf_zap.since(sheet.atomic_local) + sheet.page_release,
+            split_child: sheet.split_child.since(sheet.entry_update),
             alloc_table: sheet.table_alloc + sheet.page_clear_4k,
             free_table: sheet.table_free,
             resched_check: sheet.cond_resched,

@@ -115,6 +115,10 @@ impl<F: Copy> Host<F> {
     pub async fn write_release(&self, at: Hpa, word: u64) {
         self.op(Op::Write(at, word, Order::Synchronizing)).await;
     }
+    /// Writes a table word after everything this actor wrote before (`smp_store_release`).
+    pub async fn write_release(&self, at: Hpa, word: u64) {
+        self.op(Op::Write(at, word)).await;
+    }
     /// Replaces a table word if it still is `old`.
     pub async fn cmpxchg(&self, at: Hpa, old: u64, new: u64) -> Cmpxchg {
         let found = self.op(Op::Cmpxchg(at, old, new)).await.a;
@@ -318,6 +322,12 @@ impl<F: Copy> Host<F> {
     /// The host page that backs the page of `size` at `gpa` (`hva_to_pfn`).
     pub async fn resolve_page(&self, gpa: Gpa, size: PageSize) -> Hpa {
         Hpa::new(self.op(Op::ResolvePage(gpa.raw(), size)).await.a)
+    }
+    /// The largest page up to `most` that the primary MMU maps `gpa` by (`kvm_mmu_max_mapping_level`): it is backed by one aligned
+    /// host page of that size. Takes no lock; the answer can be stale unless an invalidation would be noticed.
+    pub async fn host_mapping(&self, gpa: Gpa, most: PageSize) -> PageSize {
+        let shift = self.op(Op::HostMapping(gpa.raw(), most)).await.a;
+        PageSize::from_shift(shift as u32).unwrap_or(PageSize::SIZE_4K)
     }
     /// The primary MMU frees the pages that back a range (`MADV_DONTNEED` between range start and end).
     pub async fn drop_pages(&self, range: GpaRange) {

@@ -96,6 +96,10 @@ pub enum Work {
     ReleaseLeaf,
     /// Zeroing one page of this size.
     ClearPage(PageSize),
+    /// Filling one child entry of a huge leaf that is split, its bookkeeping included.
+    SplitChild,
+    /// `cpu_relax()`: a moment of spinning before something is read again.
+    Relax,
     /// A stretch of work given in cycles.
     Exactly(Cycles),
 }
@@ -107,6 +111,13 @@ pub enum Apply {
     Nothing,
     /// Replaces every word by this one.
     Set(u64),
+    /// Fills a table that nobody else can see with an arithmetic progression. Nothing is read.
+    Fill {
+        /// The first word.
+        first: u64,
+        /// What is added from word to word.
+        step: u64,
+    },
     /// `word = (word & and) | or`.
     Mask {
         /// Bits kept.
@@ -123,6 +134,8 @@ pub enum Atomicity {
     Plain,
     /// Hardware or another walker may.
     Atomic,
+    /// Compare-and-swap: nothing is done, and 0 replied, when the first word is not this one any more. The others are read here.
+    IfStill(u64),
 }
 
 /// Whether the loop around a run asks for rescheduling before each entry.
@@ -266,6 +279,8 @@ pub enum Op {
     Now,
     /// Which host page backs a guest page; replies its address.
     ResolvePage(u64, PageSize),
+    /// The largest page, up to this size, that the primary MMU maps a guest page by; replies its shift.
+    HostMapping(u64, PageSize),
     /// The primary MMU drops the backing pages of a guest-physical range and frees them.
     DropPages(GpaRange),
     /// Makes every vCPU leave its root and load the VM's current one before it enters the guest again; waits until none runs on the

@@ -445,6 +445,11 @@ impl<A: Arch> World<A> {
                 }
                 done(host.raw())
             }
+            Op::HostMapping(gpa, most) => {
+                // A walk of the host's own tables, four levels of them.
+                actor.now += self.costs.visit.times(4);
+                done(u64::from(self.backing.largest_page(Gpa::new(gpa), most).shift()))
+            }
             Op::DropPages(range) => {
                 for (host, bytes) in self.backing.drop_range(range.start, range.bytes.0) {
                     self.checker.pages_freed(host, bytes, actor.now, vcpus);
@@ -555,6 +560,8 @@ impl<A: Arch> World<A> {
             Work::Fault => self.costs.fault_fixed,
             Work::ReleaseLeaf => self.costs.release_leaf,
             Work::ClearPage(size) => self.costs.clear_4k.times(size.bytes() >> 12),
+            Work::SplitChild => self.costs.split_child,
+            Work::Relax => self.costs.lock_handoff,
             Work::Exactly(cycles) => cycles,
         }
     }

@@ -24,6 +24,9 @@ pub enum Yield {
     NoProgressRule,
     /// First thing in the loop, at most once per last-level frame (`yielded_gfn`).
     YieldedGfn,
+    /// As [`Yield::YieldedGfn`], but the step after a restart also advances, past an entry that nobody has looked at (up to
+    /// 5.15; X04, fixed by 3a0f64de479c).
+    RestartAdvances,
 }
 
 /// Whether a yield flushes.
@@ -34,6 +37,9 @@ pub enum FlushOnYield {
     Always,
     /// Only when something was zapped since the last flush.
     IfPending,
+    /// Only when something was zapped, but after the RCU section has ended: unlinked tables can be freed while a processor still
+    /// caches them (up to 5.17; X20, fixed by bd29677952fa).
+    IfPendingAfterRcu,
 }
 
 /// Whether a flush is owed for what has been zapped.
@@ -65,6 +71,12 @@ pub struct TdpIter<F> {
     yielded_at: Option<Gpa>,
     /// The walk has yielded since it moved last: tables may have gone.
     yielded: bool,
+    /// After the restart the walk takes a step too (X04).
+    advances: bool,
+    /// The current entry is to be read again: a race for it was lost.
+    again: bool,
+    /// Yields since the walk reached a frame that it had not visited before.
+    stalled: u32,
     /// Table per level.
     path: [Hpa; Level::MAX_LEVELS],
     /// Level of the current entry.
@@ -98,6 +110,9 @@ impl<F: Format> TdpIter<F> {
             next_last_level: start,
             yielded_at: None,
             yielded: false,
+            advances: false,
+            again: false,
+            stalled: 0,
             path,
             level: root_level,
             gpa: start.align_down(geometry.page_size(root_level)),
@@ -124,11 +139,39 @@ impl<F: Format> TdpIter<F> {
         self.len << self.format.geometry().shift(self.level)
     }
 
+    /// Yields in a row without a frame that had not been visited before: a walk under the progress rule never has one.
+    pub fn stalled(&self) -> u32 {
+        self.stalled
+    }
+
+    /// A race for the current entry was lost: the next step reads it again instead of moving on (the kernel's `goto retry`).
+    pub fn retry(&mut self) {
+        self.again = true;
+    }
+
+    /// The current entry has been replaced by `word`, which the walk descends into if it is a table.
+    pub fn replaced(&mut self, word: u64) {
+        self.take(1);
+        self.old = word;
+    }
+
+    /// The caller gave lock and RCU section away on its own account: the next step starts over at the frame not visited yet.
+    pub fn restart_next(&mut self) {
+        self.yielded = true;
+    }
+
     /// Moves to the next entries; false at the end of the range.
     pub async fn next(&mut self, host: &Host<F>) -> bool {
+        if std::mem::take(&mut self.again) && !self.yielded {
+            self.read(host).await;
+            return true;
+        }
         if !self.started || self.yielded {
             self.started = true;
-            return self.restart(host).await;
+            let found = self.restart(host).await;
+            if !found || !std::mem::take(&mut self.advances) {
+                return found;
+            }
         }
         if self.try_step_down(host).await {
             return true;
@@ -272,23 +315,30 @@ pub async fn cond_resched<F: Format>(
 ) -> bool {
     match rules.yielding {
         Yield::Never => return false,
-        Yield::YieldedGfn if iter.yielded_at == Some(iter.next_last_level) => return false,
-        Yield::YieldedGfn | Yield::NoProgressRule | Yield::AfterWorkOnly => {}
+        Yield::YieldedGfn | Yield::RestartAdvances if iter.yielded_at == Some(iter.next_last_level) => return false,
+        Yield::YieldedGfn | Yield::RestartAdvances | Yield::NoProgressRule | Yield::AfterWorkOnly => {}
     }
     if !host.need_resched(LockId::MMU).await {
         return false;
     }
-    if rules.flush_on_yield == FlushOnYield::Always || *debt == FlushDebt::Owed {
+    let flush = rules.flush_on_yield == FlushOnYield::Always || *debt == FlushDebt::Owed;
+    let late = rules.flush_on_yield == FlushOnYield::IfPendingAfterRcu;
+    if flush && !late {
         host.flush_vm().await;
-        *debt = FlushDebt::Clean;
     }
     host.rcu_read_unlock().await;
+    if flush && late {
+        host.flush_vm().await;
+    }
+    *debt = FlushDebt::Clean;
     host.unlock(LockId::MMU).await;
     host.reschedule().await;
     host.lock(LockId::MMU, rules.lock).await;
     host.rcu_read_lock().await;
+    iter.stalled = if iter.yielded_at == Some(iter.next_last_level) { iter.stalled + 1 } else { 0 };
     iter.yielded_at = Some(iter.next_last_level);
     iter.yielded = true;
+    iter.advances = rules.yielding == Yield::RestartAdvances;
     true
 }
 
@@ -296,7 +346,9 @@ pub async fn cond_resched<F: Format>(
 pub fn check_each(yielding: Yield) -> ReschedCheck {
     match yielding {
         Yield::Never => ReschedCheck::Never,
-        Yield::AfterWorkOnly | Yield::NoProgressRule | Yield::YieldedGfn => ReschedCheck::EachEntry,
+        Yield::AfterWorkOnly | Yield::NoProgressRule | Yield::YieldedGfn | Yield::RestartAdvances => {
+            ReschedCheck::EachEntry
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! | `visit` | `kvm_pgtable_walk`: a tree walk that calls a visitor |
 //! | `unmap` | `stage2_unmap`: clearing a range, freeing tables that become empty |
 //! | `zap` | leaf zap of a range, zap of one table, zap of a root |
+//! | `split`, `collapse` | huge leaves into tables, eagerly and lazily; tables back into huge leaves |
 //! | `fault` | a second-stage fault from exit to installed entry |
 //! | `coalesce` | a table becomes a block again, a block a table |
 //! | `teardown` | freeing a subtree that nobody can reach |
@@ -18,11 +19,13 @@
 //! | `vm` | the end of a VM |
 
 pub mod coalesce;
+pub mod collapse;
 pub mod fault;
 pub mod iter;
 pub mod memslot;
 pub mod notifier;
 pub mod teardown;
+pub mod split;
 pub mod unmap;
 pub mod vcpu;
 pub mod visit;

@@ -13,7 +13,7 @@ use mmu_core::{Format, Gpa, GpaRange, Hpa, Level, NotPresent, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, skip_run};
-use crate::engine::{Apply, Atomicity, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work};
+use crate::engine::{Apply, Atomicity, Cmpxchg, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work};
 
 /// When a torn-down table's translations are flushed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -50,6 +50,14 @@ pub enum ZapLock {
 }
 
 impl ZapLock {
+    /// How leaves are written under it: exchanged where nobody else may, replaced only if they still are `old` where somebody may.
+    const fn atomicity(self, old: u64) -> Atomicity {
+        match self {
+            ZapLock::Write => Atomicity::Atomic,
+            ZapLock::Read => Atomicity::IfStill(old),
+        }
+    }
+
     /// As the lock operation wants it.
     pub const fn mode(self) -> LockMode {
         match self {
@@ -99,9 +107,21 @@ impl ZapPolicy {
     }
 }
 
-/// Zaps the leaves of a range. Caller holds `mmu_lock` and owes the returned flush before it drops it.
+/// Zaps the leaves of a range below one root. Caller holds `mmu_lock` and owes the returned flush before it drops it.
 pub async fn zap_leafs<F: Format>(host: &Host<F>, root: Hpa, range: GpaRange, policy: &ZapPolicy) -> FlushDebt {
-    let mut debt = FlushDebt::Clean;
+    zap_leafs_owing(host, root, range, policy, FlushDebt::Clean).await
+}
+
+/// [`zap_leafs`] for a caller that owes a flush already, for another root: a yield in this one pays it (a835429cda91; X05 is a
+/// caller that keeps its debt to itself).
+pub async fn zap_leafs_owing<F: Format>(
+    host: &Host<F>,
+    root: Hpa,
+    range: GpaRange,
+    policy: &ZapPolicy,
+    owed: FlushDebt,
+) -> FlushDebt {
+    let mut debt = owed;
     let check = check_each(policy.yielding);
     host.rcu_read_lock().await;
     let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
@@ -145,21 +165,61 @@ async fn zap_below<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, check: Resc
     n > 0
 }
 
-/// Zaps one table: its parent entry at `sptep`, standing at `level` and covering from `gpa` on, becomes non-present and
-/// the subtree is retired. Caller holds `mmu_lock`.
+/// A table and the entry that points to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkedTable {
+    /// The entry above it.
+    pub sptep: Hpa,
+    /// Level of that entry.
+    pub level: Level,
+    /// First guest-physical byte that the entry covers.
+    pub gpa: Gpa,
+    /// The table.
+    pub table: Hpa,
+}
+
+/// What became of a request to zap one table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a zapped table may owe a flush before the RCU section ends"]
+pub enum TableZap {
+    /// Unlinked and given to RCU; the caller owes this before it leaves its RCU section.
+    Zapped(FlushDebt),
+    /// The entry above does not point to it any more: somebody else was first.
+    Gone,
+}
+
+/// `kvm_tdp_mmu_zap_sp`: the entry above one table becomes non-present and the subtree is retired. Caller holds `mmu_lock` in
+/// the policy's mode and is inside an RCU section, which must not end before the debt is paid (A4.2).
+pub async fn zap_sp<F: Format>(host: &Host<F>, page: LinkedTable, policy: &ZapPolicy) -> TableZap {
+    let LinkedTable { sptep, level, table, .. } = page;
+    let old = host.read(sptep).await;
+    if !is_table(host.format(), level, old) || host.format().next_table(level, old) != table {
+        return TableZap::Gone;
+    }
+    if !detach(host, sptep, old, policy).await {
+        return TableZap::Gone;
+    }
+    remove_table(host, table, level, policy).await;
+    TableZap::Zapped(if policy.flush == TableFlush::PerTablePage { FlushDebt::Clean } else { FlushDebt::Owed })
+}
+
+/// Zaps whatever table the entry at `sptep` points to; it stands at `level` and covers from `gpa` on. Caller holds `mmu_lock`;
+/// the flush is done before the RCU section here ends, unless the policy leaves it to the caller.
 pub async fn zap_table<F: Format>(host: &Host<F>, sptep: Hpa, level: Level, gpa: Gpa, policy: &ZapPolicy) -> FlushDebt {
     host.rcu_read_lock().await;
     let old = host.read(sptep).await;
-    let mut debt = FlushDebt::Clean;
-    if is_table(host.format(), level, old) {
-        host.xchg(sptep, 0).await;
-        remove_table(host, host.format().next_table(level, old), level, policy).await;
-        if policy.flush == TableFlush::DeferredRcu {
-            let page = host.format().geometry().page_size(level);
-            host.flush_range(GpaRange::new(gpa.align_down(page), page.into()), WalkCaches::Drop).await;
-        } else {
-            debt = FlushDebt::Owed;
-        }
+    let table = host.format().next_table(level, old);
+    let mut debt = match is_table(host.format(), level, old) {
+        true => match zap_sp(host, LinkedTable { sptep, level, gpa, table }, policy).await {
+            TableZap::Zapped(debt) => debt,
+            TableZap::Gone => FlushDebt::Clean,
+        },
+        false => FlushDebt::Clean,
+    };
+    if policy.flush == TableFlush::DeferredRcu && debt == FlushDebt::Owed {
+        let page = host.format().geometry().page_size(level);
+        host.flush_range(GpaRange::new(gpa.align_down(page), page.into()), WalkCaches::Drop).await;
+        debt = FlushDebt::Clean;
     }
     host.rcu_read_unlock().await;
     debt
@@ -207,17 +267,44 @@ async fn zap_root_pass<F: Format>(host: &Host<F>, root: Hpa, level: Level, polic
             skip_run(host, &mut iter, check).await;
             continue;
         }
-        if iter.is_leaf() {
-            bulk(host, &mut iter, Apply::Set(0), Atomicity::Atomic, Some(Work::ReleaseLeaf), check).await;
-        } else if remove_alike(host, &mut iter, check, policy).await == 0 {
-            iter.take(1);
-            host.xchg(iter.sptep, 0).await;
-            remove_table(host, host.format().next_table(iter.level, iter.old), iter.level, policy).await;
+        if zap_entries(host, &mut iter, check, policy).await {
+            debt = debt.merge(owed(policy));
+        } else {
+            iter.retry();
         }
-        debt = debt.merge(owed(policy));
     }
     if debt == FlushDebt::Owed {
         host.flush_vm().await;
+    }
+}
+
+/// Removes the current leaves, or the current table and what lies below it; false when a race for the first entry was lost.
+async fn zap_entries<F: Format>(
+    host: &Host<F>,
+    iter: &mut TdpIter<F>,
+    check: ReschedCheck,
+    policy: &ZapPolicy,
+) -> bool {
+    if iter.is_leaf() {
+        let atomicity = policy.lock.atomicity(iter.old);
+        return bulk(host, iter, Apply::Set(0), atomicity, Some(Work::ReleaseLeaf), check).await != 0;
+    }
+    if remove_alike(host, iter, check, policy).await != 0 {
+        return true;
+    }
+    iter.take(1);
+    let detached = detach(host, iter.sptep, iter.old, policy).await;
+    if detached {
+        remove_table(host, host.format().next_table(iter.level, iter.old), iter.level, policy).await;
+    }
+    detached
+}
+
+/// Clears a table entry; false when somebody sharing the lock changed it first.
+async fn detach<F: Format>(host: &Host<F>, sptep: Hpa, old: u64, policy: &ZapPolicy) -> bool {
+    match policy.lock {
+        ZapLock::Write => host.xchg(sptep, 0).await == old,
+        ZapLock::Read => host.cmpxchg(sptep, old, 0).await == Cmpxchg::Done,
     }
 }
 
@@ -265,10 +352,16 @@ pub(super) async fn remove_table<F: Format>(host: &Host<F>, table: Hpa, parent: 
     while index < entries {
         let at = table + 8 * index;
         let run = host.read_run(at, entries - index).await;
-        index += if !host.format().is_mapped(run.first) {
-            skip_removed(host, at, run.len, marker).await
+        index += if marker != 0 && run.first == marker {
+            // Somebody who shares the lock owns this entry for the moment: he will give it back.
+            host.spend(Work::Relax).await;
+            0
+        } else if !host.format().is_mapped(run.first) {
+            // Two words are always a progression: one after another unless they are all alike.
+            let len = if run.step == 0 { run.len } else { 1 };
+            skip_removed(host, at, run.first, len, marker).await
         } else if host.format().is_leaf(level, run.first) {
-            remove_leaves(host, at, run.len, marker).await
+            remove_leaves(host, at, run.first, run.len, marker, policy).await
         } else {
             Box::pin(remove_children(host, at, run.first, run.len, level, marker, policy)).await
         };
@@ -280,23 +373,29 @@ pub(super) async fn remove_table<F: Format>(host: &Host<F>, table: Hpa, parent: 
     host.call_rcu(Frames { first: table, count: 1, level, bytes }).await;
 }
 
-/// Entries that map nothing: left alone where nobody else is inside, else marked.
-async fn skip_removed<F: Format>(host: &Host<F>, at: Hpa, len: u64, marker: u64) -> u64 {
+/// Entries that map nothing: left alone where nobody else is inside, else marked. Replies how many, 0 if the first changed.
+async fn skip_removed<F: Format>(host: &Host<F>, at: Hpa, old: u64, len: u64, marker: u64) -> u64 {
     let (apply, atomicity) = match marker {
         0 => (Apply::Nothing, Atomicity::Plain),
-        _ => (Apply::Set(marker), Atomicity::Atomic),
+        _ => (Apply::Set(marker), Atomicity::IfStill(old)),
     };
     host.run(RunOp { at, len, apply, atomicity, work: None, check: ReschedCheck::Never }).await
 }
 
-async fn remove_leaves<F: Format>(host: &Host<F>, at: Hpa, len: u64, marker: u64) -> u64 {
-    let work = Some(Work::ReleaseLeaf);
-    let run =
-        RunOp { at, len, apply: Apply::Set(marker), atomicity: Atomicity::Atomic, work, check: ReschedCheck::Never };
-    host.run(run).await
+/// Leaves: each is replaced and its state released. Replies how many, 0 if the first one changed meanwhile.
+async fn remove_leaves<F: Format>(
+    host: &Host<F>,
+    at: Hpa,
+    old: u64,
+    len: u64,
+    marker: u64,
+    policy: &ZapPolicy,
+) -> u64 {
+    let (work, atomicity) = (Some(Work::ReleaseLeaf), policy.lock.atomicity(old));
+    host.run(RunOp { at, len, apply: Apply::Set(marker), atomicity, work, check: ReschedCheck::Never }).await
 }
 
-/// Table entries: each is replaced and its table torn down in turn.
+/// Table entries: each is replaced and its table torn down in turn. Replies how many, 0 if the first one changed.
 async fn remove_children<F: Format>(
     host: &Host<F>,
     at: Hpa,
@@ -313,12 +412,14 @@ async fn remove_children<F: Format>(
             return done;
         }
     }
-    let old = host.xchg(at, marker).await;
-    let old = if old == marker { first } else { old };
-    remove_table(host, host.format().next_table(level, old), level, policy).await;
+    if host.cmpxchg(at, first, marker).await != Cmpxchg::Done {
+        return 0;
+    }
+    remove_table(host, host.format().next_table(level, first), level, policy).await;
     1
 }
 
-fn is_table<F: Format>(format: &F, level: Level, word: u64) -> bool {
+/// Whether `word` points to a table.
+pub(super) fn is_table<F: Format>(format: &F, level: Level, word: u64) -> bool {
     format.is_mapped(word) && !format.is_leaf(level, word)
 }

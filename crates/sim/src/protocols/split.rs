@@ -1,0 +1,622 @@
+//! Splitting huge leaves: eagerly when dirty logging starts, lazily when a fault wants smaller pages.
+//!
+//! Models
+//!  * x86, 5.18 and later: `kvm_tdp_mmu_try_split_huge_pages`, `tdp_mmu_split_huge_page` (a3fe5dbda0a4, "Split huge pages mapped by
+//!    the TDP MMU when dirty logging is enabled"). A table is allocated without waiting; when that fails the lock is dropped, the table
+//!    allocated with reclaim, and the iterator marked as yielded. The table is filled, then linked by compare-and-swap. **No
+//!    flush**: old and new translations of a page are the same.
+//!  * arm64, 6.5 and later: `kvm_mmu_split_huge_pages`, `kvm_pgtable_stage2_split` (8f5a3eb7513f, e7bf7a490c68). By chunks under the write
+//!    lock; between chunks a cache of tables is topped up. A fully populated table is built unlinked, without cache maintenance and
+//!    without invalidations; then break-before-make: the entry is locked, the block invalidated, the table linked.
+//!  * faults: `tdp_mmu_map` of 5.12 (huge leaf frozen, flushed, cleared, A4.4) and of 6.1 (split in place); `stage2_map_walk_leaf` (broken,
+//!    an empty table linked); POWER's `kvmppc_create_pte` (unmapped, the fault maps the small page).
+//!
+//! POWER's KVM splits nothing eagerly. The walk works there all the same, with break-before-make by its own rule.
+//!
+//! Locking: the caller holds `mmu_lock` in the policy's mode and gets it back in that mode; it is dropped in between by yields, top-ups
+//! and allocations with reclaim. Flush: none is owed afterwards; where the architecture wants break-before-make it happened here. Frees:
+//! only tables that were never linked, at once. Invalid roots are the caller's to leave out (X39).
+
+use std::fmt;
+
+use mmu_core::{BreakRule, Cycles, Entry, Format, Gpa, Hpa, Leaf, Level, NotPresent, PageSize, WalkCaches};
+use serde::{Deserialize, Serialize};
+
+use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, check_each, cond_resched, skip_run};
+use super::zap::ZapLock;
+use crate::engine::{Apply, Atomicity, Cmpxchg, Frames, Host, LockId, ReschedCheck, RunOp, Work};
+
+/// Where tables for an eager split come from.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SplitTables {
+    /// `GFP_NOWAIT` under the lock; when it fails the lock is dropped and the table allocated with reclaim (x86).
+    NoWait {
+        /// Every how manyth allocation fails; 0 for none.
+        fails_every: u32,
+    },
+    /// A cache that is topped up outside the lock, one chunk's worth at a time (arm64).
+    TopUp {
+        /// Bytes between two top-ups (`KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE`); a block size of the format.
+        chunk: u64,
+    },
+}
+
+/// When a table becomes visible.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Publish {
+    /// After all of its entries are written.
+    FillThenLink,
+    /// Before (X47): a walk meanwhile finds holes.
+    LinkThenFill,
+}
+
+/// Whether the architecture's rule about replacing a live entry is kept.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BreakBeforeMake {
+    /// Where the format asks for it.
+    AsRequired,
+    /// Never (A27: block and page translations coexist).
+    Skipped,
+}
+
+/// How leaves are split.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitPolicy {
+    /// How the caller holds `mmu_lock`.
+    pub lock: ZapLock,
+    /// When the walk yields; arm64 asks between chunks only.
+    pub yielding: Yield,
+    /// Where tables come from.
+    pub tables: SplitTables,
+    /// When a table becomes visible.
+    pub publish: Publish,
+    /// Break-before-make.
+    pub breaking: BreakBeforeMake,
+    /// What reclaiming memory for one table costs when an allocation without waiting has failed.
+    pub reclaim: Cycles,
+}
+
+impl SplitPolicy {
+    /// x86, Linux 5.18: when logging is enabled, sharing the lock with faults.
+    pub const X86_5_18: SplitPolicy = SplitPolicy {
+        lock: ZapLock::Read,
+        yielding: Yield::YieldedGfn,
+        tables: SplitTables::NoWait { fails_every: 0 },
+        publish: Publish::FillThenLink,
+        breaking: BreakBeforeMake::AsRequired,
+        reclaim: Cycles(20_000),
+    };
+    /// arm64, Linux 6.5, in chunks of 2 MiB.
+    pub const ARM64_6_5: SplitPolicy = SplitPolicy {
+        lock: ZapLock::Write,
+        tables: SplitTables::TopUp { chunk: PageSize::SIZE_2M.bytes() },
+        ..Self::X86_5_18
+    };
+
+    fn rules(&self) -> WalkRules {
+        let flush_on_yield = FlushOnYield::IfPending;
+        WalkRules { yielding: self.yielding, flush_on_yield, lock: self.lock.mode() }
+    }
+}
+
+/// What an eager split did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Splits {
+    /// Leaves replaced by tables, of any size.
+    pub leaves: u64,
+    /// Races lost to somebody who shares the lock, or to hardware setting a flag.
+    pub raced: u64,
+    /// Allocations without waiting that failed: the lock was dropped for each.
+    pub reclaims: u64,
+    /// Top-ups of the cache of tables.
+    pub top_ups: u64,
+}
+
+/// Why a split stopped early. What was split stays split; the rest is split by faults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SplitError {
+    /// No table was left.
+    NoTables {
+        /// Where it stopped.
+        at: Gpa,
+        /// What was done before.
+        done: Splits,
+    },
+    /// The format has no leaves of this size.
+    PageSize {
+        /// The size asked for.
+        to: PageSize,
+    },
+    /// The chunk is no leaf size of the format above the target.
+    Chunk {
+        /// The chunk in bytes.
+        chunk: u64,
+    },
+}
+
+impl fmt::Display for SplitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SplitError::NoTables { at, done } => write!(
+                f,
+                "no table was left to split the leaf at {at}, after {} leaves; give the VM a larger table pool",
+                done.leaves
+            ),
+            SplitError::PageSize { to } => write!(f, "the second stage has no leaves of {to}; split to one of its page sizes"),
+            SplitError::Chunk { chunk } => {
+                write!(f, "a split chunk of {chunk} bytes is no block size of the second stage; use 2M or 1G with a 4K granule")
+            }
+        }
+    }
+}
+impl std::error::Error for SplitError {}
+
+/// Splits every leaf of `[start, end)` below `root` that is larger than `to`.
+///
+/// # Errors
+/// When tables run out, or a size is not one of the format's.
+pub async fn eager_split<F: Format>(
+    host: &Host<F>,
+    root: Hpa,
+    start: Gpa,
+    end: Gpa,
+    to: PageSize,
+    policy: &SplitPolicy,
+) -> Result<Splits, SplitError> {
+    let goal = host.format().geometry().level_of(to).ok_or(SplitError::PageSize { to })?;
+    let mut done = Splits::default();
+    match policy.tables {
+        SplitTables::NoWait { fails_every } => {
+            let nowait = NoWait { fails_every, tried: 0, spare: None };
+            split_range(host, root, start, end, goal, policy, nowait, &mut done).await?;
+        }
+        SplitTables::TopUp { chunk } => {
+            let is_block = |level| geometry_has(host.format(), level, chunk);
+            if !(0..host.format().geometry().levels() as u8).map(Level::new).any(is_block) {
+                return Err(SplitError::Chunk { chunk });
+            }
+            split_chunks(host, root, (start, end, chunk), goal, policy, &mut done).await?;
+        }
+    }
+    Ok(done)
+}
+
+/// Whether leaves of this level have `bytes` bytes.
+fn geometry_has<F: Format>(format: &F, level: Level, bytes: u64) -> bool {
+    let geometry = format.geometry();
+    geometry.has_leaves_at(level) && geometry.page_size(level).bytes() == bytes
+}
+
+/// Allocation without waiting, which fails by plan; the explorer makes every failure a decision of its own.
+struct NoWait {
+    fails_every: u32,
+    tried: u32,
+    /// A table with its level, allocated and not used yet.
+    spare: Option<(Hpa, Level)>,
+}
+
+impl NoWait {
+    async fn table<F: Format>(&mut self, host: &Host<F>, level: Level) -> Option<Hpa> {
+        if let Some((table, of)) = self.spare.take() {
+            if of == level {
+                return Some(table);
+            }
+            give_back(host, table, of).await;
+        }
+        self.tried += 1;
+        if self.fails_every != 0 && self.tried.is_multiple_of(self.fails_every) {
+            return None;
+        }
+        host.alloc_table(level).await
+    }
+}
+
+/// Frees a table that nobody has ever seen.
+async fn give_back<F: Format>(host: &Host<F>, table: Hpa, level: Level) {
+    let bytes = host.format().geometry().table_bytes(level);
+    host.free_tables(Frames { first: table, count: 1, level, bytes }).await;
+}
+
+/// `tdp_mmu_split_huge_pages_root`
+#[allow(clippy::too_many_arguments)]
+async fn split_range<F: Format>(
+    host: &Host<F>,
+    root: Hpa,
+    start: Gpa,
+    end: Gpa,
+    goal: Level,
+    policy: &SplitPolicy,
+    mut nowait: NoWait,
+    done: &mut Splits,
+) -> Result<(), SplitError> {
+    let check = check_each(policy.yielding);
+    let mut debt = FlushDebt::Clean;
+    let mut outcome = Ok(());
+    host.rcu_read_lock().await;
+    let mut iter = TdpIter::new(*host.format(), root, goal.up(), start, end);
+    while iter.next(host).await {
+        if cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
+            continue;
+        }
+        let Some(child) = iter.level.down().filter(|_| iter.is_leaf() && iter.level > goal) else {
+            skip_run(host, &mut iter, check).await;
+            continue;
+        };
+        let Some(table) = nowait.table(host, child).await else {
+            done.reclaims += 1;
+            match reclaim_table(host, child, policy).await {
+                Some(table) => nowait.spare = Some((table, child)),
+                None => {
+                    outcome = Err(SplitError::NoTables { at: iter.gpa, done: *done });
+                    break;
+                }
+            }
+            // Lock and RCU section were given up: every table but the root may have gone.
+            iter.restart_next();
+            continue;
+        };
+        match split_leaf(host, iter.sptep, iter.level, iter.gpa, iter.old, table, policy).await {
+            Linked::Table(word) => {
+                done.leaves += 1;
+                iter.replaced(word);
+            }
+            Linked::Raced => {
+                done.raced += 1;
+                nowait.spare = Some((table, child));
+                iter.retry();
+            }
+            Linked::Unsplittable => {
+                nowait.spare = Some((table, child));
+                iter.take(1);
+            }
+        }
+    }
+    host.rcu_read_unlock().await;
+    if let Some((table, level)) = nowait.spare.take() {
+        give_back(host, table, level).await;
+    }
+    outcome
+}
+
+/// `tdp_mmu_alloc_sp_for_split` after `GFP_NOWAIT` failed: without lock and RCU section, with reclaim.
+async fn reclaim_table<F: Format>(host: &Host<F>, level: Level, policy: &SplitPolicy) -> Option<Hpa> {
+    host.rcu_read_unlock().await;
+    host.unlock(LockId::MMU).await;
+    host.spend(Work::Exactly(policy.reclaim)).await;
+    let table = host.alloc_table(level).await;
+    host.lock(LockId::MMU, policy.lock.mode()).await;
+    host.rcu_read_lock().await;
+    table
+}
+
+/// Tables taken before the lock was, by level.
+#[derive(Default)]
+struct TableCache(Vec<(Level, Hpa)>);
+
+impl TableCache {
+    /// How many tables of this level it holds.
+    fn count(&self, level: Level) -> u64 {
+        self.0.iter().filter(|&&(of, _)| of == level).count() as u64
+    }
+
+    /// Fills up to this many; false when the pool is exhausted.
+    async fn top_up<F: Format>(&mut self, host: &Host<F>, level: Level, most: u64) -> bool {
+        while self.count(level) < most {
+            match host.alloc_table(level).await {
+                Some(table) => self.0.push((level, table)),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    fn take(&mut self, level: Level) -> Option<Hpa> {
+        let i = self.0.iter().rposition(|&(of, _)| of == level)?;
+        Some(self.0.remove(i).1)
+    }
+
+    async fn release<F: Format>(self, host: &Host<F>) {
+        for (level, table) in self.0 {
+            give_back(host, table, level).await;
+        }
+    }
+}
+
+/// Tables of each level that splitting `chunk` bytes down to `goal` can take.
+fn tables_for<F: Format>(format: &F, goal: Level, chunk: u64) -> Vec<(Level, u64)> {
+    let geometry = format.geometry();
+    let split = |level: Level| geometry.has_leaves_at(level) && geometry.page_size(level).bytes() <= chunk;
+    let levels = (goal.index() as u8 + 1..geometry.levels() as u8).map(Level::new).filter(|&level| split(level));
+    levels.filter_map(|level| Some((level.down()?, chunk >> geometry.shift(level)))).collect()
+}
+
+/// `kvm_mmu_split_huge_pages`
+async fn split_chunks<F: Format>(
+    host: &Host<F>,
+    root: Hpa,
+    (start, end, chunk): (Gpa, Gpa, u64),
+    goal: Level,
+    policy: &SplitPolicy,
+    done: &mut Splits,
+) -> Result<(), SplitError> {
+    let need = tables_for(host.format(), goal, chunk);
+    let mut cache = TableCache::default();
+    let mut at = start;
+    let mut outcome = Ok(());
+    while at < end {
+        let short = need.iter().any(|&(level, most)| cache.count(level) < most);
+        if short || host.need_resched(LockId::MMU).await {
+            done.top_ups += u64::from(short);
+            host.unlock(LockId::MMU).await;
+            host.reschedule().await;
+            let mut filled = true;
+            for &(level, most) in &need {
+                filled &= cache.top_up(host, level, most).await;
+            }
+            host.lock(LockId::MMU, policy.lock.mode()).await;
+            if !filled {
+                outcome = Err(SplitError::NoTables { at, done: *done });
+                break;
+            }
+        }
+        let next = Gpa::new((at.raw() / chunk + 1).saturating_mul(chunk)).min(end);
+        split_chunk(host, root, at, next, goal, policy, &mut cache, done).await;
+        at = next;
+    }
+    cache.release(host).await;
+    outcome
+}
+
+/// `kvm_pgtable_stage2_split` over one chunk. A block larger than the cache allows is split by one level only.
+#[allow(clippy::too_many_arguments)]
+async fn split_chunk<F: Format>(
+    host: &Host<F>,
+    root: Hpa,
+    start: Gpa,
+    end: Gpa,
+    goal: Level,
+    policy: &SplitPolicy,
+    cache: &mut TableCache,
+    done: &mut Splits,
+) {
+    host.rcu_read_lock().await;
+    let mut iter = TdpIter::new(*host.format(), root, goal.up(), start, end);
+    while iter.next(host).await {
+        let child = iter.level.down().filter(|_| iter.is_leaf() && iter.level > goal);
+        let Some((child, table)) = child.and_then(|child| Some((child, cache.take(child)?))) else {
+            skip_run(host, &mut iter, ReschedCheck::Never).await;
+            continue;
+        };
+        match split_leaf(host, iter.sptep, iter.level, iter.gpa, iter.old, table, policy).await {
+            Linked::Table(word) => {
+                done.leaves += 1;
+                iter.replaced(word);
+            }
+            lost => {
+                done.raced += u64::from(lost == Linked::Raced);
+                cache.0.push((child, table));
+                iter.retry();
+                if lost == Linked::Unsplittable {
+                    break;
+                }
+            }
+        }
+    }
+    host.rcu_read_unlock().await;
+}
+
+/// What became of one leaf.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "the table is the caller's unless it was linked"]
+pub enum Linked {
+    /// The table is linked by this word.
+    Table(u64),
+    /// The leaf changed first; the table is still the caller's.
+    Raced,
+    /// The format has no leaves below this one that say the same; the table is still the caller's.
+    Unsplittable,
+}
+
+/// Splits the leaf `old`, standing at `level` and covering from `gpa` on, into the entries of `table`, which is empty and of
+/// the level below. Caller holds `mmu_lock` and is inside an RCU section. Break-before-make, where needed, is done here.
+pub async fn split_leaf<F: Format>(
+    host: &Host<F>,
+    at: Hpa,
+    level: Level,
+    gpa: Gpa,
+    old: u64,
+    table: Hpa,
+    policy: &SplitPolicy,
+) -> Linked {
+    let Some(children) = Children::of(host.format(), level, old) else { return Linked::Unsplittable };
+    let Ok(link) = host.format().encode_table(level, table) else { return Linked::Unsplittable };
+    if policy.publish == Publish::FillThenLink {
+        children.fill(host, table).await;
+    }
+    let linked = replace(host, at, level, gpa, old, link, policy.breaking).await;
+    if linked && policy.publish == Publish::LinkThenFill {
+        children.fill(host, table).await;
+    }
+    if linked { Linked::Table(link) } else { Linked::Raced }
+}
+
+/// Replaces a live entry by another one: in one step where the format allows it, else broken, invalidated and made. False
+/// when the entry was not `old` any more.
+pub(super) async fn replace<F: Format>(
+    host: &Host<F>,
+    at: Hpa,
+    level: Level,
+    gpa: Gpa,
+    old: u64,
+    new: u64,
+    breaking: BreakBeforeMake,
+) -> bool {
+    let format = *host.format();
+    let needed = matches!(format.break_rule(level, old, new), BreakRule::Needed(_));
+    if !needed || breaking == BreakBeforeMake::Skipped {
+        return host.cmpxchg(at, old, new).await == Cmpxchg::Done;
+    }
+    // `stage2_try_break_pte`: locked, so that nobody installs anything while the old translation is on its way out.
+    let locked = format.encode_not_present(NotPresent::Frozen).unwrap_or(0);
+    if host.cmpxchg(at, old, locked).await != Cmpxchg::Done {
+        return false;
+    }
+    let walk_caches = if format.is_leaf(level, old) { WalkCaches::Keep } else { WalkCaches::Drop };
+    host.flush_range(gpa, format.geometry().page_size(level).bytes(), walk_caches).await;
+    // `stage2_make_pte`: the table's entries are visible before the table is.
+    host.write_release(at, new).await;
+    true
+}
+
+/// The entries that say together what one leaf said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Children<A> {
+    level: Level,
+    leaf: Leaf<A>,
+    state: ChildState,
+}
+
+/// What software keeps of a leaf that hardware cannot use at the moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ChildState {
+    /// As it is.
+    Plain,
+    /// Marked old by taking its permissions away: so are the children.
+    AccessTracked,
+}
+
+impl<A: Copy + Eq + Default + fmt::Debug> Children<A> {
+    /// Of the leaf `old` at `level` (`make_small_spte`): same attributes, same accessed and dirty state. `None` when it is no leaf, or
+    /// stands at the last level, or there are no leaves below it.
+    pub fn of<F: Format<Attrs = A>>(format: &F, level: Level, old: u64) -> Option<Self> {
+        let child = level.down().filter(|&child| format.geometry().has_leaves_at(child))?;
+        let (leaf, state) = match format.decode(level, old) {
+            Entry::Leaf(leaf) => (leaf, ChildState::Plain),
+            _ if format.is_mapped(old) => match format.decode(level, format.mark_young(old)?) {
+                Entry::Leaf(leaf) => (leaf, ChildState::AccessTracked),
+                _ => return None,
+            },
+            _ => return None,
+        };
+        let children = Self { level: child, leaf, state };
+        children.word(format, leaf.output).map(|_| children)
+    }
+
+    /// The word of the child that maps `output`.
+    pub fn word<F: Format<Attrs = A>>(&self, format: &F, output: Hpa) -> Option<u64> {
+        let word = format.encode_leaf(self.level, &Leaf { output, ..self.leaf }).ok()?;
+        Some(if self.state == ChildState::AccessTracked { format.mark_old(word) } else { word })
+    }
+
+    /// Writes all of them into a table.
+    async fn fill<F: Format<Attrs = A>>(&self, host: &Host<F>, table: Hpa) {
+        let format = *host.format();
+        let geometry = *format.geometry();
+        let (entries, page) = (geometry.entries(self.level) as u64, geometry.page_size(self.level).bytes());
+        let mut done = 0;
+        while done < entries {
+            let output = self.leaf.output + done * page;
+            let Some(first) = self.word(&format, output) else { return };
+            let run = RunOp {
+                at: table + 8 * done,
+                len: format.progression(self.level, output).min(entries - done).max(1),
+                apply: Apply::Fill { first, step: page },
+                atomicity: Atomicity::Plain,
+                work: Some(Work::SplitChild),
+                check: ReschedCheck::Never,
+            };
+            done += host.run(run).await;
+        }
+    }
+}
+
+/// How a fault that wants a smaller page deals with a huge leaf in its way.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LazySplit {
+    /// Frozen, flushed, cleared (x86 5.12 to 6.0, A4.4; POWER under its spin lock): the fault then links an empty table.
+    Zap,
+    /// Cleared, then flushed (X11, fixed by 08f07c800e9d): somebody installs another page while the old one is still cached.
+    ClearThenFlush,
+    /// Replaced by a full table (x86 6.1).
+    InPlace,
+    /// Broken and replaced by an empty table, which the fault fills by one page (arm64).
+    EmptyTable,
+}
+
+/// What is in place of the huge leaf.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "the walk goes on by what it found"]
+pub enum LazilySplit {
+    /// A table, linked by this word.
+    Linked(u64),
+    /// Nothing.
+    Cleared,
+    /// The entry was changed by somebody else: the fault is tried again.
+    Raced,
+    /// No table was left: the fault is tried again with a topped-up cache.
+    NoTable,
+}
+
+/// Gets a huge leaf out of a fault's way. Caller holds `mmu_lock` (shared will do) and is inside an RCU section. Nothing is owed
+/// afterwards.
+pub async fn lazy_split<F: Format>(
+    host: &Host<F>,
+    at: Hpa,
+    level: Level,
+    gpa: Gpa,
+    old: u64,
+    how: LazySplit,
+) -> LazilySplit {
+    let bytes = host.format().geometry().page_size(level).bytes();
+    let gpa = gpa.align_down(host.format().geometry().page_size(level));
+    match how {
+        LazySplit::Zap | LazySplit::ClearThenFlush => {
+            let frozen = host.format().encode_not_present(NotPresent::Frozen).unwrap_or(0);
+            let marker = if how == LazySplit::Zap { frozen } else { 0 };
+            if host.cmpxchg(at, old, marker).await != Cmpxchg::Done {
+                return LazilySplit::Raced;
+            }
+            host.flush_range(gpa, bytes, WalkCaches::Keep).await;
+            if marker != 0 {
+                host.write(at, 0).await;
+            }
+            host.spend(Work::ReleaseLeaf).await;
+            LazilySplit::Cleared
+        }
+        LazySplit::InPlace | LazySplit::EmptyTable => link_table(host, at, level, gpa, old, how).await,
+    }
+}
+
+async fn link_table<F: Format>(
+    host: &Host<F>,
+    at: Hpa,
+    level: Level,
+    gpa: Gpa,
+    old: u64,
+    how: LazySplit,
+) -> LazilySplit {
+    let Some(child) = level.down() else { return LazilySplit::Raced };
+    let Some(table) = host.alloc_table(child).await else { return LazilySplit::NoTable };
+    let linked = if how == LazySplit::InPlace {
+        split_leaf(host, at, level, gpa, old, table, &SplitPolicy::X86_5_18).await
+    } else {
+        match host.format().encode_table(level, table) {
+            Ok(link) if replace(host, at, level, gpa, old, link, BreakBeforeMake::AsRequired).await => {
+                Linked::Table(link)
+            }
+            _ => Linked::Raced,
+        }
+    };
+    match linked {
+        Linked::Table(word) => LazilySplit::Linked(word),
+        Linked::Raced | Linked::Unsplittable => {
+            give_back(host, table, child).await;
+            LazilySplit::Raced
+        }
+    }
+}
