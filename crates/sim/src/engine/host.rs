@@ -115,10 +115,6 @@ impl<F: Copy> Host<F> {
     pub async fn write_release(&self, at: Hpa, word: u64) {
         self.op(Op::Write(at, word, Order::Synchronizing)).await;
     }
-    /// Writes a table word after everything this actor wrote before (`smp_store_release`).
-    pub async fn write_release(&self, at: Hpa, word: u64) {
-        self.op(Op::Write(at, word)).await;
-    }
     /// Replaces a table word if it still is `old`.
     pub async fn cmpxchg(&self, at: Hpa, old: u64, new: u64) -> Cmpxchg {
         let found = self.op(Op::Cmpxchg(at, old, new)).await.a;

@@ -13,7 +13,9 @@ use mmu_core::{Format, Gpa, GpaRange, Hpa, Level, NotPresent, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, skip_run};
-use crate::engine::{Apply, Atomicity, Cmpxchg, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work};
+use crate::engine::{
+    Apply, Atomicity, Cmpxchg, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work,
+};
 
 /// When a torn-down table's translations are flushed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -383,14 +385,7 @@ async fn skip_removed<F: Format>(host: &Host<F>, at: Hpa, old: u64, len: u64, ma
 }
 
 /// Leaves: each is replaced and its state released. Replies how many, 0 if the first one changed meanwhile.
-async fn remove_leaves<F: Format>(
-    host: &Host<F>,
-    at: Hpa,
-    old: u64,
-    len: u64,
-    marker: u64,
-    policy: &ZapPolicy,
-) -> u64 {
+async fn remove_leaves<F: Format>(host: &Host<F>, at: Hpa, old: u64, len: u64, marker: u64, policy: &ZapPolicy) -> u64 {
     let (work, atomicity) = (Some(Work::ReleaseLeaf), policy.lock.atomicity(old));
     host.run(RunOp { at, len, apply: Apply::Set(marker), atomicity, work, check: ReschedCheck::Never }).await
 }

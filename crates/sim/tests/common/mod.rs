@@ -1,5 +1,9 @@
 //! Platforms and guests that several tests use.
 
+#![allow(dead_code, reason = "every test uses some of these")]
+
+use arch_arm64_s2::{Stage1, Stage1Config, Stage2, Stage2Config};
+use arch_ppc_radix::{BasePage, Radix};
 use arch_x86_ept::{EptConfig, LongModeConfig};
 use mmu_core::machine::Machine;
 use mmu_core::{ByteUnits, Bytes, PageSize};
@@ -15,6 +19,19 @@ pub fn x86() -> Platform<Arch2<arch_x86_ept::LongMode, arch_x86_ept::Ept>> {
     let two = EptConfig::new().max_phys_addr(52).build().unwrap();
     let machine = Machine::builtin("intel-granite-rapids-host").unwrap();
     Platform::new(Arch2 { name: "x86", one, two }, &machine)
+}
+
+/// arm64 with 4K granules and 40-bit IPAs on Neoverse N1.
+pub fn arm64() -> Platform<Arch2<Stage1, Stage2>> {
+    let one = Stage1Config::default().build().unwrap();
+    let two = Stage2Config::default().build().unwrap();
+    Platform::new(Arch2 { name: "arm64", one, two }, &Machine::builtin("arm-neoverse-n1").unwrap())
+}
+
+/// POWER radix with 64K base pages on POWER9.
+pub fn power() -> Platform<Arch2<Radix, Radix>> {
+    let (one, two) = (Radix::process(BasePage::K64), Radix::partition(BasePage::K64));
+    Platform::new(Arch2 { name: "power", one, two }, &Machine::builtin("ibm-power9").unwrap())
 }
 
 /// A guest that touches a few megabytes per vCPU, uniformly.

@@ -17,6 +17,9 @@
 //! and allocations with reclaim. Flush: none is owed afterwards; where the architecture wants break-before-make it happened here. Frees:
 //! only tables that were never linked, at once. Invalid roots are the caller's to leave out (X39).
 
+mod chunks;
+mod lazy;
+
 use std::fmt;
 
 use mmu_core::{BreakRule, Cycles, Entry, Format, Gpa, Hpa, Leaf, Level, NotPresent, PageSize, WalkCaches};
@@ -25,6 +28,8 @@ use serde::{Deserialize, Serialize};
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, check_each, cond_resched, skip_run};
 use super::zap::ZapLock;
 use crate::engine::{Apply, Atomicity, Cmpxchg, Frames, Host, LockId, ReschedCheck, RunOp, Work};
+
+pub use lazy::{LazilySplit, LazySplit, lazy_split};
 
 /// Where tables for an eager split come from.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -146,9 +151,14 @@ impl fmt::Display for SplitError {
                 "no table was left to split the leaf at {at}, after {} leaves; give the VM a larger table pool",
                 done.leaves
             ),
-            SplitError::PageSize { to } => write!(f, "the second stage has no leaves of {to}; split to one of its page sizes"),
+            SplitError::PageSize { to } => {
+                write!(f, "the second stage has no leaves of {to}; split to one of its page sizes")
+            }
             SplitError::Chunk { chunk } => {
-                write!(f, "a split chunk of {chunk} bytes is no block size of the second stage; use 2M or 1G with a 4K granule")
+                write!(
+                    f,
+                    "a split chunk of {chunk} bytes is no block size of the second stage; use 2M or 1G with a 4K granule"
+                )
             }
         }
     }
@@ -168,27 +178,31 @@ pub async fn eager_split<F: Format>(
     policy: &SplitPolicy,
 ) -> Result<Splits, SplitError> {
     let goal = host.format().geometry().level_of(to).ok_or(SplitError::PageSize { to })?;
+    let range = Range { root, start, end, goal };
     let mut done = Splits::default();
     match policy.tables {
         SplitTables::NoWait { fails_every } => {
             let nowait = NoWait { fails_every, tried: 0, spare: None };
-            split_range(host, root, start, end, goal, policy, nowait, &mut done).await?;
+            split_range(host, range, policy, nowait, &mut done).await?;
         }
         SplitTables::TopUp { chunk } => {
-            let is_block = |level| geometry_has(host.format(), level, chunk);
-            if !(0..host.format().geometry().levels() as u8).map(Level::new).any(is_block) {
+            let geometry = host.format().geometry();
+            if !geometry.page_sizes().any(|size| size.bytes() == chunk && size > to) {
                 return Err(SplitError::Chunk { chunk });
             }
-            split_chunks(host, root, (start, end, chunk), goal, policy, &mut done).await?;
+            chunks::split_chunks(host, range, chunk, policy, &mut done).await?;
         }
     }
     Ok(done)
 }
 
-/// Whether leaves of this level have `bytes` bytes.
-fn geometry_has<F: Format>(format: &F, level: Level, bytes: u64) -> bool {
-    let geometry = format.geometry();
-    geometry.has_leaves_at(level) && geometry.page_size(level).bytes() == bytes
+/// What is split, and down to which level.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    root: Hpa,
+    start: Gpa,
+    end: Gpa,
+    goal: Level,
 }
 
 /// Allocation without waiting, which fails by plan; the explorer makes every failure a decision of its own.
@@ -222,17 +236,14 @@ async fn give_back<F: Format>(host: &Host<F>, table: Hpa, level: Level) {
 }
 
 /// `tdp_mmu_split_huge_pages_root`
-#[allow(clippy::too_many_arguments)]
 async fn split_range<F: Format>(
     host: &Host<F>,
-    root: Hpa,
-    start: Gpa,
-    end: Gpa,
-    goal: Level,
+    range: Range,
     policy: &SplitPolicy,
     mut nowait: NoWait,
     done: &mut Splits,
 ) -> Result<(), SplitError> {
+    let Range { root, start, end, goal } = range;
     let check = check_each(policy.yielding);
     let mut debt = FlushDebt::Clean;
     let mut outcome = Ok(());
@@ -291,122 +302,6 @@ async fn reclaim_table<F: Format>(host: &Host<F>, level: Level, policy: &SplitPo
     host.lock(LockId::MMU, policy.lock.mode()).await;
     host.rcu_read_lock().await;
     table
-}
-
-/// Tables taken before the lock was, by level.
-#[derive(Default)]
-struct TableCache(Vec<(Level, Hpa)>);
-
-impl TableCache {
-    /// How many tables of this level it holds.
-    fn count(&self, level: Level) -> u64 {
-        self.0.iter().filter(|&&(of, _)| of == level).count() as u64
-    }
-
-    /// Fills up to this many; false when the pool is exhausted.
-    async fn top_up<F: Format>(&mut self, host: &Host<F>, level: Level, most: u64) -> bool {
-        while self.count(level) < most {
-            match host.alloc_table(level).await {
-                Some(table) => self.0.push((level, table)),
-                None => return false,
-            }
-        }
-        true
-    }
-
-    fn take(&mut self, level: Level) -> Option<Hpa> {
-        let i = self.0.iter().rposition(|&(of, _)| of == level)?;
-        Some(self.0.remove(i).1)
-    }
-
-    async fn release<F: Format>(self, host: &Host<F>) {
-        for (level, table) in self.0 {
-            give_back(host, table, level).await;
-        }
-    }
-}
-
-/// Tables of each level that splitting `chunk` bytes down to `goal` can take.
-fn tables_for<F: Format>(format: &F, goal: Level, chunk: u64) -> Vec<(Level, u64)> {
-    let geometry = format.geometry();
-    let split = |level: Level| geometry.has_leaves_at(level) && geometry.page_size(level).bytes() <= chunk;
-    let levels = (goal.index() as u8 + 1..geometry.levels() as u8).map(Level::new).filter(|&level| split(level));
-    levels.filter_map(|level| Some((level.down()?, chunk >> geometry.shift(level)))).collect()
-}
-
-/// `kvm_mmu_split_huge_pages`
-async fn split_chunks<F: Format>(
-    host: &Host<F>,
-    root: Hpa,
-    (start, end, chunk): (Gpa, Gpa, u64),
-    goal: Level,
-    policy: &SplitPolicy,
-    done: &mut Splits,
-) -> Result<(), SplitError> {
-    let need = tables_for(host.format(), goal, chunk);
-    let mut cache = TableCache::default();
-    let mut at = start;
-    let mut outcome = Ok(());
-    while at < end {
-        let short = need.iter().any(|&(level, most)| cache.count(level) < most);
-        if short || host.need_resched(LockId::MMU).await {
-            done.top_ups += u64::from(short);
-            host.unlock(LockId::MMU).await;
-            host.reschedule().await;
-            let mut filled = true;
-            for &(level, most) in &need {
-                filled &= cache.top_up(host, level, most).await;
-            }
-            host.lock(LockId::MMU, policy.lock.mode()).await;
-            if !filled {
-                outcome = Err(SplitError::NoTables { at, done: *done });
-                break;
-            }
-        }
-        let next = Gpa::new((at.raw() / chunk + 1).saturating_mul(chunk)).min(end);
-        split_chunk(host, root, at, next, goal, policy, &mut cache, done).await;
-        at = next;
-    }
-    cache.release(host).await;
-    outcome
-}
-
-/// `kvm_pgtable_stage2_split` over one chunk. A block larger than the cache allows is split by one level only.
-#[allow(clippy::too_many_arguments)]
-async fn split_chunk<F: Format>(
-    host: &Host<F>,
-    root: Hpa,
-    start: Gpa,
-    end: Gpa,
-    goal: Level,
-    policy: &SplitPolicy,
-    cache: &mut TableCache,
-    done: &mut Splits,
-) {
-    host.rcu_read_lock().await;
-    let mut iter = TdpIter::new(*host.format(), root, goal.up(), start, end);
-    while iter.next(host).await {
-        let child = iter.level.down().filter(|_| iter.is_leaf() && iter.level > goal);
-        let Some((child, table)) = child.and_then(|child| Some((child, cache.take(child)?))) else {
-            skip_run(host, &mut iter, ReschedCheck::Never).await;
-            continue;
-        };
-        match split_leaf(host, iter.sptep, iter.level, iter.gpa, iter.old, table, policy).await {
-            Linked::Table(word) => {
-                done.leaves += 1;
-                iter.replaced(word);
-            }
-            lost => {
-                done.raced += u64::from(lost == Linked::Raced);
-                cache.0.push((child, table));
-                iter.retry();
-                if lost == Linked::Unsplittable {
-                    break;
-                }
-            }
-        }
-    }
-    host.rcu_read_unlock().await;
 }
 
 /// What became of one leaf.
@@ -530,93 +425,6 @@ impl<A: Copy + Eq + Default + fmt::Debug> Children<A> {
                 check: ReschedCheck::Never,
             };
             done += host.run(run).await;
-        }
-    }
-}
-
-/// How a fault that wants a smaller page deals with a huge leaf in its way.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LazySplit {
-    /// Frozen, flushed, cleared (x86 5.12 to 6.0, A4.4; POWER under its spin lock): the fault then links an empty table.
-    Zap,
-    /// Cleared, then flushed (X11, fixed by 08f07c800e9d): somebody installs another page while the old one is still cached.
-    ClearThenFlush,
-    /// Replaced by a full table (x86 6.1).
-    InPlace,
-    /// Broken and replaced by an empty table, which the fault fills by one page (arm64).
-    EmptyTable,
-}
-
-/// What is in place of the huge leaf.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use = "the walk goes on by what it found"]
-pub enum LazilySplit {
-    /// A table, linked by this word.
-    Linked(u64),
-    /// Nothing.
-    Cleared,
-    /// The entry was changed by somebody else: the fault is tried again.
-    Raced,
-    /// No table was left: the fault is tried again with a topped-up cache.
-    NoTable,
-}
-
-/// Gets a huge leaf out of a fault's way. Caller holds `mmu_lock` (shared will do) and is inside an RCU section. Nothing is owed
-/// afterwards.
-pub async fn lazy_split<F: Format>(
-    host: &Host<F>,
-    at: Hpa,
-    level: Level,
-    gpa: Gpa,
-    old: u64,
-    how: LazySplit,
-) -> LazilySplit {
-    let bytes = host.format().geometry().page_size(level).bytes();
-    let gpa = gpa.align_down(host.format().geometry().page_size(level));
-    match how {
-        LazySplit::Zap | LazySplit::ClearThenFlush => {
-            let frozen = host.format().encode_not_present(NotPresent::Frozen).unwrap_or(0);
-            let marker = if how == LazySplit::Zap { frozen } else { 0 };
-            if host.cmpxchg(at, old, marker).await != Cmpxchg::Done {
-                return LazilySplit::Raced;
-            }
-            host.flush_range(gpa, bytes, WalkCaches::Keep).await;
-            if marker != 0 {
-                host.write(at, 0).await;
-            }
-            host.spend(Work::ReleaseLeaf).await;
-            LazilySplit::Cleared
-        }
-        LazySplit::InPlace | LazySplit::EmptyTable => link_table(host, at, level, gpa, old, how).await,
-    }
-}
-
-async fn link_table<F: Format>(
-    host: &Host<F>,
-    at: Hpa,
-    level: Level,
-    gpa: Gpa,
-    old: u64,
-    how: LazySplit,
-) -> LazilySplit {
-    let Some(child) = level.down() else { return LazilySplit::Raced };
-    let Some(table) = host.alloc_table(child).await else { return LazilySplit::NoTable };
-    let linked = if how == LazySplit::InPlace {
-        split_leaf(host, at, level, gpa, old, table, &SplitPolicy::X86_5_18).await
-    } else {
-        match host.format().encode_table(level, table) {
-            Ok(link) if replace(host, at, level, gpa, old, link, BreakBeforeMake::AsRequired).await => {
-                Linked::Table(link)
-            }
-            _ => Linked::Raced,
-        }
-    };
-    match linked {
-        Linked::Table(word) => LazilySplit::Linked(word),
-        Linked::Raced | Linked::Unsplittable => {
-            give_back(host, table, child).await;
-            LazilySplit::Raced
         }
     }
 }
