@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use common::{arm64, power, small_vm, x86};
 use mmu_core::memory::TableMemory;
-use mmu_core::{ByteUnits, Cycles, Format, Gpa, Hpa, Level, PageSize};
+use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Level, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::engine::{ActorStats, GuestPaging, HostCounters, LockId, Runs, Sim, Stopped};
 use mmu_sim::experiment::{Platform, VmSpec, build};
@@ -63,6 +63,10 @@ fn translation<F: Format>(format: &F, leaves: &[(u64, Level, u64)]) -> Vec<(u64,
         .collect()
 }
 
+fn between((start, end): (u64, u64)) -> GpaRange {
+    GpaRange::between(Gpa::new(start), Gpa::new(end))
+}
+
 type Job<F> = Box<dyn FnOnce(mmu_sim::engine::Host<F>) -> mmu_sim::engine::ActorFuture>;
 
 struct Outcome {
@@ -99,7 +103,7 @@ fn split_job<F: Format>(
         Box::pin(async move {
             host.lock(LockId::MMU, policy.lock.mode()).await;
             let root = host.root().await;
-            let done = eager_split(&host, root, Gpa::new(range.0), Gpa::new(range.1), to, &policy).await;
+            let done = eager_split(&host, root, between(range), to, &policy).await;
             host.unlock(LockId::MMU).await;
             *result.borrow_mut() = Some(done);
         })
@@ -151,7 +155,7 @@ fn x86_splits_without_a_flush() {
     let policy = SplitPolicy::X86_5_18;
     let failing = SplitPolicy { tables: SplitTables::NoWait { fails_every: 2 }, ..policy };
     let exclusive = SplitPolicy { lock: ZapLock::Write, ..policy };
-    let chunks = SplitPolicy { tables: SplitTables::TopUp { chunk: 2.MiB() }, ..exclusive };
+    let chunks = SplitPolicy { tables: SplitTables::TopUp { chunk: Bytes(2.MiB()) }, ..exclusive };
     splits_well(&x86(), PageSize::SIZE_2M, PageSize::SIZE_4K, &[policy, failing, exclusive, chunks]);
     splits_well(&x86(), PageSize::SIZE_1G, PageSize::SIZE_2M, &[policy, failing]);
     splits_well(&x86(), PageSize::SIZE_1G, PageSize::SIZE_4K, &[policy]);
@@ -160,7 +164,7 @@ fn x86_splits_without_a_flush() {
 #[test]
 fn arm64_breaks_before_it_makes() {
     splits_well(&arm64(), PageSize::SIZE_2M, PageSize::SIZE_4K, &[SplitPolicy::ARM64_6_5, SplitPolicy::X86_5_18]);
-    let gig = SplitPolicy { tables: SplitTables::TopUp { chunk: 1.GiB() }, ..SplitPolicy::ARM64_6_5 };
+    let gig = SplitPolicy { tables: SplitTables::TopUp { chunk: Bytes(1.GiB()) }, ..SplitPolicy::ARM64_6_5 };
     splits_well(&arm64(), PageSize::SIZE_1G, PageSize::SIZE_2M, &[gig]);
 }
 
@@ -193,9 +197,9 @@ fn sizes_that_do_not_exist_are_refused() {
     let job = split_job((0, 16.MiB()), PageSize::SIZE_64K, SplitPolicy::X86_5_18, Rc::clone(&result));
     run(&x86(), &vm, Runs::Whole, job);
     assert_eq!(*result.borrow(), Some(Err(SplitError::PageSize { to: PageSize::SIZE_64K })));
-    let policy = SplitPolicy { tables: SplitTables::TopUp { chunk: 3.MiB() }, ..SplitPolicy::ARM64_6_5 };
+    let policy = SplitPolicy { tables: SplitTables::TopUp { chunk: Bytes(3.MiB()) }, ..SplitPolicy::ARM64_6_5 };
     run(&arm64(), &vm, Runs::Whole, split_job((0, 16.MiB()), PageSize::SIZE_4K, policy, Rc::clone(&result)));
-    assert_eq!(*result.borrow(), Some(Err(SplitError::Chunk { chunk: 3.MiB() })));
+    assert_eq!(*result.borrow(), Some(Err(SplitError::Chunk { chunk: Bytes(3.MiB()) })));
 }
 
 fn collapse<A: Arch>(
@@ -212,7 +216,7 @@ fn collapse<A: Arch>(
         Box::pin(async move {
             host.lock(LockId::MMU, policy.lock.mode()).await;
             let root = host.root().await;
-            let done = collapse_range(&host, root, Gpa::new(range.0), Gpa::new(range.1), most, &policy).await;
+            let done = collapse_range(&host, root, between(range), most, &policy).await;
             host.unlock(LockId::MMU).await;
             *found.borrow_mut() = done;
         })

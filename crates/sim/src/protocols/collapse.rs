@@ -9,7 +9,7 @@
 //! Locking: the caller holds `mmu_lock` in the policy's mode and gets it back; yields drop it in between. Nothing is owed afterwards.
 //! Frees the tables by RCU.
 
-use mmu_core::{BreakRule, Entry, Format, Gpa, Hpa, Leaf, Level, NotPresent, PageSize, WalkCaches};
+use mmu_core::{BreakRule, Entry, Format, GpaRange, Hpa, Leaf, Level, NotPresent, PageSize, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, check_each, cond_resched, skip_run};
@@ -119,12 +119,11 @@ enum One {
     Raced,
 }
 
-/// Collapses what `[start, end)` below `root` maps by pages smaller than the primary MMU does, up to `most`.
+/// Collapses what a range below `root` maps by pages smaller than the primary MMU does, up to `most`.
 pub async fn collapse_range<F: Format>(
     host: &Host<F>,
     root: Hpa,
-    start: Gpa,
-    end: Gpa,
+    range: GpaRange,
     most: PageSize,
     policy: &CollapsePolicy,
 ) -> Collapsed {
@@ -132,12 +131,12 @@ pub async fn collapse_range<F: Format>(
     let mut debt = FlushDebt::Clean;
     let mut done = Collapsed::default();
     host.rcu_read_lock().await;
-    let mut iter = TdpIter::new(*host.format(), root, Level::LAST.up(), start, end);
+    let mut iter = TdpIter::new(*host.format(), root, Level::LAST.up(), range.start, range.end());
     while iter.next(host).await {
         if cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
             continue;
         }
-        if !is_candidate(host, &iter, start, end, most, policy).await {
+        if !is_candidate(host, &iter, range, most, policy).await {
             skip_run(host, &mut iter, check).await;
             continue;
         }
@@ -155,7 +154,7 @@ pub async fn collapse_range<F: Format>(
         }
     }
     if debt == FlushDebt::Owed {
-        host.flush_range(start, end - start, WalkCaches::Drop).await;
+        host.flush_range(range, WalkCaches::Drop).await;
     }
     host.rcu_read_unlock().await;
     done
@@ -165,8 +164,7 @@ pub async fn collapse_range<F: Format>(
 async fn is_candidate<F: Format>(
     host: &Host<F>,
     iter: &TdpIter<F>,
-    start: Gpa,
-    end: Gpa,
+    range: GpaRange,
     most: PageSize,
     policy: &CollapsePolicy,
 ) -> bool {
@@ -177,7 +175,7 @@ async fn is_candidate<F: Format>(
         // Nothing hangs below a leaf that a larger page could stand for.
         CollapseTest::Leaves => false,
     };
-    let inside = iter.gpa >= start && iter.gpa.raw().saturating_add(page.bytes()) <= end.raw();
+    let inside = iter.gpa >= range.start && GpaRange::new(iter.gpa, page.into()).end() <= range.end();
     if !wanted || !inside || page > most || !geometry.has_leaves_at(iter.level) {
         return false;
     }
@@ -204,8 +202,8 @@ async fn zap<F: Format>(host: &Host<F>, iter: &TdpIter<F>, policy: &CollapsePoli
     if !each {
         return One::Collapsed(0, FlushDebt::Owed);
     }
-    let bytes = format.geometry().page_size(iter.level).bytes();
-    host.flush_range(iter.gpa, bytes, WalkCaches::Drop).await;
+    let page = format.geometry().page_size(iter.level);
+    host.flush_range(GpaRange::new(iter.gpa, page.into()), WalkCaches::Drop).await;
     host.write(iter.sptep, 0).await;
     One::Collapsed(0, FlushDebt::Clean)
 }
@@ -236,7 +234,7 @@ async fn recover<F: Format>(host: &Host<F>, iter: &TdpIter<F>, policy: &Collapse
     if policy.flush == CollapseFlush::Batched {
         return One::Collapsed(word, FlushDebt::Owed);
     }
-    host.flush_range(iter.gpa, page.bytes(), WalkCaches::Drop).await;
+    host.flush_range(GpaRange::new(iter.gpa, page.into()), WalkCaches::Drop).await;
     One::Collapsed(word, FlushDebt::Clean)
 }
 

@@ -1,6 +1,6 @@
 //! The eager split of arm64: by chunks under the write lock, with a cache of tables that is topped up in between.
 
-use mmu_core::{Format, Gpa, Hpa, Level};
+use mmu_core::{Bytes, Format, Gpa, GpaRange, Hpa, Level};
 
 use super::{Linked, Range, SplitError, SplitPolicy, Splits, give_back, split_leaf};
 use crate::engine::{Host, LockId, ReschedCheck};
@@ -40,22 +40,22 @@ impl TableCache {
 }
 
 /// Tables of each level that splitting `chunk` bytes down to `goal` can take.
-fn tables_for<F: Format>(format: &F, goal: Level, chunk: u64) -> Vec<(Level, u64)> {
+fn tables_for<F: Format>(format: &F, goal: Level, chunk: Bytes) -> Vec<(Level, u64)> {
     let geometry = format.geometry();
-    let split = |level: Level| geometry.has_leaves_at(level) && geometry.page_size(level).bytes() <= chunk;
+    let split = |level: Level| geometry.has_leaves_at(level) && geometry.page_size(level).bytes() <= chunk.0;
     let levels = (goal.index() as u8 + 1..geometry.levels() as u8).map(Level::new).filter(|&level| split(level));
-    levels.filter_map(|level| Some((level.down()?, chunk >> geometry.shift(level)))).collect()
+    levels.filter_map(|level| Some((level.down()?, chunk.0 >> geometry.shift(level)))).collect()
 }
 
 /// `kvm_mmu_split_huge_pages`
 pub(super) async fn split_chunks<F: Format>(
     host: &Host<F>,
     range: Range,
-    chunk: u64,
+    chunk: Bytes,
     policy: &SplitPolicy,
     done: &mut Splits,
 ) -> Result<(), SplitError> {
-    let Range { start, end, .. } = range;
+    let (start, end) = (range.range.start, range.range.end());
     let need = tables_for(host.format(), range.goal, chunk);
     let mut cache = TableCache::default();
     let mut at = start;
@@ -76,8 +76,8 @@ pub(super) async fn split_chunks<F: Format>(
                 break;
             }
         }
-        let next = Gpa::new((at.raw() / chunk + 1).saturating_mul(chunk)).min(end);
-        split_chunk(host, Range { start: at, end: next, ..range }, policy, &mut cache, done).await;
+        let next = Gpa::new((at.raw() / chunk.0 + 1).saturating_mul(chunk.0)).min(end);
+        split_chunk(host, Range { range: GpaRange::between(at, next), ..range }, policy, &mut cache, done).await;
         at = next;
     }
     cache.release(host).await;
@@ -92,9 +92,9 @@ async fn split_chunk<F: Format>(
     cache: &mut TableCache,
     done: &mut Splits,
 ) {
-    let Range { root, start, end, goal } = range;
+    let Range { root, range, goal } = range;
     host.rcu_read_lock().await;
-    let mut iter = TdpIter::new(*host.format(), root, goal.up(), start, end);
+    let mut iter = TdpIter::new(*host.format(), root, goal.up(), range.start, range.end());
     while iter.next(host).await {
         let child = iter.level.down().filter(|_| iter.is_leaf() && iter.level > goal);
         let Some((child, table)) = child.and_then(|child| Some((child, cache.take(child)?))) else {

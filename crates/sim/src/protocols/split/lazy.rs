@@ -1,6 +1,6 @@
 //! Splitting by a fault: one huge leaf is in the way of a smaller page.
 
-use mmu_core::{Format, Gpa, Hpa, Level, NotPresent, WalkCaches};
+use mmu_core::{Format, Gpa, GpaRange, Hpa, Level, NotPresent, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::{BreakBeforeMake, Linked, SplitPolicy, give_back, replace, split_leaf};
@@ -44,8 +44,8 @@ pub async fn lazy_split<F: Format>(
     old: u64,
     how: LazySplit,
 ) -> LazilySplit {
-    let bytes = host.format().geometry().page_size(level).bytes();
-    let gpa = gpa.align_down(host.format().geometry().page_size(level));
+    let page = host.format().geometry().page_size(level);
+    let gpa = gpa.align_down(page);
     match how {
         LazySplit::Zap | LazySplit::ClearThenFlush => {
             let frozen = host.format().encode_not_present(NotPresent::Frozen).unwrap_or(0);
@@ -53,7 +53,7 @@ pub async fn lazy_split<F: Format>(
             if host.cmpxchg(at, old, marker).await != Cmpxchg::Done {
                 return LazilySplit::Raced;
             }
-            host.flush_range(gpa, bytes, WalkCaches::Keep).await;
+            host.flush_range(GpaRange::new(gpa, page.into()), WalkCaches::Keep).await;
             if marker != 0 {
                 host.write(at, 0).await;
             }

@@ -22,7 +22,9 @@ mod lazy;
 
 use std::fmt;
 
-use mmu_core::{BreakRule, Cycles, Entry, Format, Gpa, Hpa, Leaf, Level, NotPresent, PageSize, WalkCaches};
+use mmu_core::{
+    BreakRule, Bytes, Cycles, Entry, Format, Gpa, GpaRange, Hpa, Leaf, Level, NotPresent, PageSize, WalkCaches,
+};
 use serde::{Deserialize, Serialize};
 
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, check_each, cond_resched, skip_run};
@@ -42,8 +44,8 @@ pub enum SplitTables {
     },
     /// A cache that is topped up outside the lock, one chunk's worth at a time (arm64).
     TopUp {
-        /// Bytes between two top-ups (`KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE`); a block size of the format.
-        chunk: u64,
+        /// Stretch between two top-ups (`KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE`); a block size of the format.
+        chunk: Bytes,
     },
 }
 
@@ -98,7 +100,7 @@ impl SplitPolicy {
     /// arm64, Linux 6.5, in chunks of 2 MiB.
     pub const ARM64_6_5: SplitPolicy = SplitPolicy {
         lock: ZapLock::Write,
-        tables: SplitTables::TopUp { chunk: PageSize::SIZE_2M.bytes() },
+        tables: SplitTables::TopUp { chunk: Bytes(PageSize::SIZE_2M.bytes()) },
         ..Self::X86_5_18
     };
 
@@ -138,8 +140,8 @@ pub enum SplitError {
     },
     /// The chunk is no leaf size of the format above the target.
     Chunk {
-        /// The chunk in bytes.
-        chunk: u64,
+        /// The chunk asked for.
+        chunk: Bytes,
     },
 }
 
@@ -157,7 +159,7 @@ impl fmt::Display for SplitError {
             SplitError::Chunk { chunk } => {
                 write!(
                     f,
-                    "a split chunk of {chunk} bytes is no block size of the second stage; use 2M or 1G with a 4K granule"
+                    "a split chunk of {chunk} is no block size of the second stage; use 2M or 1G with a 4K granule"
                 )
             }
         }
@@ -165,20 +167,19 @@ impl fmt::Display for SplitError {
 }
 impl std::error::Error for SplitError {}
 
-/// Splits every leaf of `[start, end)` below `root` that is larger than `to`.
+/// Splits every leaf of a range below `root` that is larger than `to`.
 ///
 /// # Errors
 /// When tables run out, or a size is not one of the format's.
 pub async fn eager_split<F: Format>(
     host: &Host<F>,
     root: Hpa,
-    start: Gpa,
-    end: Gpa,
+    range: GpaRange,
     to: PageSize,
     policy: &SplitPolicy,
 ) -> Result<Splits, SplitError> {
     let goal = host.format().geometry().level_of(to).ok_or(SplitError::PageSize { to })?;
-    let range = Range { root, start, end, goal };
+    let range = Range { root, range, goal };
     let mut done = Splits::default();
     match policy.tables {
         SplitTables::NoWait { fails_every } => {
@@ -187,7 +188,7 @@ pub async fn eager_split<F: Format>(
         }
         SplitTables::TopUp { chunk } => {
             let geometry = host.format().geometry();
-            if !geometry.page_sizes().any(|size| size.bytes() == chunk && size > to) {
+            if !geometry.page_sizes().any(|size| size.bytes() == chunk.0 && size > to) {
                 return Err(SplitError::Chunk { chunk });
             }
             chunks::split_chunks(host, range, chunk, policy, &mut done).await?;
@@ -200,8 +201,7 @@ pub async fn eager_split<F: Format>(
 #[derive(Clone, Copy, Debug)]
 struct Range {
     root: Hpa,
-    start: Gpa,
-    end: Gpa,
+    range: GpaRange,
     goal: Level,
 }
 
@@ -243,12 +243,12 @@ async fn split_range<F: Format>(
     mut nowait: NoWait,
     done: &mut Splits,
 ) -> Result<(), SplitError> {
-    let Range { root, start, end, goal } = range;
+    let Range { root, range, goal } = range;
     let check = check_each(policy.yielding);
     let mut debt = FlushDebt::Clean;
     let mut outcome = Ok(());
     host.rcu_read_lock().await;
-    let mut iter = TdpIter::new(*host.format(), root, goal.up(), start, end);
+    let mut iter = TdpIter::new(*host.format(), root, goal.up(), range.start, range.end());
     while iter.next(host).await {
         if cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
             continue;
@@ -361,7 +361,7 @@ pub(super) async fn replace<F: Format>(
         return false;
     }
     let walk_caches = if format.is_leaf(level, old) { WalkCaches::Keep } else { WalkCaches::Drop };
-    host.flush_range(gpa, format.geometry().page_size(level).bytes(), walk_caches).await;
+    host.flush_range(GpaRange::new(gpa, format.geometry().page_size(level).into()), walk_caches).await;
     // `stage2_make_pte`: the table's entries are visible before the table is.
     host.write_release(at, new).await;
     true
