@@ -3,6 +3,7 @@
 pub mod arch;
 pub mod checker;
 pub mod engine;
+pub mod events;
 pub mod experiment;
 pub mod protocols;
 pub mod rng;
