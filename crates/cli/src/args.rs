@@ -124,6 +124,9 @@ pub struct CompareZap {
     /// Write to a file, which appears when it is complete
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// What to record
+    #[command(flatten)]
+    pub record: crate::record::Record,
 }
 
 const DEFAULT_ACCESSES: u64 = 500_000;

@@ -6,7 +6,7 @@
 //! | `compare` | `compare zap`: from arguments to plans, runs and their report |
 //! | `selftest` | KVM's own tests by name |
 //! | `vectors`, `trace`, `machine` | the other commands |
-//! | `platform` | which machines a command runs on |
+//! | `platform`, `record` | which machines a command runs on, and what it records |
 //! | `table`, `output`, `progress` | tables for people, where data goes, where talk goes |
 //! | `error` | what can go wrong, and the exit code of it |
 //!
@@ -20,6 +20,7 @@ mod machine;
 mod output;
 mod platform;
 mod progress;
+pub mod record;
 pub mod selftest;
 mod table;
 mod trace;

@@ -33,13 +33,21 @@ impl Output {
     /// # Errors
     /// The file cannot be created.
     pub fn open(path: Option<&Path>) -> Result<Self, CliError> {
-        let Some(path) = path else {
-            return Ok(Self { name: "standard output".to_owned(), to: To::Stdout(io::stdout()) });
-        };
+        match path {
+            Some(path) => Self::named("--output", path),
+            None => Ok(Self { name: "standard output".to_owned(), to: To::Stdout(io::stdout()) }),
+        }
+    }
+
+    /// The file that `option` names; see [`Output::open`].
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub fn named(option: &str, path: &Path) -> Result<Self, CliError> {
         let name = path.display().to_string();
         let failed = |error: io::Error| {
             let what = format!("cannot create: {error}; name a file in a directory that exists and can be written");
-            CliError::argument(format!("--output {name}"), what)
+            CliError::argument(format!("{option} {name}"), what)
         };
         // Follows links, so that a link stays one.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

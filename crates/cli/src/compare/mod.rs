@@ -16,18 +16,20 @@ use crate::args::CompareZap;
 use crate::output::Output;
 use crate::platform::Formats;
 use crate::progress::Progress;
+use crate::record::Recorder;
 use plan::Plan;
 
 /// `compare zap`.
 pub fn zap(args: &CompareZap) -> Result<(), CliError> {
     let plans = plan::plans(args)?;
     let mut output = Output::open(args.output.as_deref())?;
+    let mut recorder = Recorder::open(&args.record)?;
     let workers = Workers::new(args.threads)?;
     // One run without a zap, then one for each strategy.
     let progress = Progress::new((plans.len() * (1 + strategies().len())) as u64);
     let mut runs = Vec::with_capacity(plans.len());
     for plan in plans {
-        let report = workers.run(&plan, &progress)?;
+        let report = workers.run(&plan, &progress, &mut recorder)?;
         if !args.json && !args.csv {
             let text = report::as_table(&plan, &report);
             progress.aside(|| output.write(&text))?;
@@ -40,6 +42,7 @@ pub fn zap(args: &CompareZap) -> Result<(), CliError> {
     } else if args.csv {
         output.write(&report::as_csv(&runs)?)?;
     }
+    recorder.finish()?;
     output.finish()
 }
 
@@ -60,20 +63,30 @@ impl Workers {
         Ok(Self(Some(pool)))
     }
 
-    fn run(&self, plan: &Plan, progress: &Progress) -> Result<ZapReport, CliError> {
+    fn run(&self, plan: &Plan, progress: &Progress, recorder: &mut Recorder) -> Result<ZapReport, CliError> {
         match plan.formats {
-            Formats::X86(arch) => self.run_on(arch, plan, progress),
-            Formats::Arm64(arch) => self.run_on(arch, plan, progress),
-            Formats::Power(arch) => self.run_on(arch, plan, progress),
+            Formats::X86(arch) => self.run_on(arch, plan, progress, recorder),
+            Formats::Arm64(arch) => self.run_on(arch, plan, progress, recorder),
+            Formats::Power(arch) => self.run_on(arch, plan, progress, recorder),
         }
     }
 
-    fn run_on<A: Arch>(&self, arch: A, plan: &Plan, progress: &Progress) -> Result<ZapReport, CliError> {
-        let platform = Platform::new(arch, &plan.machine);
+    fn run_on<A: Arch>(
+        &self,
+        arch: A,
+        plan: &Plan,
+        progress: &Progress,
+        recorder: &mut Recorder,
+    ) -> Result<ZapReport, CliError> {
+        let platform = recorder.on(Platform::new(arch, &plan.machine));
         let strategies = strategies();
         let mut done = 0;
+        let mut recorded = Ok(());
         let mut step = || {
             progress.step();
+            if recorded.is_ok() {
+                recorded = recorder.drain(arch.name());
+            }
             let what = strategies.get(done).map_or("", |strategy| strategy.name);
             progress.say(format!("{}: {what}", arch.name()));
             done += 1;
@@ -85,6 +98,7 @@ impl Workers {
                 pool.install(|| compare_zap(&platform, &plan.vm, plan.request, &strategies, Threads::Pool, &mut step))
             }
         };
+        recorded?;
         result.map_err(|error| failure(plan, &error))
     }
 }

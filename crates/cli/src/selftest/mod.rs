@@ -16,6 +16,7 @@ use crate::CliError;
 use crate::args::ArchName;
 use crate::output::Output;
 use crate::platform::{Formats, formats, machines};
+use crate::record::{Record, Recorder};
 use crate::table::{Columns, compact};
 
 /// The tests.
@@ -41,6 +42,9 @@ pub struct Common {
     /// Write to a file instead of standard output
     #[arg(long, value_name = "FILE")]
     pub output: Option<std::path::PathBuf>,
+    /// What to record
+    #[command(flatten)]
+    pub record: Record,
 }
 
 /// One test with its arguments.
@@ -63,14 +67,19 @@ pub(crate) fn run(test: &Selftest) -> Result<(), CliError> {
 fn run_test(test: &impl Test) -> Result<(), CliError> {
     let common = test.common();
     let mut reports = Vec::new();
+    let mut recorder = Recorder::open(&common.record)?;
     for machine in machines(common.machine.as_deref(), &common.arch)? {
         let report = match formats(&machine, test.memory())? {
-            Formats::X86(arch) => test.run(&Platform::new(arch, &machine)),
-            Formats::Arm64(arch) => test.run(&Platform::new(arch, &machine)),
-            Formats::Power(arch) => test.run(&Platform::new(arch, &machine)),
+            Formats::X86(arch) => test.run(&recorder.on(Platform::new(arch, &machine))),
+            Formats::Arm64(arch) => test.run(&recorder.on(Platform::new(arch, &machine))),
+            Formats::Power(arch) => test.run(&recorder.on(Platform::new(arch, &machine))),
         };
-        reports.push(report.map_err(refused)?);
+        let report = report.map_err(refused);
+        // What led to a failure is worth looking at.
+        recorder.drain(&report.as_ref().map_or_else(|_| machine.name.clone(), title))?;
+        reports.push(report?);
     }
+    recorder.finish()?;
     let mut output = Output::open(common.output.as_deref())?;
     if common.json {
         let text = serde_json::to_string_pretty(&reports).map_err(CliError::input)?;
@@ -86,6 +95,10 @@ fn run_test(test: &impl Test) -> Result<(), CliError> {
         .flat_map(|report| report.failed().map(|check| format!("{} on {}: {}", report.test, report.arch, check.what)))
         .collect();
     if failed.is_empty() { Ok(()) } else { Err(CliError::Check(failed.join("\n"))) }
+}
+
+fn title(report: &SelftestReport) -> String {
+    format!("{} on {}", report.test, report.arch)
 }
 
 fn refused(error: SelftestError) -> CliError {

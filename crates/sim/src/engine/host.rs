@@ -15,6 +15,7 @@ use super::op::{
     Work,
 };
 use super::vcpu::Exit;
+use crate::events::Trace;
 use crate::workload::GuestWork;
 
 /// Where operations go: what is performed at once, and what the actor must wait for.
@@ -24,10 +25,18 @@ pub(crate) trait Stage {
     fn perform(&mut self, op: Op) -> Option<Reply>;
     /// The answer to the operation that the actor waited for.
     fn reply(&self) -> Reply;
+    /// The actor that is being polled goes on after a wait.
+    fn resumed(&mut self) {}
     /// Why a vCPU left the guest last.
     fn exit(&self, vcpu: VcpuId) -> Exit;
     /// What a vCPU does from its next entry on.
     fn assign(&mut self, vcpu: VcpuId, work: GuestWork);
+    /// Whether anybody wants to know what protocols have to say.
+    fn is_recorded(&self) -> bool {
+        false
+    }
+    /// Something that only the protocol knows.
+    fn record(&mut self, _what: Trace) {}
 }
 
 /// An actor's handle to the host. Cloning gives another handle to the same host.
@@ -35,6 +44,7 @@ pub(crate) trait Stage {
 pub struct Host<F> {
     stage: Rc<RefCell<dyn Stage>>,
     format: F,
+    recorded: bool,
 }
 
 impl<F: fmt::Debug> fmt::Debug for Host<F> {
@@ -76,14 +86,19 @@ impl Future for OpFuture<'_> {
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Reply> {
         match self.op.take() {
             Some(op) => self.stage.borrow_mut().perform(op).map_or(Poll::Pending, Poll::Ready),
-            None => Poll::Ready(self.stage.borrow().reply()),
+            None => {
+                let mut stage = self.stage.borrow_mut();
+                stage.resumed();
+                Poll::Ready(stage.reply())
+            }
         }
     }
 }
 
 impl<F: Copy> Host<F> {
     pub(crate) fn new(stage: Rc<RefCell<dyn Stage>>, format: F) -> Self {
-        Self { stage, format }
+        let recorded = stage.borrow().is_recorded();
+        Self { stage, format, recorded }
     }
 
     /// The second-stage format of this VM.
@@ -94,6 +109,14 @@ impl<F: Copy> Host<F> {
     #[inline]
     pub(super) fn op(&self, op: Op) -> impl Future<Output = Reply> + '_ {
         OpFuture { stage: &self.stage, op: Some(op) }
+    }
+
+    /// Records an event that only the protocol knows of; nothing when nobody records.
+    #[inline]
+    pub fn trace(&self, what: impl FnOnce() -> Trace) {
+        if self.recorded {
+            self.stage.borrow_mut().record(what());
+        }
     }
 
     // ---- table words ----

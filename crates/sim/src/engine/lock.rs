@@ -91,6 +91,11 @@ impl SimLock {
         self.holders.contains(&actor)
     }
 
+    /// Whether this actor holds it and nobody else can.
+    pub(crate) fn is_held_alone_by(&self, actor: ActorId) -> bool {
+        self.exclusive && self.is_held_by(actor)
+    }
+
     /// Takes the lock at `now` and tells when the actor may go on, or queues it.
     pub(crate) fn acquire(&mut self, actor: ActorId, mode: LockMode, now: Cycles, costs: LockCosts) -> Option<Cycles> {
         let mode = self.mode(mode);

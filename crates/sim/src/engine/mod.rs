@@ -11,6 +11,7 @@
 //! | `backing` | the primary MMU's pages |
 //! | `cleanliness` | which of them were cleaned to the point of coherency |
 //! | `lock`, `wait`, `rcu`, `flight` | lock and wait queues, grace periods, flushes in the air |
+//! | `tap` | recording of what passes between actors and the engine |
 //! | `costs` | the machine's figures in cycles |
 
 mod backing;
@@ -26,6 +27,7 @@ mod rcu;
 mod sim;
 mod stretches;
 mod upkeep;
+mod tap;
 pub(crate) mod vcpu;
 mod wait;
 mod walk;

@@ -27,10 +27,12 @@ use rayon::prelude::*;
 use super::host::{Host, Stage};
 use super::lock::{ActorId, Granted, LockKind};
 use super::op::{LockId, Op, Reply, Var, VcpuId, WaitQueue};
+use super::tap::Tap;
 use super::vcpu::{Exit, Mode, Vcpu, VcpuStats, View, Watch};
 use super::world::{ActorState, ActorStats, Horizon, Performed, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
+use crate::events::Recorder;
 use crate::protocols::vm;
 use crate::workload::GuestWork;
 
@@ -72,17 +74,17 @@ struct Slot {
 }
 
 /// What operations act on, and the actor that is being polled.
-struct Timed<A: Arch> {
-    world: World<A>,
-    vcpus: Vec<Vcpu<A>>,
-    actor: ActorState,
+pub(super) struct Timed<A: Arch> {
+    pub(super) world: World<A>,
+    pub(super) vcpus: Vec<Vcpu<A>>,
+    pub(super) actor: ActorState,
     horizon: Horizon,
     /// What the polled actor waits for, or its answer when it is polled again.
-    parked: Parked,
+    pub(super) parked: Parked,
 }
 
 #[derive(Clone, Copy)]
-enum Parked {
+pub(super) enum Parked {
     /// For its turn: the operation is done, this is the answer.
     Turn(Reply),
     /// For somebody else.
@@ -134,6 +136,8 @@ impl<A: Arch> Timed<A> {
 /// One simulation.
 pub struct Sim<A: Arch> {
     stage: Rc<RefCell<Timed<A>>>,
+    /// What records, in front of the stage.
+    tap: Option<Rc<RefCell<Tap<A>>>>,
     format: A::Two,
     actors: Vec<Slot>,
     /// Actors that can go on, by time and number.
@@ -166,6 +170,7 @@ impl<A: Arch> Sim<A> {
         let timed = Timed { world, vcpus: Vec::new(), actor, horizon, parked: Parked::Event };
         Self {
             stage: Rc::new(RefCell::new(timed)),
+            tap: None,
             format,
             actors: Vec::new(),
             ready: BinaryHeap::new(),
@@ -193,6 +198,20 @@ impl<A: Arch> Sim<A> {
     /// Sets the least window length; the default is the machine's smallest latency between processors.
     pub fn set_window(&mut self, window: Cycles) {
         self.window = window.max(Cycles(1));
+    }
+
+    /// Records from now on; the recording goes to the collector when the simulation is dropped. Before any actor is spawned.
+    pub(crate) fn record(&mut self, recorder: Recorder) {
+        for vcpu in &mut self.stage.borrow_mut().vcpus {
+            vcpu.served = Some(Vec::new());
+        }
+        self.tap = Some(Rc::new(RefCell::new(Tap::new(self.stage.clone(), recorder))));
+    }
+    /// Names the recording, if there is one.
+    pub fn name_recording(&mut self, name: &str) {
+        if let Some(tap) = &self.tap {
+            tap.borrow_mut().recorder().set_name(name);
+        }
     }
 
     pub(crate) fn add_vcpu(&mut self, vcpu: Vcpu<A>) {
@@ -247,9 +266,15 @@ impl<A: Arch> Sim<A> {
         start: impl FnOnce(Host<A::Two>) -> ActorFuture,
         vcpu: Option<VcpuId>,
     ) -> ActorId {
-        let stage: Rc<RefCell<dyn Stage>> = self.stage.clone();
-        let future = start(Host::new(stage, self.format));
         let id = self.actors.len();
+        if let Some(tap) = &self.tap {
+            tap.borrow_mut().recorder().actor(id, name, vcpu.map(|vcpu| vcpu.0));
+        }
+        let stage: Rc<RefCell<dyn Stage>> = match &self.tap {
+            Some(tap) => tap.clone(),
+            None => self.stage.clone(),
+        };
+        let future = start(Host::new(stage, self.format));
         let state = ActorState::new(id, at);
         self.actors.push(Slot { name, future: Some(future), state, reply: Reply::default(), vcpu, finished: false });
         id
@@ -339,9 +364,13 @@ impl<A: Arch> Sim<A> {
     fn collect(&mut self) {
         {
             let Timed { world, vcpus, .. } = &mut *self.stage.borrow_mut();
+            let mut tap = self.tap.as_ref().map(|tap| tap.borrow_mut());
             for (i, vcpu) in vcpus.iter_mut().enumerate() {
                 if !vcpu.log.is_empty() {
                     for (at, word) in vcpu.log.drain() {
+                        if let Some(tap) = &mut tap {
+                            tap.flags(i, at, word, vcpu.clock);
+                        }
                         // Walks only ever set flags, and nobody else has written since they read the word.
                         if let Err(fault) = world.tables.fetch_or(at, word) {
                             let moment = vcpu.clock;
@@ -352,7 +381,13 @@ impl<A: Arch> Sim<A> {
                 for violation in vcpu.violations.drain(..) {
                     world.checker.report(violation);
                 }
+                if let Some(tap) = &mut tap {
+                    vcpu.served.iter_mut().flat_map(|served| served.drain(..)).for_each(|served| tap.served(i, served));
+                }
                 for (flight, at) in vcpu.acks.drain(..) {
+                    if let Some(tap) = &mut tap {
+                        tap.acknowledged(world.sender(flight), i, at);
+                    }
                     world.acknowledge(flight, at);
                 }
                 if vcpu.mode == Mode::Exited {
@@ -399,6 +434,10 @@ impl<A: Arch> Sim<A> {
     fn end_grace_periods(&mut self, now: Cycles) {
         let world = &mut self.stage.borrow_mut().world;
         let expired = world.rcu.expire(now);
+        if let Some(tap) = &self.tap {
+            let tables = expired.frames.iter().map(|frames| frames.count).sum();
+            tap.borrow_mut().grace_period(now, tables, expired.wake.len() as u64);
+        }
         for frames in expired.frames {
             world.free(frames);
         }
@@ -444,6 +483,9 @@ impl<A: Arch> Sim<A> {
         let slot = &mut self.actors[id];
         slot.finished = true;
         slot.state.finish();
+        if let Some(tap) = &self.tap {
+            tap.borrow_mut().finished(id, slot.state.now);
+        }
         if let Some(vcpu) = slot.vcpu {
             self.stage.borrow_mut().vcpus[vcpu.0].mode = Mode::Finished;
         }

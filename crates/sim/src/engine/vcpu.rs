@@ -43,6 +43,17 @@ pub enum ExitReason {
     Kicked,
 }
 
+impl ExitReason {
+    /// One word for reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ExitReason::Fault(_) => "fault",
+            ExitReason::Done => "done",
+            ExitReason::Kicked => "kicked",
+        }
+    }
+}
+
 /// A second-stage fault as the hypervisor gets it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestFault {
@@ -145,6 +156,27 @@ enum What {
     Leave,
 }
 
+impl What {
+    const fn name(self) -> &'static str {
+        match self {
+            What::Flush(_) => "flush",
+            What::Reload => "reload",
+            What::Leave => "leave",
+        }
+    }
+}
+
+/// An interruption of guest code, for who records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Served {
+    /// When the guest stopped.
+    pub(super) from: Cycles,
+    /// When the request was served.
+    pub(super) to: Cycles,
+    /// What was asked for.
+    pub(super) request: &'static str,
+}
+
 /// What all vCPUs of a window look at.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
@@ -192,6 +224,8 @@ pub struct Vcpu<A: Arch> {
     pub(crate) guest_caches: GuestCaches,
     /// Translations of different sizes for one address may be cached here.
     overlapped: bool,
+    /// Interruptions of this window, if somebody records.
+    pub(super) served: Option<Vec<Served>>,
     reload: bool,
     /// Flush asked for while out of the guest, to be made before it is entered.
     owed: Option<Flush>,
@@ -238,6 +272,7 @@ impl<A: Arch> Vcpu<A> {
             log: FlagLog::default(),
             guest_caches: GuestCaches::On,
             overlapped: false,
+            served: None,
             reload: false,
             owed: None,
             requests: VecDeque::new(),
@@ -428,6 +463,9 @@ impl<A: Arch> Vcpu<A> {
         self.clock += if request.flight.is_some() { costs.ipi_victim } else { costs.broadcast_victim };
         self.serve(request, costs);
         self.stats.interrupt_cycles += self.clock.since(before);
+        if let Some(served) = &mut self.served {
+            served.push(Served { from: before, to: self.clock, request: request.what.name() });
+        }
         if self.reload || request.what == What::Leave {
             self.leave(ExitReason::Kicked, costs);
         }

@@ -648,6 +648,11 @@ impl<A: Arch> World<A> {
         Performed::Blocked
     }
 
+    /// Who sent a flight, and when.
+    pub(super) fn sender(&self, id: FlightId) -> Option<(ActorId, Cycles)> {
+        self.flights.get(id.0).map(|flight| (flight.actor, flight.started))
+    }
+
     /// A vCPU has done what a flight asked of it.
     pub(crate) fn acknowledge(&mut self, id: FlightId, at: Cycles) {
         let ack = self.costs.ipi_ack;

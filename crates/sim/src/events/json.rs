@@ -103,14 +103,8 @@ mod tests {
 
     #[test]
     fn a_line_per_event_with_words_as_text() {
-        let what = Trace::KvmTdpMmuSpteChanged {
-            gfn: 0x200,
-            old_spte: u64::MAX,
-            new_spte: 0,
-            level: 2,
-            as_id: 0,
-            count: 512,
-        };
+        let what =
+            Trace::KvmTdpMmuSpteChanged { gfn: 0x200, old_spte: u64::MAX, new_spte: 0, level: 2, as_id: 0, count: 512 };
         let event = Event { at: Cycles(7), track: Track::Actor(3), extent: Extent::Point, what };
         let recording = Recording {
             name: "a \"b\"\n".into(),

@@ -35,6 +35,7 @@ mod places;
 mod recorder;
 mod trace;
 
+pub(crate) use places::Places;
 pub use recorder::{Collector, Recording};
 pub(crate) use recorder::{Open, Recorder};
 pub use trace::{Trace, Value};

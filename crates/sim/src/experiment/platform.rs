@@ -5,6 +5,7 @@ use mmu_core::tlb::{CacheSpec, CachesSpec};
 
 use crate::arch::Arch;
 use crate::engine::Costs;
+use crate::events::Collector;
 
 /// Everything about the hardware of one run.
 #[derive(Clone, PartialEq, Debug)]
@@ -21,6 +22,8 @@ pub struct Platform<A: Arch> {
     pub costs: Costs,
     /// Clock in hertz.
     pub clock_hz: u64,
+    /// Where simulations that are built on it put their recordings, if anybody records.
+    pub events: Option<Collector>,
 }
 
 impl<A: Arch> Platform<A> {
@@ -33,6 +36,13 @@ impl<A: Arch> Platform<A> {
             memory: machine.caches.clone(),
             costs: Costs::of(machine),
             clock_hz: (machine.clock.ghz() * 1e9) as u64,
+            events: None,
         }
+    }
+
+    /// The same platform, every simulation of which is recorded.
+    #[must_use]
+    pub fn recording(self, collector: &Collector) -> Self {
+        Self { events: Some(collector.clone()), ..self }
     }
 }

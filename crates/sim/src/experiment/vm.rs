@@ -11,6 +11,7 @@ use super::platform::Platform;
 use crate::arch::Arch;
 use crate::engine::world::table_words;
 use crate::engine::{Backing, GuestError, GuestPaging, GuestShare, GuestTables, LockMode, Sim, Vcpu, VcpuId, World};
+use crate::events::Recorder;
 use crate::protocols::fault::FaultPolicy;
 use crate::protocols::vcpu as protocol;
 use crate::rng::Seed;
@@ -154,6 +155,9 @@ pub fn build_without_threads<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> 
     let mut sim = Sim::new(world);
     for index in 0..spec.vcpus {
         sim.add_vcpu(vcpu(platform, spec, index, root)?);
+    }
+    if let Some(collector) = &platform.events {
+        sim.record(Recorder::new(collector, platform.arch.name(), &platform.machine, platform.clock_hz));
     }
     Ok(sim)
 }

@@ -240,6 +240,7 @@ fn run<A: Arch>(
     threads: Threads,
 ) -> Result<Finished, RunError> {
     let mut sim = build(platform, vm).map_err(RunError::Build)?;
+    sim.name_recording(strategy.map_or("without a zap", |strategy| strategy.name));
     sim.set_threads(threads);
     sim.set_watch(Watch::Accesses);
     let root = sim.world().root();
