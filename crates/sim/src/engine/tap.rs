@@ -419,7 +419,9 @@ fn esr(fault: &GuestFault, level: u64) -> u64 {
         FaultClass::Permission | FaultClass::DirtyFlag => 0b00_1100,
         FaultClass::External => 0b01_0000,
         FaultClass::NotPresent | FaultClass::Malformed => 0b00_0100,
+        FaultClass::TlbConflict => 0b11_0000,
     };
+    let level = if fault.class == FaultClass::TlbConflict { 0 } else { level };
     class << 26 | 1 << 25 | write << 6 | status | level
 }
 
@@ -428,7 +430,12 @@ fn hdsisr(fault: &GuestFault) -> u64 {
     let cause = match fault.class {
         FaultClass::Permission => 0x0800_0000,
         FaultClass::AccessFlag | FaultClass::DirtyFlag => 0x0004_0000,
-        FaultClass::NotPresent | FaultClass::Malformed | FaultClass::AddressSize | FaultClass::External => 0x4000_0000,
+        // POWER reports two matching entries as a machine check.
+        FaultClass::NotPresent
+        | FaultClass::Malformed
+        | FaultClass::AddressSize
+        | FaultClass::External
+        | FaultClass::TlbConflict => 0x4000_0000,
     };
     let store = u64::from(matches!(fault.access, AccessKind::Write | AccessKind::ReadWrite)) * 0x0200_0000;
     cause | store
