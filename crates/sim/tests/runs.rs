@@ -2,13 +2,19 @@
 
 mod common;
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use common::{small_vm, x86};
 use mmu_core::{ByteUnits, Bytes, Cycles, Gpa, GpaRange, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::engine::{ActorStats, HostCounters, Runs, Sim, Stopped, VcpuStats};
 use mmu_sim::experiment::zap::{Target, strategies};
 use mmu_sim::experiment::{Platform, VmSpec, build};
+use mmu_sim::protocols::aging::AgingPolicy;
+use mmu_sim::protocols::reclaim::{Scan, Scanned, pass, scan};
 use mmu_sim::protocols::unmap::{UnmapFlush, UnmapPolicy, unmap_range};
+use mmu_sim::protocols::young::{Convention, YoungBitmap};
 use mmu_sim::protocols::zap::ZapPolicy;
 use mmu_sim::protocols::{memslot, notifier};
 use mmu_sim::workload::Workload;
@@ -111,8 +117,58 @@ fn every_strategy_with_busy_vcpus_and_short_time_slices() {
     }
 }
 
+/// Ages a range once per policy while vCPUs run, and tells what each pass found beside everything else.
+fn age<A: Arch>(
+    platform: &Platform<A>,
+    vm: &VmSpec,
+    range: GpaRange,
+    batch: u64,
+    runs: Runs,
+) -> (Outcome, Vec<Scanned>) {
+    let mut sim = build(platform, vm).unwrap();
+    sim.set_runs(runs);
+    let found = Rc::new(RefCell::new(Vec::new()));
+    let into = Rc::clone(&found);
+    sim.spawn("age", Cycles(10_000), move |host| {
+        Box::pin(async move {
+            for policy in [AgingPolicy::V6_12, AgingPolicy::V6_15, AgingPolicy::YU_V2, AgingPolicy::X42] {
+                let mut young = YoungBitmap::new(range, PageSize::SIZE_4K, Convention::V2);
+                let batches = scan(&host, &mut young, Scan::Walk { batch }, &policy, None).await;
+                let whole = pass(&host, range, &policy).await;
+                into.borrow_mut().extend([batches, whole]);
+            }
+        })
+    });
+    let outcome = outcome(&mut sim);
+    (outcome, found.take())
+}
+
+#[test]
+fn aging_with_busy_vcpus() {
+    let platform = x86();
+    // Young and old pages mixed, set by walks while the ager is under way; and uniform tables behind them.
+    for (accesses, batch) in [(0, 64), (20_000, 1), (20_000, 64), (20_000, 5_000)] {
+        let vm = small_vm(24.MiB(), 2, accesses);
+        let range = GpaRange::new(Gpa::new(0), Bytes(24.MiB()));
+        let run = |runs| age(&platform, &vm, range, batch, runs);
+        let whole = run(Runs::Whole);
+        assert_eq!(whole, run(Runs::Single), "batch {batch}");
+        assert!(whole.1.iter().all(|scanned| scanned.pages == 6_144 && scanned.aged.leaves == 6_144));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn aging_any_range(start in 0u64..6_000, pages in 1u64..6_000, batch in 1u64..700, accesses in 0u64..4_000) {
+        let platform = x86();
+        let vm = small_vm(24.MiB(), 2, accesses);
+        let bytes = Bytes((pages << 12).min(vm.memory.0 - (start << 12)));
+        let range = GpaRange::new(Gpa::new(start << 12), bytes);
+        let run = |runs| age(&platform, &vm, range, batch, runs);
+        prop_assert_eq!(run(Runs::Whole), run(Runs::Single));
+    }
+
     #[test]
     fn any_range_any_slice(
         start in 0u64..6_000,

@@ -91,7 +91,7 @@ impl<A: Arch> World<A> {
 
     /// How many of `len` table entries from `at` on point to consecutive last-level tables whose words are all in one
     /// progression, where the first word is and what it says.
-    fn uniform_tables(&self, at: Hpa, len: u64, level: Level) -> Option<UniformTables> {
+    pub(super) fn uniform_tables(&self, at: Hpa, len: u64, level: Level) -> Option<UniformTables> {
         let two = self.arch.two();
         let leaf_level = level.down()?;
         let (entries, bytes) = (two.geometry().entries(leaf_level) as u64, two.geometry().table_bytes(leaf_level));
@@ -104,7 +104,8 @@ impl<A: Arch> World<A> {
             (true, false) => return None,
             (false, _) => Holds::Nothing,
         };
-        Some(UniformTables { first, tables: words.len / entries, entries, holds })
+        let (tables, word, step) = (words.len / entries, words.first, words.step);
+        Some(UniformTables { first, tables, entries, word, step, holds })
     }
 
     /// Leaf work below table entries, in the order of a walk over single entries: each table entry is read, checked, read again
@@ -113,7 +114,7 @@ impl<A: Arch> World<A> {
         if self.runs == Runs::Single {
             return 0;
         }
-        let Some(UniformTables { first, tables, entries, holds: Holds::Leaves }) =
+        let Some(UniformTables { first, tables, entries, holds: Holds::Leaves, .. }) =
             self.uniform_tables(run.at, run.len, run.level)
         else {
             return 0;
@@ -234,18 +235,22 @@ impl<A: Arch> World<A> {
 
 /// Consecutive last-level tables whose words are all alike.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct UniformTables {
+pub(super) struct UniformTables {
     /// First word of the first table.
-    first: Hpa,
+    pub(super) first: Hpa,
     /// How many tables.
-    tables: u64,
+    pub(super) tables: u64,
     /// Entries of each.
-    entries: u64,
-    holds: Holds,
+    pub(super) entries: u64,
+    /// The first word.
+    pub(super) word: u64,
+    /// What each word adds to the one before it.
+    pub(super) step: u64,
+    pub(super) holds: Holds,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Holds {
+pub(super) enum Holds {
     Leaves,
     Nothing,
 }

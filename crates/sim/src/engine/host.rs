@@ -11,7 +11,7 @@ use mmu_core::{Cycles, Flush, FlushScope, Gpa, GpaRange, Hpa, Level, PageSize, R
 
 use super::lock::LockKind;
 use super::op::{
-    Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RunBelow, RunOp, Var, VcpuId, WaitQueue, Wake,
+    AgeBelow, AgeRun, Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RunBelow, RunOp, Var, VcpuId, WaitQueue, Wake,
     Work,
 };
 use super::vcpu::Exit;
@@ -72,6 +72,26 @@ pub enum Cmpxchg {
     Done,
     /// Somebody else changed the word to this.
     Failed(u64),
+}
+
+/// What an aging operation on whole tables did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AgeBelowDone {
+    /// Tables done; 0: go down.
+    pub tables: u64,
+    /// Leaves in them.
+    pub leaves: u64,
+    /// Young ones: all or none.
+    pub young: u64,
+}
+
+/// What an aging operation on a run did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AgeDone {
+    /// Entries done, at least one.
+    pub entries: u64,
+    /// The first entry as it was found, and whether it could be replaced.
+    pub first: Cmpxchg,
 }
 
 struct OpFuture<'a> {
@@ -162,6 +182,17 @@ impl<F: Copy> Host<F> {
     /// Does the same to every leaf below consecutive table entries; returns how many tables were done (0: go down).
     pub async fn run_below(&self, run: RunBelow) -> u64 {
         self.op(Op::RunBelow(run)).await.a
+    }
+    /// Ages consecutive entries: young leaves become old as `run.write` says, others are looked at. All entries done are of the
+    /// first one's kind.
+    pub async fn age(&self, run: AgeRun) -> AgeDone {
+        let Reply { a, b, c } = self.op(Op::Age(run)).await;
+        AgeDone { entries: a.max(1), first: if b == 0 { Cmpxchg::Done } else { Cmpxchg::Failed(c) } }
+    }
+    /// Ages every leaf below consecutive table entries where they are all alike.
+    pub async fn age_below(&self, run: AgeBelow) -> AgeBelowDone {
+        let Reply { a, b, c } = self.op(Op::AgeBelow(run)).await;
+        AgeBelowDone { tables: a, leaves: a * c, young: a * b * c }
     }
     /// Detaches whole subtrees at once where they are uniform; returns how many (0: do it entry by entry).
     pub async fn remove_subtrees(&self, remove: RemoveSubtrees) -> u64 {

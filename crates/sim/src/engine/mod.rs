@@ -5,7 +5,7 @@
 //! | `sim` | windows, the parallel phase, the host phase, actors in time order |
 //! | `op` | micro-operations as values |
 //! | `host` | the handle that protocol code awaits them on |
-//! | `world`, `bulk`, `upkeep` | what each operation does and costs; operations on runs |
+//! | `world`, `bulk`, `upkeep`, `age` | what each operation does and costs; operations on runs; aging |
 //! | `vcpu`, `walk` | guest accesses, TLB look-ups, exits; walks |
 //! | `guest` | the guest's own page tables, filled on first touch |
 //! | `backing` | the primary MMU's pages |
@@ -14,6 +14,7 @@
 //! | `tap` | recording of what passes between actors and the engine |
 //! | `costs` | the machine's figures in cycles |
 
+mod age;
 mod backing;
 mod bulk;
 mod cleanliness;
@@ -33,11 +34,12 @@ mod wait;
 mod walk;
 pub(crate) mod world;
 
+pub(crate) use age::is_young;
 pub use backing::{Backed, Backing};
 pub use cleanliness::{Cleanliness, GuestCaches};
 pub use costs::Costs;
 pub use guest::{GuestError, GuestPaging, GuestShare, GuestTables};
-pub use host::{Cmpxchg, EntryRun, Host};
+pub use host::{AgeBelowDone, AgeDone, Cmpxchg, EntryRun, Host};
 pub use lock::{LockKind, LockStats};
 pub use op::*;
 pub use rcu::RcuStats;

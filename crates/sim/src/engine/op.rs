@@ -182,6 +182,46 @@ pub struct RunBelow {
     pub check: ReschedCheck,
 }
 
+/// How an aging walk clears the accessed state of a young leaf.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum AgeWrite {
+    /// Not at all: it only looks.
+    Nothing,
+    /// Atomic AND of the accessed flag; only for formats that have one.
+    And,
+    /// Compare-and-swap by the old form of the leaf, as [`mmu_core::Format::mark_old`] gives it.
+    Cmpxchg,
+}
+
+/// Aging of consecutive entries without holding anything that keeps others away. A run of n costs and counts exactly like n
+/// single entries; entries after the first are read here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AgeRun {
+    /// First entry.
+    pub at: Hpa,
+    /// Entries, at least one.
+    pub len: u64,
+    /// Their level.
+    pub level: Level,
+    /// The first entry as read.
+    pub old: u64,
+    /// What happens to young leaves.
+    pub write: AgeWrite,
+}
+
+/// Aging of all leaves of consecutive, uniformly populated last-level tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AgeBelow {
+    /// First table entry. It has been read already.
+    pub at: Hpa,
+    /// Table entries, at least one.
+    pub len: u64,
+    /// Level of those entries; their tables hold leaves.
+    pub level: Level,
+    /// What happens to young leaves.
+    pub write: AgeWrite,
+}
+
 /// A stretch of table frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frames {
@@ -216,6 +256,11 @@ pub enum Op {
     Run(RunOp),
     /// Bulk work on every leaf below consecutive table entries; replies how many tables were done (0: go down).
     RunBelow(RunBelow),
+    /// Ages consecutive entries; replies how many were done, whether the first's compare-and-swap failed, the first as found.
+    Age(AgeRun),
+    /// Ages every leaf below consecutive table entries; replies how many tables were done (0: go down), whether their leaves
+    /// were young, leaves per table.
+    AgeBelow(AgeBelow),
     /// Detaches the subtrees of consecutive, uniformly populated table entries at once, exactly as the entry-by-entry
     /// teardown would; replies how many it could do (0: do it entry by entry).
     RemoveSubtrees(RemoveSubtrees),

@@ -269,6 +269,8 @@ impl<A: Arch> World<A> {
             }
             Op::Run(run) => done(self.run(run, actor, horizon)),
             Op::RunBelow(run) => done(self.run_below(&run, actor, horizon)),
+            Op::Age(run) => Performed::Done(self.age(&run, actor, horizon)),
+            Op::AgeBelow(run) => Performed::Done(self.age_below(&run, actor, horizon)),
             Op::RemoveSubtrees(remove) => done(self.remove_subtrees(&remove, actor, horizon)),
             Op::Load(var, _) => {
                 actor.now += self.costs.store;
@@ -483,7 +485,7 @@ impl<A: Arch> World<A> {
         actor.now += self.costs.visit.times(entries);
     }
 
-    fn read(&mut self, at: Hpa, actor: &ActorState) -> u64 {
+    pub(super) fn read(&mut self, at: Hpa, actor: &ActorState) -> u64 {
         match self.tables.read(at) {
             Ok(word) => word,
             Err(fault) => {
@@ -504,7 +506,7 @@ impl<A: Arch> World<A> {
     }
 
     #[inline]
-    fn store(&mut self, at: Hpa, word: u64, actor: &ActorState) {
+    pub(super) fn store(&mut self, at: Hpa, word: u64, actor: &ActorState) {
         if word & self.tables.present_mask() != 0 {
             self.check_break(at, word, actor);
         }

@@ -5,9 +5,11 @@
 //!
 //! | file | models |
 //! | --- | --- |
+//! | `aging`, `young` | which pages were touched: clear_young and its kind; the bitmap of `test_clear_young` |
 //! | `iter` | `tdp_iter`: resumable pre-order walk of a second-stage tree |
 //! | `visit` | `kvm_pgtable_walk`: a tree walk that calls a visitor |
 //! | `unmap` | `stage2_unmap`: clearing a range, freeing tables that become empty |
+//! | `reclaim` | scans that age: page by page, looking around, walking page tables |
 //! | `zap` | leaf zap of a range, zap of one table, zap of a root |
 //! | `split`, `collapse` | huge leaves into tables, eagerly and lazily; tables back into huge leaves |
 //! | `fault` | a second-stage fault from exit to installed entry |
@@ -18,16 +20,19 @@
 //! | `vcpu` | a vCPU's thread: enter the guest, handle the exit, again |
 //! | `vm` | the end of a VM |
 
+pub mod aging;
 pub mod coalesce;
 pub mod collapse;
 pub mod fault;
 pub mod iter;
 pub mod memslot;
 pub mod notifier;
-pub mod teardown;
+pub mod reclaim;
 pub mod split;
+pub mod teardown;
 pub mod unmap;
 pub mod vcpu;
 pub mod visit;
 pub mod vm;
+pub mod young;
 pub mod zap;

@@ -6,8 +6,11 @@
 //! | file | test |
 //! | --- | --- |
 //! | `demand_paging` | `demand_paging_test` |
+//!
+//! `phases` is what tests with several phases have in common: vCPU threads that wait for the main thread and the other way round.
 
 pub mod demand_paging;
+pub mod phases;
 
 use std::collections::BTreeMap;
 use std::fmt;
