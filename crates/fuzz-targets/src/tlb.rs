@@ -63,7 +63,7 @@ pub(crate) fn tlb_vs_model(data: &[u8]) {
             break;
         }
         operation(&mut tlb, &mut newest, step, bytes.u8(), bytes.u8());
-        for array in tlb.l1().iter().chain(tlb.l2()) {
+        for array in tlb.l1().iter().chain(&tlb.l2()) {
             let shape = array.shape();
             assert!(array.len() <= shape.sets() as usize * shape.ways() as usize, "{} holds too much", array.name());
         }

@@ -3,8 +3,8 @@
 
 use mmu_core::assoc::Shape;
 use mmu_core::tlb::{
-    ArraySpec, Inclusion, Input, Invalidate, LargerPages, Lookup, Perms, Port, Tag, TagRules, Tlb, TlbArray, TlbEntry,
-    TlbSpec,
+    ArraySpec, Inclusion, Input, Invalidate, LargerPages, LevelArray, Lookup, Perms, Port, Tag, TagRules, Tlb,
+    TlbArray, TlbEntry, TlbSpec,
 };
 use mmu_core::{Cycles, Gva, Hpa, PageSize};
 use proptest::prelude::*;
@@ -61,7 +61,7 @@ impl Level {
             array.fill(Tag::default(), input, entry);
         }
     }
-    fn agrees(&self, arrays: &[TlbArray]) -> bool {
+    fn agrees(&self, arrays: &[LevelArray<'_>]) -> bool {
         let kept = |array: &TlbArray| {
             let mut entries: Vec<String> = array.entries().map(|entry| format!("{entry:?}")).collect();
             entries.sort();
@@ -116,7 +116,7 @@ proptest! {
                 if found == Lookup::Miss {
                     tlb.fill(port, Tag::default(), input, entry);
                 }
-                prop_assert!(first.agrees(tlb.l1()) && second.agrees(tlb.l2()));
+                prop_assert!(first.agrees(&tlb.l1()) && second.agrees(&tlb.l2()));
             }
             tlb.invalidate(Invalidate::All);
             by_hand = levels().map(Level::new);

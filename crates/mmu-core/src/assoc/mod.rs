@@ -5,14 +5,17 @@
 //! One type, [`SetAssoc`], holds its entries as cells of tag, rest of the key and value, set after set. The replacement
 //! state lies apart, in a form chosen once from the [`Shape`]:
 //!
-//! - *narrow* (up to 16 ways): the recency order of a set is one word of nibbles, updated without branches; beside it
-//!   lies one byte of every tag, so that a probe reads half a cache line of the host and then the one cell that hits;
+//! - *narrow* (up to 16 ways): one byte of every tag of a set lies in a row, so that a probe reads half a cache line of
+//!   the host and then the one cell that hits. Recency is one word of nibbles in the row, updated without branches; or,
+//!   under LRU and [if wanted](SetAssoc::stamped), a time stamp of every way, which makes a use one write and a fill
+//!   a search for the lowest;
 //! - *wide* (more ways, so every large fully associative structure): linked recency lists, and chained buckets by
 //!   tag, so that a probe of 256 ways costs about as much as one of 8;
-//! - *skewed*: time stamps, because the candidates for a block are not a set.
+//! - *skewed*: time stamps, because the candidates for a block are not a set, and chained buckets.
 //!
-//! All three keep the order of fill even for policies that ignore it: emptied ways sink to its end, hence "empty
-//! ways fill first" needs no search. Lookups allocate nothing.
+//! All keep the order of fill even for policies that ignore it: emptied ways sink to its end, hence "empty ways fill
+//! first" needs no search. Lookups allocate nothing. The cells of a set are as many as the next power of two of its
+//! ways; those past the last way stay empty.
 //!
 //! A [`Key`] says how a probe matches a stored key. Insertion compares by equality: inserting an equal key replaces
 //! the value in place. Two keys that match one probe without being equal (a global and an address-space-specific
@@ -31,11 +34,10 @@ mod shape;
 mod slow;
 
 use std::fmt;
-use std::num::NonZeroU64;
 
 pub use index::Index;
 use index::Indexer;
-use order::{Chains, Lists, NONE, packed};
+use order::{Chains, Lists, NONE, Stamps, packed};
 pub use replacement::Replacement;
 use replacement::SplitMix;
 use row::Row;
@@ -84,30 +86,25 @@ impl Key for u64 {
 }
 
 /// Place of an entry in the structure it came from, valid until the next insertion or removal there.
-// PERF: one word that is never zero, so that an optional place travels in one register of the host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Slot(NonZeroU64);
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Slot(u32);
 
 impl Slot {
     #[inline(always)]
-    fn new(set: u32, slot: u32) -> Self {
-        Self(NonZeroU64::MIN | (u64::from(set) << 32 | u64::from(slot) << 1))
+    fn new(slot: u32) -> Self {
+        Self(slot)
     }
     #[inline(always)]
-    fn set(self) -> u32 {
-        (self.0.get() >> 32) as u32
-    }
-    #[inline(always)]
-    fn slot(self) -> u32 {
-        self.0.get() as u32 >> 1
+    fn index(self) -> usize {
+        self.0 as usize
     }
 }
 
-impl Default for Slot {
-    /// The first place.
-    fn default() -> Self {
-        Self::new(0, 0)
-    }
+/// Where a look-up in a [swift](SetAssoc::is_swift) structure found nothing, valid until the next insertion or removal there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Missed {
+    set: u32,
+    print: u8,
 }
 
 /// One way: what it holds.
@@ -129,11 +126,22 @@ enum Probe {
     Else,
 }
 
+/// How the recency of narrow sets is to be kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Recency {
+    Order,
+    Stamps,
+}
+
 /// What a hit does to the replacement state.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OnHit {
+    /// Gives the way a new time stamp.
+    Stamp,
     /// Moves the way to the front of a narrow set's order.
     Order,
+    /// Moves the way to the front of a wide set's list.
+    List,
     /// Something else, or nothing.
     Else,
 }
@@ -141,6 +149,8 @@ enum OnHit {
 /// Whose way a new entry takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OnFill {
+    /// That with the oldest stamp of a narrow set.
+    Oldest,
     /// That of the last in a narrow set's order.
     Last,
     /// Another.
@@ -177,11 +187,20 @@ pub struct SetAssoc<K: Key, V> {
     indexer: Indexer,
     shape: Shape,
     probe: Probe,
+    // PERF: whether `on_hit` is a stamp, in a place of its own, so that this is asked first.
+    stamps_hits: bool,
     on_hit: OnHit,
     on_fill: OnFill,
     live: u32,
+    /// Cells of a set: `1 << set_shift`.
+    stride: u32,
+    set_shift: u32,
+    /// How rows keep the prints.
+    interleaved: u32,
     /// Bits of a narrow set's order.
     order_mask: u64,
+    /// Recency of stamped narrow and of skewed structures; counts uses in all.
+    stamps: Stamps,
     layout: Layout,
     random: SplitMix,
 }
@@ -190,32 +209,43 @@ pub struct SetAssoc<K: Key, V> {
 enum Layout {
     Narrow,
     Wide(Lists, Chains),
-    Skewed(Stamps),
-}
-
-/// Last use (LRU) or fill (FIFO) of every slot; for NRU 1 or 0.
-#[derive(Clone)]
-struct Stamps {
-    of: Vec<u64>,
-    clock: u64,
+    Skewed(Chains),
 }
 
 impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     /// An empty structure. The seed matters to random policies only.
     pub fn new(shape: Shape, seed: u64) -> Self {
-        let (sets, ways, entries) = (shape.sets(), shape.ways(), shape.entries());
-        let layout = if shape.index() == Index::Skewed {
-            Layout::Skewed(Stamps { of: vec![0; entries as usize], clock: 0 })
-        } else if shape.is_narrow() {
-            Layout::Narrow
-        } else {
-            Layout::Wide(Lists::new(sets, ways), Chains::new(entries))
+        Self::with_recency(shape, seed, Recency::Order)
+    }
+
+    /// The same, to the outside, with time stamps where it can have them: for small structures that are used far more
+    /// often than filled.
+    pub fn stamped(shape: Shape, seed: u64) -> Self {
+        Self::with_recency(shape, seed, Recency::Stamps)
+    }
+
+    fn with_recency(shape: Shape, seed: u64, wanted: Recency) -> Self {
+        let (sets, ways, policy) = (shape.sets(), shape.ways(), shape.replacement());
+        let skewed = shape.index() == Index::Skewed;
+        let narrow = shape.is_narrow() && !skewed;
+        let stamped = narrow && policy == Replacement::Lru && wanted == Recency::Stamps;
+        let stride = if stamped { Stamps::stride(ways) } else { ways.next_power_of_two() };
+        let cells = sets * stride;
+        let layout = match (skewed, narrow) {
+            (true, _) => Layout::Skewed(Chains::new(shape.entries(), cells)),
+            (_, true) => Layout::Narrow,
+            _ => Layout::Wide(Lists::new(sets, ways, stride), Chains::new(shape.entries(), cells)),
         };
-        let narrow = matches!(layout, Layout::Narrow);
         let indexer = Indexer::new(shape.index(), sets);
-        let in_order = matches!(shape.replacement(), Replacement::Lru | Replacement::Fifo);
+        let on_hit = match policy.reorders_on_hit() {
+            true if stamped || skewed => OnHit::Stamp,
+            true if narrow => OnHit::Order,
+            true => OnHit::List,
+            false => OnHit::Else,
+        };
+        let in_order = matches!(policy, Replacement::Lru | Replacement::Fifo);
         Self {
-            cells: vec![Cell { tag: K::EMPTY, rest: K::Rest::default(), value: V::default() }; entries as usize],
+            cells: vec![Cell { tag: K::EMPTY, rest: K::Rest::default(), value: V::default() }; cells as usize],
             rows: vec![Row::new(ways); sets as usize],
             indexer,
             shape,
@@ -224,10 +254,23 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
                 ..=row::WORD_WAYS => Probe::Eight,
                 _ => Probe::Sixteen,
             },
-            on_hit: if narrow && shape.replacement().reorders_on_hit() { OnHit::Order } else { OnHit::Else },
-            on_fill: if narrow && in_order { OnFill::Last } else { OnFill::Else },
+            interleaved: u32::from(ways > row::WORD_WAYS),
+            stamps_hits: on_hit == OnHit::Stamp,
+            on_hit,
+            on_fill: match narrow && in_order {
+                true if stamped => OnFill::Oldest,
+                true => OnFill::Last,
+                false => OnFill::Else,
+            },
             live: 0,
+            stride,
+            set_shift: stride.trailing_zeros(),
             order_mask: packed::mask(ways),
+            stamps: match (stamped, skewed) {
+                (true, _) => Stamps::of_sets(sets, ways),
+                (_, true) => Stamps::unset(cells),
+                _ => Stamps::unset(0),
+            },
             layout,
             random: SplitMix(seed),
         }
@@ -246,37 +289,97 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         self.live == 0
     }
 
+    /// Number of uses counted since it was made: look-ups that found something, touches and insertions.
+    #[inline]
+    pub fn uses(&self) -> u64 {
+        self.stamps.uses()
+    }
+
     /// Finds an entry and counts this as a use of it.
     #[inline(always)]
     pub fn lookup(&mut self, key: &K) -> Option<&V> {
         let slot = self.use_of(key)?;
-        self.cells.get(slot.slot() as usize).map(|cell| &cell.value)
+        self.cells.get(slot.index()).map(|cell| &cell.value)
     }
 
     /// Finds the place of an entry and counts this as a use of it.
-    // PERF: search and use together, because set and way are at hand between them.
     #[inline(always)]
     pub fn use_of(&mut self, key: &K) -> Option<Slot> {
-        if self.probe == Probe::Else || self.on_hit == OnHit::Else {
-            return self.use_elsewhere(*key);
+        if self.on_hit == OnHit::Order && self.probe != Probe::Else {
+            return self.use_in_order(key);
         }
-        let set = self.indexer.set_by_mask(key.number());
-        let row = self.rows.get_mut(set as usize)?;
-        let first = set * self.shape.ways();
-        let way = if self.probe == Probe::Eight {
-            row.find_in_eight(key.tag(), |way| holds(&self.cells, first + way, key, |rest| key.accepts(rest)))?
-        } else {
-            row.find(key.tag(), |way| holds(&self.cells, first + way, key, |rest| key.accepts(rest)))?
-        };
-        row.touch(way);
-        Some(Slot::new(set, first + way))
-    }
-
-    #[inline(never)]
-    fn use_elsewhere(&mut self, key: K) -> Option<Slot> {
-        let slot = self.find(&key)?;
+        let slot = self.find(key)?;
         self.touch(slot);
         Some(slot)
+    }
+
+    // PERF: search and use together, because set and way are at hand between them.
+    #[inline(always)]
+    fn use_in_order(&mut self, key: &K) -> Option<Slot> {
+        let set = self.indexer.set_by_mask(key.number());
+        let row = self.rows.get_mut(set as usize)?;
+        let first = set * self.stride;
+        let check = |way| holds(&self.cells, first + way, key, |rest| key.accepts(rest));
+        let way = match self.probe {
+            Probe::Eight => row.find_in_eight(row::print(key.tag()), check)?,
+            _ => row.find(row::print(key.tag()), check)?,
+        };
+        row.touch(way);
+        self.stamps.tick();
+        Some(Slot::new(first + way))
+    }
+
+    /// The value at a place where this very key was found, if it (still) is there; counts a use of it.
+    #[inline(always)]
+    pub fn use_again(&mut self, slot: Slot, key: &K) -> Option<V> {
+        let cell = self.cells.get(slot.index())?;
+        if cell.tag != key.tag() || cell.rest != key.rest() {
+            return None;
+        }
+        let value = cell.value;
+        self.touch(slot);
+        Some(value)
+    }
+
+    /// Whether [`use_or_miss`](Self::use_or_miss) and [`displace_at`](Self::displace_at) work here: at most eight ways, LRU,
+    /// and a power of two of sets with a modulo index.
+    pub fn is_swift(&self) -> bool {
+        self.probe == Probe::Eight && self.on_fill == OnFill::Oldest
+    }
+
+    /// [`use_of`](Self::use_of) in a swift structure; where nothing is found, says where that was.
+    // PERF: without the questions of the general way, and the fill that follows a miss need not search again.
+    #[inline(always)]
+    pub fn use_or_miss(&mut self, key: &K) -> Result<Slot, Missed> {
+        let (set, print) = (self.indexer.set_by_mask(key.number()), row::print(key.tag()));
+        let first = set * self.stride;
+        let check = |way| holds(&self.cells, first + way, key, |rest| key.accepts(rest));
+        let way = self.rows.get(set as usize).and_then(|row| row.find_in_eight(print, check));
+        let slot = Slot::new(first + way.ok_or(Missed { set, print })?);
+        let now = self.stamps.tick();
+        self.stamps.set(slot.index(), now);
+        Ok(slot)
+    }
+
+    /// [`displace`](Self::displace) in a swift structure, for the key that was missed.
+    #[inline(always)]
+    pub fn displace_at(&mut self, at: Missed, key: K, value: V) -> u64 {
+        let now = self.stamps.tick();
+        let way = self.stamps.renew_oldest_of_eight(at.set, self.set_shift, now);
+        let Some(row) = self.rows.get_mut(at.set as usize) else { return K::EMPTY };
+        row.set_print_of_eight(way, at.print);
+        self.overwrite((at.set * self.stride) + way, key, value)
+    }
+
+    #[inline(always)]
+    fn overwrite(&mut self, slot: u32, key: K, value: V) -> u64 {
+        let Some(cell) = self.cells.get_mut(slot as usize) else { return K::EMPTY };
+        let old = cell.tag;
+        *cell = Cell { tag: key.tag(), rest: key.rest(), value };
+        if old == K::EMPTY {
+            self.live += 1;
+        }
+        old
     }
 
     /// Finds an entry without counting a use.
@@ -294,37 +397,34 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     /// The value at a place.
     #[inline(always)]
     pub fn value(&self, slot: Slot) -> &V {
-        &self.cells[slot.slot() as usize].value
+        &self.cells[slot.index()].value
     }
     /// The key at a place; one with the tag [`Key::EMPTY`] if nothing is there.
     #[inline]
     pub fn key(&self, slot: Slot) -> K {
-        let cell = &self.cells[slot.slot() as usize];
+        let cell = &self.cells[slot.index()];
         K::join(cell.tag, cell.rest)
-    }
-
-    /// The value at a place, if this very key is (still) there.
-    #[inline(always)]
-    pub fn value_if(&self, slot: Slot, key: &K) -> Option<&V> {
-        let cell = self.cells.get(slot.slot() as usize)?;
-        (cell.tag == key.tag() && cell.rest == key.rest()).then_some(&cell.value)
     }
 
     /// The value at a place, to be changed.
     #[inline]
     pub fn value_mut(&mut self, slot: Slot) -> &mut V {
-        &mut self.cells[slot.slot() as usize].value
+        &mut self.cells[slot.index()].value
     }
 
     /// Counts a use of the entry at a place.
     #[inline(always)]
     pub fn touch(&mut self, slot: Slot) {
-        if self.on_hit == OnHit::Else {
-            return self.touch_elsewhere(slot.set(), slot.slot());
-        }
-        let way = slot.slot() - slot.set() * self.shape.ways();
-        if let Some(row) = self.rows.get_mut(slot.set() as usize) {
-            row.touch(way);
+        let now = self.stamps.tick();
+        if self.stamps_hits {
+            self.stamps.set(slot.index(), now);
+        } else if self.on_hit == OnHit::Order {
+            let (set, way) = self.set_and_way(slot.index() as u32);
+            if let Some(row) = self.rows.get_mut(set as usize) {
+                row.touch(way);
+            }
+        } else {
+            self.touch_elsewhere(slot.index() as u32);
         }
     }
 
@@ -357,7 +457,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     #[inline]
     pub fn insert_absent(&mut self, key: K, value: V) -> Inserted<K, V> {
         let slot = self.victim(key.number());
-        let Cell { rest, value: old, .. } = self.cells[slot.slot() as usize];
+        let Cell { rest, value: old, .. } = self.cells[slot.index()];
         let tag = self.place(slot, key, value);
         if tag == K::EMPTY { Inserted::Filled } else { Inserted::Evicted(K::join(tag, rest), old) }
     }
@@ -369,19 +469,20 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             return self.displace_elsewhere(key, value);
         }
         // PERF: the common case of `victim` and `place` together: whatever is last in order is overwritten.
-        let ways = self.shape.ways();
         let number = key.number();
         let masked = self.probe != Probe::Else;
         let set = if masked { self.indexer.set_by_mask(number) } else { self.indexer.set(number) };
         let Some(row) = self.rows.get_mut(set as usize) else { return K::EMPTY };
-        let way = packed::at(row.order, ways - 1);
-        row.order = packed::last_to_front(row.order, way, self.order_mask);
-        row.set_print(way, key.tag());
-        let Some(cell) = self.cells.get_mut((set * ways + way) as usize) else { return K::EMPTY };
-        let old = cell.tag;
-        *cell = Cell { tag: key.tag(), rest: key.rest(), value };
-        self.live += u32::from(old == K::EMPTY);
-        old
+        let now = self.stamps.tick();
+        let way = if self.on_fill == OnFill::Oldest {
+            self.stamps.renew_oldest(set, self.set_shift, now)
+        } else {
+            let way = packed::at(row.order, self.shape.ways() - 1);
+            row.order = packed::last_to_front(row.order, way, self.order_mask);
+            way
+        };
+        row.set_print(way, self.interleaved, key.tag());
+        self.overwrite(set * self.stride + way, key, value)
     }
 
     /// Removes what a probe with this key finds, all of it, and returns how many entries that were.
@@ -396,7 +497,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             return 0;
         }
         let before = self.live;
-        for slot in 0..self.shape.entries() {
+        for slot in 0..self.cells.len() as u32 {
             self.keep_or_drop(slot, &mut keep);
         }
         u64::from(before - self.live)
@@ -409,17 +510,17 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         }
         let (before, tag) = (self.live, key.tag());
         let mut keep = |stored: &K, value: &mut V| stored.tag() != tag || keep(stored, value);
-        if let Layout::Wide(_, chains) = &self.layout {
-            let mut slot = chains.first(tag);
-            while slot != NONE {
-                let Layout::Wide(_, chains) = &self.layout else { break };
-                let after = chains.after(slot);
+        if let Layout::Narrow = &self.layout {
+            let first = self.indexer.set(key.number()) << self.set_shift;
+            for slot in first..first + self.shape.ways() {
                 self.keep_or_drop(slot, &mut keep);
-                slot = after;
             }
         } else {
-            for way in 0..self.shape.ways() {
-                self.keep_or_drop(self.slot_in_way(key.number(), way).slot(), &mut keep);
+            let mut slot = self.chains().map_or(NONE, |chains| chains.first(tag));
+            while slot != NONE {
+                let after = self.chains().map_or(NONE, |chains| chains.after(slot));
+                self.keep_or_drop(slot, &mut keep);
+                slot = after;
             }
         }
         u64::from(before - self.live)
@@ -447,14 +548,14 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
     /// Searches one set of a narrow structure.
     #[inline(always)]
     fn search_row(&self, set: u32, key: &K, accept: impl Fn(K::Rest) -> bool) -> Option<Slot> {
-        let first = set * self.shape.ways();
-        let check = |way| holds(&self.cells, first + way, key, &accept);
+        let first = set * self.stride;
         let row = self.rows.get(set as usize)?;
-        let way = match self.probe {
-            Probe::Eight => row.find_in_eight(key.tag(), check)?,
-            _ => row.find(key.tag(), check)?,
+        let check = |way| holds(&self.cells, first + way, key, &accept);
+        let way = match self.interleaved {
+            0 => row.find_in_eight(row::print(key.tag()), check)?,
+            _ => row.find(row::print(key.tag()), check)?,
         };
-        Some(Slot::new(set, first + way))
+        Some(Slot::new(first + way))
     }
 
     #[inline]

@@ -1,8 +1,8 @@
 //! Recency orders of the ways of a set.
 //!
-//! Both forms hold a permutation: the way at position 0 was used (or filled) last, the way at the end is the next victim.
+//! Every form holds a permutation: the way at position 0 was used (or filled) last, the way at the end is the next victim.
 //! Emptied ways are moved to the end, so the last way is empty exactly when the set has an empty way: finding one
-//! never scans.
+//! never looks at the cells.
 
 /// A permutation of up to 16 ways in one word: nibble `i` is the way at position `i`.
 pub(super) mod packed {
@@ -58,7 +58,114 @@ pub(super) mod packed {
     }
 }
 
-/// Circular lists, one per set, for any number of ways. Slots are numbered across sets.
+/// Time stamps of slots. The lowest of a set is the way at the end.
+///
+/// Emptied ways get stamps below all others, the lower the later, as if they were moved to the end.
+#[derive(Clone, Debug)]
+pub(super) struct Stamps {
+    of: Vec<u64>,
+    /// The newest stamp: counts up from the middle of all numbers.
+    now: u64,
+    /// The stamp of the way emptied last: counts down from there.
+    emptied: u64,
+}
+
+/// Above this stamps are of uses, below it of ways that were emptied.
+const MIDDLE: u64 = 1 << 62;
+
+impl Stamps {
+    /// For slots that only their owner compares; all are 0.
+    pub(super) fn unset(slots: u32) -> Self {
+        Self { of: vec![0; slots as usize], now: MIDDLE, emptied: MIDDLE }
+    }
+
+    /// Slots of a set of up to 16 ways: 4, 8 or 16, so that the search for the lowest is a straight line.
+    pub(super) fn stride(ways: u32) -> u32 {
+        ways.next_power_of_two().max(4)
+    }
+
+    /// Sets of empty ways, of which way 0 is filled first. Ways that do not exist never are.
+    pub(super) fn of_sets(sets: u32, ways: u32) -> Self {
+        let emptied = MIDDLE - u64::from(ways);
+        let stamp = |way| if way < ways { emptied + u64::from(way) } else { u64::MAX };
+        let set = (0..Self::stride(ways)).map(stamp);
+        Self { of: (0..sets).flat_map(|_| set.clone()).collect(), now: MIDDLE, emptied }
+    }
+
+    /// Whether there are any.
+    #[inline(always)]
+    pub(super) fn is_kept(&self) -> bool {
+        !self.of.is_empty()
+    }
+    /// How often [`tick`](Self::tick) was called.
+    #[inline(always)]
+    pub(super) fn uses(&self) -> u64 {
+        self.now - MIDDLE
+    }
+    /// The next stamp.
+    #[inline(always)]
+    pub(super) fn tick(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+    /// The stamp of a slot.
+    #[inline(always)]
+    pub(super) fn at(&self, slot: usize) -> u64 {
+        self.of.get(slot).copied().unwrap_or_default()
+    }
+    /// Gives a slot a stamp.
+    #[inline(always)]
+    pub(super) fn set(&mut self, slot: usize, stamp: u64) {
+        if let Some(of) = self.of.get_mut(slot) {
+            *of = stamp;
+        }
+    }
+    /// Notes that a slot was emptied.
+    #[inline]
+    pub(super) fn empty(&mut self, slot: usize) {
+        self.emptied -= 1;
+        self.set(slot, self.emptied);
+    }
+
+    /// The way at the end of the order of a set of `1 << shift` slots.
+    #[inline]
+    pub(super) fn oldest(&self, set: u32, shift: u32) -> u32 {
+        let first = (set as usize) << shift;
+        let set = self.of.get(first..first + (1 << shift)).unwrap_or_default();
+        (0..).zip(set).min_by_key(|&(_, stamp)| stamp).map_or(0, |(way, _)| way)
+    }
+
+    /// The same, and gives it a stamp.
+    #[inline(always)]
+    pub(super) fn renew_oldest(&mut self, set: u32, shift: u32, stamp: u64) -> u32 {
+        match shift {
+            2 => self.renew_oldest_of::<4>(set, stamp),
+            3 => self.renew_oldest_of::<8>(set, stamp),
+            _ => self.renew_oldest_of::<16>(set, stamp),
+        }
+    }
+
+    /// The same for sets of up to eight ways.
+    #[inline(always)]
+    pub(super) fn renew_oldest_of_eight(&mut self, set: u32, shift: u32, stamp: u64) -> u32 {
+        if shift == 2 { self.renew_oldest_of::<4>(set, stamp) } else { self.renew_oldest_of::<8>(set, stamp) }
+    }
+
+    // PERF: straight lines of compares and conditional moves.
+    #[inline(always)]
+    fn renew_oldest_of<const WAYS: usize>(&mut self, set: u32, stamp: u64) -> u32 {
+        let Some(set) = self.of.as_chunks_mut::<WAYS>().0.get_mut(set as usize) else { return 0 };
+        let (mut oldest, mut way) = (set[0], 0);
+        for (other, &of) in set.iter().enumerate().skip(1) {
+            way = if of < oldest { other } else { way };
+            oldest = oldest.min(of);
+        }
+        set[way % WAYS] = stamp;
+        way as u32
+    }
+}
+
+/// Circular lists, one per set, for any number of ways. Slots are numbered across sets, a power of two to each.
 #[derive(Clone, Debug)]
 pub(super) struct Lists {
     heads: Vec<u32>,
@@ -73,13 +180,14 @@ struct Link {
 }
 
 impl Lists {
-    pub(super) fn new(sets: u32, ways: u32) -> Self {
-        let ring = |slot: u32, step: u32| slot / ways * ways + (slot % ways + step) % ways;
+    /// Sets of `stride` slots, of which the first `ways` are ways.
+    pub(super) fn new(sets: u32, ways: u32, stride: u32) -> Self {
+        let ring = |slot: u32, step: u32| slot / stride * stride + (slot % stride + step) % ways;
         // Backwards, so that way 0 is last and filled first.
         let link = |slot| Link { next: ring(slot, ways - 1), prev: ring(slot, 1) };
         Self {
-            heads: (0..sets).map(|set| set * ways + ways - 1).collect(),
-            links: (0..sets * ways).map(link).collect(),
+            heads: (0..sets).map(|set| set * stride + ways - 1).collect(),
+            links: (0..sets * stride).map(link).collect(),
         }
     }
 
@@ -135,8 +243,9 @@ pub(super) struct Chains {
 pub(super) const NONE: u32 = u32::MAX;
 
 impl Chains {
-    pub(super) fn new(slots: u32) -> Self {
-        let buckets = (2 * slots as usize).next_power_of_two();
+    /// For so many entries, in slots of numbers below `slots`.
+    pub(super) fn new(entries: u32, slots: u32) -> Self {
+        let buckets = (2 * entries as usize).next_power_of_two();
         Self { heads: vec![NONE; buckets], next: vec![NONE; slots as usize], shift: 64 - buckets.trailing_zeros() }
     }
 
@@ -215,13 +324,40 @@ mod tests {
         }
 
         #[test]
+        fn stamps_are_a_move_to_front_list(ways in 1u32..=16, moves in prop::collection::vec((0u32..16, 0u8..3), 0..40)) {
+            let stride = Stamps::stride(ways);
+            let shift = stride.trailing_zeros();
+            let mut stamps = Stamps::of_sets(3, ways);
+            let mut done = Vec::new();
+            for &(way, what) in &moves {
+                let mut way = way % ways;
+                let slot = (stride + way) as usize;
+                match what {
+                    0 => { let now = stamps.tick(); stamps.set(slot, now) }
+                    1 => stamps.empty(slot),
+                    _ => {
+                        let last = stamps.oldest(1, shift);
+                        let now = stamps.tick();
+                        way = stamps.renew_oldest(1, shift, now);
+                        prop_assert_eq!(way, last);
+                    }
+                }
+                done.push((way, what != 1));
+                prop_assert_eq!(Some(stamps.oldest(1, shift)), replay(ways, &done).last().copied());
+            }
+            prop_assert_eq!(stamps.oldest(0, shift), 0);
+            prop_assert_eq!(stamps.uses(), moves.iter().filter(|step| step.1 != 1).count() as u64);
+        }
+
+        #[test]
         fn lists_are_move_to_front_lists(ways in 1u32..=70, moves in prop::collection::vec((0u32..70, any::<bool>()), 0..60)) {
-            let mut lists = Lists::new(3, ways);
+            let stride = ways.next_power_of_two();
+            let mut lists = Lists::new(3, ways, stride);
             for &(way, front) in &moves {
-                let slot = ways + way % ways;
+                let slot = stride + way % ways;
                 if front { lists.move_front(1, slot) } else { lists.move_back(1, slot) }
             }
-            let order: Vec<u32> = (0..ways).rev().map(|steps| lists.nth_last(1, steps) - ways).collect();
+            let order: Vec<u32> = (0..ways).rev().map(|steps| lists.nth_last(1, steps) - stride).collect();
             prop_assert_eq!(order, replay(ways, &moves));
             prop_assert_eq!(lists.nth_last(0, 0), 0);
         }

@@ -7,6 +7,9 @@
 //!
 //! A *print* is a byte hashed from the tag. Eight of them are compared at once in an ordinary register; a way whose print
 //! agrees is then compared in full, so a print decides nothing. One probe in 256 ways looks at a cell in vain.
+//!
+//! Of sets of more than eight ways the even ones are in the first word and the odd ones in the second, so that the flags of
+//! both words fit one, in the order of the ways.
 
 use super::order::packed;
 
@@ -35,7 +38,7 @@ pub(super) fn print(tag: u64) -> u8 {
     (tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
 }
 
-/// The high bit of every byte of `word` that equals the byte repeated in `wanted`, and of no other below the first
+/// The high bit of every byte of `word` that equals the byte repeated in `wanted`, and of some others above the first
 /// such byte.
 #[inline(always)]
 fn equal_bytes(word: [u8; 8], wanted: u64) -> u64 {
@@ -50,12 +53,12 @@ impl Row {
         Self { order, marks: 0, prints: Default::default() }
     }
 
-    /// The first of the first eight ways that may hold the tag and passes `check`.
+    /// The first way of up to eight whose print is this one and that passes `check`.
     // PERF: no exit before a print agrees, because the way of a hit is random to the host's branch predictor.
     #[inline(always)]
-    pub(super) fn find_in_eight(&self, tag: u64, check: impl Fn(u32) -> bool) -> Option<u32> {
+    pub(super) fn find_in_eight(&self, print: u8, check: impl Fn(u32) -> bool) -> Option<u32> {
         let [low, _] = self.prints;
-        let mut flags = equal_bytes(low, u64::from(print(tag)).wrapping_mul(ONES));
+        let mut flags = equal_bytes(low, u64::from(print).wrapping_mul(ONES));
         while flags != 0 {
             let way = flags.trailing_zeros() / 8;
             if check(way) {
@@ -66,14 +69,14 @@ impl Row {
         None
     }
 
-    /// The first of all sixteen ways that may hold the tag and passes `check`.
+    /// The first way of more than eight whose print is this one and that passes `check`.
     #[inline(always)]
-    pub(super) fn find(&self, tag: u64, check: impl Fn(u32) -> bool) -> Option<u32> {
-        let wanted = u64::from(print(tag)).wrapping_mul(ONES);
-        let [low, high] = self.prints;
-        let mut flags = u128::from(equal_bytes(high, wanted)) << 64 | u128::from(equal_bytes(low, wanted));
+    pub(super) fn find(&self, print: u8, check: impl Fn(u32) -> bool) -> Option<u32> {
+        let wanted = u64::from(print).wrapping_mul(ONES);
+        let [even, odd] = self.prints;
+        let mut flags = equal_bytes(even, wanted) >> 7 | equal_bytes(odd, wanted) >> 3;
         while flags != 0 {
-            let way = flags.trailing_zeros() / 8;
+            let way = flags.trailing_zeros() / 4;
             if check(way) {
                 return Some(way);
             }
@@ -82,10 +85,16 @@ impl Row {
         None
     }
 
-    /// Notes which tag a way holds now.
+    /// Notes which tag a way holds now. `interleaved`: 1 in sets of more than eight ways, else 0.
     #[inline(always)]
-    pub(super) fn set_print(&mut self, way: u32, tag: u64) {
-        self.prints[(way / WORD_WAYS % 2) as usize][(way % WORD_WAYS) as usize] = print(tag);
+    pub(super) fn set_print(&mut self, way: u32, interleaved: u32, tag: u64) {
+        self.prints[(way & interleaved) as usize % 2][(way >> interleaved) as usize % WORD_WAYS as usize] = print(tag);
+    }
+
+    /// The same in a set of up to eight ways, of a tag with this print.
+    #[inline(always)]
+    pub(super) fn set_print_of_eight(&mut self, way: u32, print: u8) {
+        self.prints[0][way as usize % WORD_WAYS as usize] = print;
     }
 
     /// Notes a use of a way.
@@ -112,14 +121,17 @@ mod tests {
             wanted in 0u64..40,
             from in 0u32..16,
         ) {
-            let mut row = Row::new(16);
-            for (way, &tag) in tags.iter().enumerate() {
-                row.set_print(way as u32, tag);
+            let (mut eight, mut sixteen) = (Row::new(8), Row::new(16));
+            for (way, &tag) in (0..).zip(&tags) {
+                sixteen.set_print(way, 1, tag);
+                if way < 8 {
+                    eight.set_print(way, 0, tag);
+                }
             }
             let check = |way: u32| way >= from && tags[way as usize] == wanted;
             let first = (0..16).find(|&way| check(way));
-            prop_assert_eq!(row.find(wanted, check), first);
-            prop_assert_eq!(row.find_in_eight(wanted, check), first.filter(|&way| way < 8));
+            prop_assert_eq!(sixteen.find(print(wanted), check), first);
+            prop_assert_eq!(eight.find_in_eight(print(wanted), check), first.filter(|&way| way < 8));
         }
     }
 }

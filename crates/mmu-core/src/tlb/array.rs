@@ -11,7 +11,7 @@ use super::key::{Cut, GROUPED};
 use super::spec::{ArrayError, ArraySpec, ArrayStats, Coalesce, LargerPages, MAX_SIZES};
 use super::{CombinedByGpa, Input, Kind, Tag, TagRules, TlbEntry, TlbKey};
 use crate::addr::{Gpa, PageSize};
-use crate::assoc::{Inserted, Key, SetAssoc, Shape, Slot};
+use crate::assoc::{Inserted, Key, Missed, SetAssoc, Shape, Slot};
 
 const NO_CLASS: u8 = u8::MAX;
 
@@ -75,7 +75,7 @@ pub struct TlbArray {
     /// Class that stores a page of this shift.
     by_shift: [u8; 64],
     rules: TagRules,
-    /// Counters.
+    /// Counters; those of hits follow from the store's.
     pub(super) stats: ArrayStats,
 }
 
@@ -103,7 +103,7 @@ impl TlbArray {
         });
         Ok(Self {
             name: spec.name.clone(),
-            store: SetAssoc::new(spec.shape, seed),
+            store: SetAssoc::stamped(spec.shape, seed),
             ask: Ask::Nothing,
             sole: Cut::default(),
             plain: false,
@@ -120,9 +120,11 @@ impl TlbArray {
     pub fn name(&self) -> &str {
         &self.name
     }
-    /// Counters since it was made.
+    /// Counters since it was made. In a [`super::Tlb`], whose look-ups ask whole levels, [`super::Tlb::l1`] and
+    /// [`super::Tlb::l2`] know the misses besides.
+    // PERF: every fill is one use of the store and every other use is a hit, so that a hit counts once.
     pub fn stats(&self) -> ArrayStats {
-        self.stats
+        ArrayStats { hits: self.store.uses() - self.stats.fills, ..self.stats }
     }
     /// Entries held; a coalesced group is one.
     pub fn len(&self) -> usize {
@@ -206,16 +208,14 @@ impl TlbArray {
     /// [`lookup`](Self::lookup) with the context worked out, without counting a miss. Also tells where.
     #[inline(always)]
     pub(super) fn find(&mut self, input: Input, context: u64) -> Option<(Slot, Stored)> {
-        let found = match self.ask {
-            Ask::Nothing => return None,
+        match self.ask {
+            Ask::Nothing => None,
             Ask::One => {
                 let slot = self.store.use_of(&self.sole.key(input, context))?;
-                (slot, *self.store.value(slot))
+                Some((slot, *self.store.value(slot)))
             }
-            Ask::Each => self.find_each(input, context)?,
-        };
-        self.stats.hits += 1;
-        Some(found)
+            Ask::Each => self.find_each(input, context),
+        }
     }
 
     #[inline(never)]
@@ -228,10 +228,7 @@ impl TlbArray {
     /// [`find`](Self::find) of what an earlier one found, if it still is there.
     #[inline(always)]
     pub(super) fn find_again(&mut self, slot: Slot, key: &TlbKey) -> Option<Stored> {
-        let entry = *self.store.value_if(slot, key)?;
-        self.store.touch(slot);
-        self.stats.hits += 1;
-        Some(entry)
+        self.store.use_again(slot, key)
     }
 
     /// The translation of an address that was found at a place.
@@ -248,6 +245,11 @@ impl TlbArray {
     #[inline(always)]
     pub(super) fn page_shift(&self, entry: Stored) -> u32 {
         if self.ask == Ask::One { self.sole.class() as u32 } else { entry.shift() }
+    }
+
+    /// What is at a place, with its key.
+    pub(super) fn contents(&self, slot: Slot) -> (TlbKey, Stored) {
+        (self.store.key(slot), *self.store.value(slot))
     }
 
     /// The key of what was found at a place.
@@ -339,7 +341,8 @@ impl TlbArray {
             return self.put_page(input, context, entry, known);
         }
         let key = self.sole.key(input, context);
-        if known == Known::Unknown && self.store.replace(&key.with_reach(entry.reach()), entry.without_gpa()) {
+        let (key, entry) = (key.with_reach(entry.reach()), entry.without_gpa());
+        if known == Known::Unknown && self.store.replace(&key, entry) {
             self.stats.fills += 1;
             return;
         }
@@ -356,6 +359,10 @@ impl TlbArray {
     pub(super) fn sole_shift(&self) -> Option<u32> {
         self.plain.then_some(self.sole.class() as u32)
     }
+    /// Whether [`use_or_miss`](Self::use_or_miss) and [`put_missed`](Self::put_missed) work here.
+    pub(super) fn is_swift(&self) -> bool {
+        self.store.is_swift()
+    }
 
     /// The key of an address among pages of [`sole_shift`](Self::sole_shift).
     #[inline(always)]
@@ -363,24 +370,45 @@ impl TlbArray {
         self.sole.key(input, context)
     }
 
-    /// [`find`](Self::find) of such a key.
+    /// Where such a key is found; counts a use.
     #[inline(always)]
-    pub(super) fn find_sole(&mut self, key: &TlbKey) -> Option<(Slot, Stored)> {
-        let slot = self.store.use_of(key)?;
-        self.stats.hits += 1;
-        Some((slot, *self.store.value(slot)))
+    pub(super) fn use_sole(&mut self, key: &TlbKey) -> Option<Slot> {
+        self.store.use_of(key)
     }
 
-    /// Puts an entry of that size in under such a key, which is known to be absent.
+    /// The same in a swift array; where nothing is found, says where that was.
     #[inline(always)]
-    pub(super) fn put_sole(&mut self, key: &TlbKey, entry: Stored) {
+    pub(super) fn use_or_miss(&mut self, key: &TlbKey) -> Result<Slot, Missed> {
+        self.store.use_or_miss(key)
+    }
+
+    /// Puts an entry of that size in under such a key, which has its reach and was missed there.
+    #[inline(always)]
+    pub(super) fn put_missed(&mut self, at: Missed, key: &TlbKey, entry: Stored) {
+        let old = self.store.displace_at(at, *key, entry);
+        self.count_put(old);
+    }
+
+    #[inline(always)]
+    fn put_sole(&mut self, key: &TlbKey, entry: Stored) {
+        let old = self.store.displace(*key, entry);
+        self.count_put(old);
+    }
+
+    /// Counts an entry of the one size that is there, in the place of what had this tag.
+    #[inline(always)]
+    fn count_put(&mut self, old: u64) {
         self.stats.fills += 1;
-        let (key, entry) = (key.with_reach(entry.reach()), entry.without_gpa());
-        if self.store.displace(key, entry) == TlbKey::EMPTY {
-            self.classes[self.present.trailing_zeros() as usize % MAX_SIZES].count += 1;
+        if old == TlbKey::EMPTY {
+            self.count_filled();
         } else {
             self.stats.evictions += 1;
         }
+    }
+
+    #[cold]
+    fn count_filled(&mut self) {
+        self.classes[self.present.trailing_zeros() as usize % MAX_SIZES].count += 1;
     }
 
     #[inline(never)]

@@ -12,7 +12,7 @@ use super::entry::Stored;
 use super::invalidate::{Nothing, Select};
 use super::{ArrayError, ArraySpec, ArrayStats, Input, Invalidate, Port, Tag, TagRules, TlbArray, TlbEntry, TlbKey};
 use crate::addr::{Cycles, PageSize};
-use crate::assoc::Slot;
+use crate::assoc::{Key, Missed, Slot};
 
 /// How the contents of the two levels relate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
@@ -74,6 +74,29 @@ struct Arrays {
     routes: [Vec<u8>; 3],
     /// The array that stores the pages of a shift, by port.
     homes: [[u8; 64]; 3],
+    /// Look-ups of a port that found nothing here.
+    missed: [u64; 3],
+}
+
+/// One array of a level of a [`Tlb`], to be looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct LevelArray<'a> {
+    array: &'a TlbArray,
+    misses: u64,
+}
+
+impl LevelArray<'_> {
+    /// Counters since it was made.
+    pub fn stats(&self) -> ArrayStats {
+        ArrayStats { misses: self.misses, ..self.array.stats() }
+    }
+}
+
+impl std::ops::Deref for LevelArray<'_> {
+    type Target = TlbArray;
+    fn deref(&self) -> &TlbArray {
+        self.array
+    }
 }
 
 /// No array of the port stores such pages.
@@ -89,7 +112,7 @@ impl Arrays {
         };
         let routes = Port::ALL.map(route);
         let homes = std::array::from_fn(|port| std::array::from_fn(|shift| home(&arrays, &routes[port], shift as u32)));
-        Ok(Self { all: arrays, routes, homes })
+        Ok(Self { all: arrays, routes, homes, missed: [0; 3] })
     }
 
     /// The arrays that a port asks.
@@ -97,38 +120,27 @@ impl Arrays {
         self.routes[port as usize].iter().filter_map(|&n| self.all.get(n as usize))
     }
 
-    /// Asks the arrays of a port; counts a hit, or a miss of each.
+    /// Asks the arrays of a port; counts a hit, or a miss of the port.
+    // PERF: a counter for each array would be several to count in most look-ups that miss.
     #[inline(always)]
     fn find(&mut self, port: Port, input: Input, context: u64) -> Option<(u8, Slot, Stored)> {
-        for (asked, &n) in self.routes[port as usize].iter().enumerate() {
+        for &n in &self.routes[port as usize] {
             let Some(array) = self.all.get_mut(n as usize) else { continue };
             if let Some((slot, entry)) = array.find(input, context) {
-                if asked > 0 {
-                    self.uncount_misses(port, asked);
-                }
                 return Some((n, slot, entry));
             }
-            array.stats.misses += 1;
         }
+        self.missed[port as usize] += 1;
         None
     }
 
-    /// The arrays asked before the one that hit did not miss: their level answered.
-    #[inline(never)]
-    fn uncount_misses(&mut self, port: Port, asked: usize) {
-        for &n in &self.routes[port as usize][..asked] {
-            self.all[n as usize].stats.misses -= 1;
-        }
-    }
-
-    /// Counts a miss of every array of a port.
-    #[inline(always)]
-    fn count_misses(&mut self, port: Port) {
-        for &n in &self.routes[port as usize] {
-            if let Some(array) = self.all.get_mut(n as usize) {
-                array.stats.misses += 1;
-            }
-        }
+    /// The arrays with their counters.
+    fn view(&self) -> Vec<LevelArray<'_>> {
+        let misses = |n: u8| {
+            let ports = self.routes.iter().zip(self.missed).filter(|(route, _)| route.contains(&n));
+            ports.map(|(_, missed)| missed).sum()
+        };
+        self.all.iter().zip(0..NO_HOME).map(|(array, n)| LevelArray { array, misses: misses(n) }).collect()
     }
 
     /// The one array of a port that is not empty, if it holds pages of one size; with their shift.
@@ -182,11 +194,12 @@ fn home(arrays: &[TlbArray], route: &[u8], shift: u32) -> u8 {
 
 /// Where a page was found in the first level the last time it was asked for.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(align(32))]
 struct Hint {
     /// Page of 4K with kind and port in the low bits; 0 bits there mean "empty", because ports count from one here.
     page: u64,
-    context: u64,
-    key: TlbKey,
+    /// Tag of the key. The rest of the key is the context of whoever asks: global entries get no hint.
+    tag: u64,
     slot: Slot,
     array: u8,
 }
@@ -199,10 +212,19 @@ impl Hint {
     fn page(port: Port, input: Input) -> u64 {
         input.raw() & !0xfff | (input.kind() as u64) << 2 | (port as u64 + 1)
     }
+    /// Pages that share a hint share a set in most first levels.
     #[inline(always)]
     fn index(page: u64) -> usize {
-        ((page >> 12) ^ (page >> 18)) as usize % HINTS
+        (page >> 12) as usize % HINTS
     }
+}
+
+/// Number of guesses where in the second level a page is: the entries of the largest.
+const GUESSES: usize = 2048;
+
+#[inline(always)]
+fn guess_of(key: &TlbKey) -> usize {
+    key.number() as usize % GUESSES
 }
 
 /// What became of a translation offered to a level.
@@ -247,9 +269,12 @@ pub struct Tlb {
     /// What the last search found.
     // PERF: results of the search go this way, so that those of a hint stay in the host's registers.
     found: Stored,
+    // PERF: spares most second-level hits the search. They are checked as hints are.
+    guesses: Box<[Slot; GUESSES]>,
     /// By port, where there is one. Worked out after fills and invalidations that may have changed it.
     // PERF: spares second-level hits, which have most to do, a quarter of their work.
-    pairs: [Option<Pair>; 3],
+    pairs: [Pair; 3],
+    /// Whether `pairs` are to be worked out.
     stale: bool,
 }
 
@@ -258,6 +283,11 @@ pub struct Tlb {
 struct Pair {
     l1: u8,
     l2: u8,
+}
+
+impl Pair {
+    /// There is none.
+    const NONE: Pair = Pair { l1: NO_HOME, l2: NO_HOME };
 }
 
 /// Where a search ended; the entry is in [`Tlb::found`].
@@ -279,7 +309,8 @@ impl Tlb {
             l2_hit_extra: [spec.l2_hit_extra, spec.l2_hit_extra, spec.l2_hit_extra_fetch],
             hints: Box::new([Hint::default(); HINTS]),
             found: Stored::default(),
-            pairs: [None; 3],
+            guesses: Box::new([Slot::default(); GUESSES]),
+            pairs: [Pair::NONE; 3],
             stale: false,
         })
     }
@@ -302,49 +333,83 @@ impl Tlb {
         let context = self.rules.context(tag, input.kind());
         let page = Hint::page(port, input);
         let hint = &self.hints[Hint::index(page)];
-        if hint.page == page && hint.context == context {
-            let array = self.l1.all.get_mut(hint.array as usize);
-            if let Some(entry) = array.and_then(|array| array.find_again(hint.slot, &hint.key)) {
+        if hint.page == page {
+            let (array, key) = (self.l1.all.get_mut(hint.array as usize), TlbKey::join(hint.tag, context));
+            if let Some(entry) = array.and_then(|array| array.find_again(hint.slot, &key)) {
                 return Lookup::L1(entry.unpack());
             }
         }
-        match self.search(port, input, context) {
-            Searched::L1 => Lookup::L1(self.found.unpack()),
+        let pair = self.pairs[port as usize];
+        let (l1, l2) = (self.l1.all.get_mut(pair.l1 as usize), self.l2.all.get_mut(pair.l2 as usize));
+        let (Some(l1), Some(l2)) = (l1, l2) else {
+            return match self.search(port, input, context) {
+                Searched::L1 => Lookup::L1(self.found.unpack()),
+                Searched::L2 => Lookup::L2(self.found.unpack()),
+                Searched::Nowhere => Lookup::Miss,
+            };
+        };
+        let key = l1.sole_key(input, context);
+        let missed = match l1.use_or_miss(&key) {
+            Ok(slot) => {
+                self.hinted(port, input, pair.l1, slot);
+                return Lookup::L1(self.found.unpack());
+            }
+            Err(missed) => missed,
+        };
+        self.l1.missed[port as usize] += 1;
+        let guess = &mut self.guesses[guess_of(&key)];
+        if let Some(entry) = l2.find_again(*guess, &key) {
+            l1.put_missed(missed, &key, entry);
+            return Lookup::L2(entry.unpack());
+        }
+        match self.search_second(port, pair, missed, &key) {
             Searched::L2 => Lookup::L2(self.found.unpack()),
-            Searched::Nowhere => Lookup::Miss,
+            _ => Lookup::Miss,
         }
     }
 
+    /// Searches the second level of a pair for what the first has missed, and remembers the place.
     #[inline(never)]
-    fn search(&mut self, port: Port, input: Input, context: u64) -> Searched {
-        if self.stale {
-            self.pairs = Port::ALL.map(|port| self.pair(port));
-            self.stale = false;
-        }
-        let Some(pair) = self.pairs[port as usize] else { return self.search_all(port, input, context) };
-        let l1 = self.l1.all.get_mut(pair.l1 as usize);
-        let (Some(l1), Some(l2)) = (l1, self.l2.all.get_mut(pair.l2 as usize)) else { return Searched::Nowhere };
-        let key = l1.sole_key(input, context);
-        if let Some((slot, entry)) = l1.find_sole(&key) {
-            self.found = entry;
-            let (page, key) = (Hint::page(port, input), l1.key(slot));
-            self.hints[Hint::index(page)] = Hint { page, context, key, slot, array: pair.l1 };
-            return Searched::L1;
-        }
-        let Some((_, entry)) = l2.find_sole(&key) else {
-            self.l1.count_misses(port);
-            self.l2.count_misses(port);
+    fn search_second(&mut self, port: Port, pair: Pair, missed: Missed, key: &TlbKey) -> Searched {
+        let (l1, l2) = (&mut self.l1.all[pair.l1 as usize], &mut self.l2.all[pair.l2 as usize]);
+        let Some(slot) = l2.use_sole(key) else {
+            self.l2.missed[port as usize] += 1;
             return Searched::Nowhere;
         };
+        self.guesses[guess_of(key)] = slot;
+        let (key, entry) = l2.contents(slot);
+        l1.put_missed(missed, &key, entry);
         self.found = entry;
-        l1.put_sole(&key, entry);
-        self.l1.count_misses(port);
         Searched::L2
+    }
+
+    /// What the first level has at a place; later look-ups of the page are told.
+    #[inline(never)]
+    fn hinted(&mut self, port: Port, input: Input, array: u8, slot: Slot) {
+        let (key, entry) = self.l1.all[array as usize].contents(slot);
+        self.found = entry;
+        self.hint(port, input, slot, array, &key);
+    }
+
+    /// Remembers where the first level has a page.
+    #[inline(always)]
+    fn hint(&mut self, port: Port, input: Input, slot: Slot, array: u8, key: &TlbKey) {
+        // What lies in a group is not the entry itself.
+        if !key.is_global() && !key.is_grouped() {
+            let page = Hint::page(port, input);
+            self.hints[Hint::index(page)] = Hint { page, tag: key.tag(), slot, array };
+        }
+    }
+
+    /// Notes that an array may have got its first page of a size or lost its last.
+    #[cold]
+    fn unpair(&mut self) {
+        self.pairs = [Pair::NONE; 3];
+        self.stale = true;
     }
 
     /// The pair of a port as things are: every other array it asks is empty, and what the second level holds goes to the
     /// first unchanged.
-    #[cold]
     fn pair(&self, port: Port) -> Option<Pair> {
         if self.inclusion == Inclusion::Exclusive {
             return None;
@@ -352,19 +417,20 @@ impl Tlb {
         let (l1, shift) = self.l1.sole(port)?;
         let (l2, second_shift) = self.l2.sole(port)?;
         let home = self.l1.homes[port as usize].get(shift as usize).copied();
-        (shift == second_shift && home == Some(l1)).then_some(Pair { l1, l2 })
+        let swift = self.l1.all[l1 as usize].is_swift();
+        (swift && shift == second_shift && home == Some(l1)).then_some(Pair { l1, l2 })
     }
 
     #[inline(never)]
-    fn search_all(&mut self, port: Port, input: Input, context: u64) -> Searched {
+    fn search(&mut self, port: Port, input: Input, context: u64) -> Searched {
+        if self.stale {
+            self.stale = false;
+            self.pairs = Port::ALL.map(|port| self.pair(port).unwrap_or(Pair::NONE));
+        }
         if let Some((array, slot, entry)) = self.l1.find(port, input, context) {
             self.found = entry;
             let key = self.l1.all[array as usize].key(slot);
-            // What lies in a group is not the entry itself.
-            if !key.is_grouped() {
-                let page = Hint::page(port, input);
-                self.hints[Hint::index(page)] = Hint { page, context, key, slot, array };
-            }
+            self.hint(port, input, slot, array, &key);
             return Searched::L1;
         }
         let Some((array, _, entry)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
@@ -373,7 +439,9 @@ impl Tlb {
             self.move_up(port, input, context, entry.unpack());
         } else {
             let shift = self.l2.all.get(array as usize).map_or(0, |array| array.page_shift(entry));
-            self.stale |= self.l1.put_quietly(port, input, context, shift, entry, Known::Absent);
+            if self.l1.put_quietly(port, input, context, shift, entry, Known::Absent) {
+                self.unpair();
+            }
         }
         Searched::L2
     }
@@ -389,12 +457,17 @@ impl Tlb {
     pub fn fill(&mut self, port: Port, tag: Tag, input: Input, entry: TlbEntry) {
         let context = self.rules.context(tag, input.kind());
         if self.inclusion != Inclusion::NonInclusive {
-            self.stale |= self.inclusion == Inclusion::Inclusive;
+            if self.inclusion == Inclusion::Inclusive {
+                self.unpair();
+            }
             return self.fill_related(port, input, context, entry);
         }
         let (shift, entry) = (entry.size.shift(), Stored::pack(&entry));
-        self.stale |= self.l2.put_quietly(port, input, context, shift, entry, Known::Unknown);
-        self.stale |= self.l1.put_quietly(port, input, context, shift, entry, Known::Unknown);
+        let second = self.l2.put_quietly(port, input, context, shift, entry, Known::Unknown);
+        let first = self.l1.put_quietly(port, input, context, shift, entry, Known::Unknown);
+        if first || second {
+            self.unpair();
+        }
     }
 
     #[inline(never)]
@@ -433,7 +506,7 @@ impl Tlb {
     /// Removes what the invalidation reaches from both levels and returns how many entries that were. Entries of upper-level
     /// tables are the [`super::PscSet`]'s.
     pub fn invalidate(&mut self, what: Invalidate) -> u64 {
-        self.stale = true;
+        self.unpair();
         match Select::new(what, self.rules) {
             Ok(select) => self.l1.invalidate(&select) + self.l2.invalidate(&select),
             Err(Nothing) => 0,
@@ -467,15 +540,15 @@ impl Tlb {
     }
 
     /// First-level arrays.
-    pub fn l1(&self) -> &[TlbArray] {
-        &self.l1.all
+    pub fn l1(&self) -> Vec<LevelArray<'_>> {
+        self.l1.view()
     }
     /// Second-level arrays.
-    pub fn l2(&self) -> &[TlbArray] {
-        &self.l2.all
+    pub fn l2(&self) -> Vec<LevelArray<'_>> {
+        self.l2.view()
     }
     /// Counters of every array by name, first level first.
     pub fn stats(&self) -> impl Iterator<Item = (&str, ArrayStats)> {
-        self.l1.all.iter().chain(&self.l2.all).map(|array| (array.name(), array.stats()))
+        self.l1.view().into_iter().chain(self.l2.view()).map(|view| (view.array.name(), view.stats()))
     }
 }

@@ -34,7 +34,7 @@ mod spec;
 pub use array::TlbArray;
 pub use caches::{CachesSpec, Removed, TranslationCaches, WalkCaches};
 pub use entry::{Reach, TlbEntry};
-pub use hierarchy::{Inclusion, Lookup, Tlb, TlbSpec};
+pub use hierarchy::{Inclusion, LevelArray, Lookup, Tlb, TlbSpec};
 pub use invalidate::{AsidScope, Globals, Invalidate, TableCaches};
 pub use key::{Asid, CombinedByGpa, Input, Kind, RootId, Stage2Tag, Tag, TagRules, TlbKey, Vmid};
 pub use latency::{CacheLevelSpec, CacheSpec, LatencyCache, Served, ServedBy};

@@ -105,7 +105,7 @@ fn build(specs: &[PscLevelSpec], stages: [&Geometry; 2], seed: u64) -> Vec<Level
     let cache = |spec: &PscLevelSpec| {
         let level = spec.tables;
         let seed = seed ^ (level.index() as u64) << 40;
-        LevelCache { level, cuts: stages.map(|tree| cut(tree, level)), store: SetAssoc::new(spec.shape, seed) }
+        LevelCache { level, cuts: stages.map(|tree| cut(tree, level)), store: SetAssoc::stamped(spec.shape, seed) }
     };
     let mut levels: Vec<LevelCache> = Vec::new();
     for spec in specs.iter().filter(|spec| spec.tables.index() < Level::MAX_LEVELS) {
