@@ -36,6 +36,8 @@ pub enum Command {
     Selftest(crate::selftest::Selftest),
     /// Replay translations that emulators recorded through the walkers
     CheckVectors(CheckVectors),
+    /// Check permission matrices and break-before-make rules against formats and walkers
+    CheckMatrix(CheckVectors),
     /// Memory traces: what is in them, and from one format to another
     #[command(subcommand)]
     Trace(Trace),
@@ -169,7 +171,7 @@ impl FromStr for GuestPage {
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_CODES)]
 pub struct CheckVectors {
-    /// Vector files: JSON lines, plain or xz
+    /// Vector files of JSON lines, or matrices; plain or xz
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// Write JSON

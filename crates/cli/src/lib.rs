@@ -64,6 +64,7 @@ fn dispatch(command: &Command) -> Result<(), CliError> {
         Command::Compare(Compare::Zap(args)) => compare::zap(args),
         Command::Selftest(test) => selftest::run(test),
         Command::CheckVectors(args) => vectors::check(args),
+        Command::CheckMatrix(args) => vectors::check_matrix(args),
         Command::Trace(args::Trace::Info(args)) => trace::info(args),
         Command::Trace(args::Trace::Convert(args)) => trace::convert(args),
         Command::Machine(args::Machine::List(args)) => machine::list(args),

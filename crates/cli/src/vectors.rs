@@ -1,8 +1,9 @@
-//! `check-vectors`: recorded translations against the walkers.
+//! `check-vectors` and `check-matrix`: recorded translations and tables of rules against the walkers.
 
 use std::fmt::Write;
+use std::path::Path;
 
-use mmusim::vectors::{FileReport, Limits, Quirk, check_file};
+use mmusim::vectors::{FileReport, Limits, Quirk, VectorError, check_file, check_matrix_file};
 use serde_json::json;
 
 use crate::args::CheckVectors;
@@ -11,18 +12,30 @@ use crate::progress::Progress;
 use crate::table::Columns;
 use crate::{CliError, SCHEMA_VERSION};
 
-/// Checks every file, reports on those that could be read, then fails for the others.
+/// `check-vectors`
 pub fn check(args: &CheckVectors) -> Result<(), CliError> {
+    check_each(args, check_file, "name a vector file of JSON lines, plain or xz")
+}
+
+/// `check-matrix`
+pub fn check_matrix(args: &CheckVectors) -> Result<(), CliError> {
+    check_each(args, check_matrix_file, "name a permission matrix or table of rules, JSON or xz")
+}
+
+/// Checks every file, reports on those that could be read, then fails for the others.
+fn check_each(
+    args: &CheckVectors,
+    check: impl Fn(&Path, Limits) -> Result<FileReport, VectorError>,
+    remedy: &str,
+) -> Result<(), CliError> {
     let mut output = Output::open(args.output.as_deref())?;
     let progress = Progress::new(args.files.len() as u64);
     let (mut reports, mut failed) = (Vec::new(), Vec::new());
     for file in &args.files {
         progress.say(file.display().to_string());
-        match check_file(file, Limits::default()) {
+        match check(file, Limits::default()) {
             Ok(report) => reports.push(report),
-            Err(error) => {
-                failed.push(CliError::input(format!("{error}; name a vector file of JSON lines, plain or xz")));
-            }
+            Err(error) => failed.push(CliError::input(format!("{error}; {remedy}"))),
         }
         progress.step();
     }

@@ -60,6 +60,15 @@ fn files_that_hold_no_vectors_are_bad_input() {
 }
 
 #[test]
+fn matrices_are_checked_by_their_sections() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../vectors/data/ppc-radix-matrix.json.xz");
+    let json: serde_json::Value = serde_json::from_str(&data(&["check-matrix", "--json", file])).unwrap();
+    assert_eq!((&json["passed"], &json["files"][0]["agreeing"]), (&true.into(), &315.into()));
+    let output = mmusim(&["check-matrix", "gone.json"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn traces_are_summed_up_and_converted() {
     let scratch = Scratch::new("traces");
     let part = scratch.path("part.mmut.gz");

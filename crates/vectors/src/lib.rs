@@ -10,12 +10,14 @@ mod report;
 mod run;
 
 mod arm64;
+mod matrix;
 mod matrix_arm64;
 mod matrix_ppc;
 mod matrix_x86;
 mod ppc;
 mod x86;
 
+pub use matrix::{check_matrix, check_matrix_file};
 pub use matrix_arm64::{check_arm64_matrix, check_bbm_rules};
 pub use matrix_ppc::check_power_matrix;
 pub use matrix_x86::check_ept_matrix;
