@@ -1,15 +1,19 @@
 //! Aging: what is reported young is what was touched, less what TLBs hide; every policy on every architecture.
 
+#[macro_use]
+#[path = "common/accessed.rs"]
+mod accessed;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use arch_arm64_s2::{HardwareUpdates, Stage1Config, Stage2Config};
-use arch_ppc_radix::{BasePage, Radix, RcUpdate};
-use arch_x86_ept::{AccessedDirty, EptConfig, LongModeConfig};
-use mmu_core::machine::Machine;
+use accessed::{arm64, power, x86};
+use arch_arm64_s2::HardwareUpdates;
+use arch_ppc_radix::RcUpdate;
+use arch_x86_ept::AccessedDirty;
 use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Level, PageSize};
-use mmu_sim::arch::{Arch, Arch2};
+use mmu_sim::arch::Arch;
 use mmu_sim::engine::{GuestPaging, LockMode, Sim, Stopped, VcpuId, VcpuStats};
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use mmu_sim::protocols::aging::{self, AgingPath, AgingPolicy, YoungFlush};
@@ -20,40 +24,6 @@ use mmu_sim::protocols::young::{Clear, Convention, YoungBitmap};
 use mmu_sim::rng::Seed;
 use mmu_sim::selftests::phases::Phases;
 use mmu_sim::workload::{GuestAccess, GuestWork, Workload};
-
-fn machine(name: &str) -> Machine {
-    Machine::builtin(name).unwrap()
-}
-
-fn x86(flags: AccessedDirty) -> Platform<impl Arch> {
-    let one = LongModeConfig::new().max_phys_addr(52).build().unwrap();
-    let two = EptConfig::new().max_phys_addr(52).accessed_dirty(flags).build().unwrap();
-    Platform::new(Arch2 { name: "x86", one, two }, &machine("intel-granite-rapids-host"))
-}
-
-fn arm64(updates: HardwareUpdates) -> Platform<impl Arch> {
-    let mut two = Stage2Config { updates, ..Stage2Config::default() };
-    two.features.updates = updates;
-    let one = Stage1Config::default().build().unwrap();
-    Platform::new(Arch2 { name: "arm64", one, two: two.build().unwrap() }, &machine("arm-neoverse-n1"))
-}
-
-fn power(rc: RcUpdate) -> Platform<impl Arch> {
-    let two = Radix::partition(BasePage::K4).with_rc(rc);
-    Platform::new(Arch2 { name: "power", one: Radix::process(BasePage::K4), two }, &machine("ibm-power9"))
-}
-
-/// Runs a check on every kind of accessed state there is.
-macro_rules! everywhere {
-    ($check:ident $(, $argument:expr)*) => {
-        $check(&x86(AccessedDirty::On) $(, $argument)*);
-        $check(&x86(AccessedDirty::Off) $(, $argument)*);
-        $check(&arm64(HardwareUpdates::None) $(, $argument)*);
-        $check(&arm64(HardwareUpdates::Accessed) $(, $argument)*);
-        $check(&power(RcUpdate::Interrupt) $(, $argument)*);
-        $check(&power(RcUpdate::Hardware) $(, $argument)*);
-    };
-}
 
 const PAGE: u64 = 4096;
 

@@ -27,6 +27,7 @@
 
 mod entry;
 mod hash;
+mod partition;
 mod table;
 
 pub use entry::{HptEntry, HptMapping, HptPage, Protection};

@@ -106,7 +106,7 @@ impl AgingPolicy {
     pub const X43: AgingPolicy =
         AgingPolicy { update: AgeUpdate::Cmpxchg, lost: LostRace::TakenForDone, ..Self::V6_15 };
 
-    fn write<F: Format>(&self, format: &F, clear: Clear) -> AgeWrite {
+    pub(super) fn write<F: Format>(&self, format: &F, clear: Clear) -> AgeWrite {
         match (clear, self.update) {
             (Clear::Test, _) => AgeWrite::Nothing,
             (Clear::Clear, AgeUpdate::And) if format.accessed_mask() != 0 => AgeWrite::And,
@@ -207,6 +207,13 @@ pub async fn clear_flush_young<F: Format>(host: &Host<F>, range: GpaRange, polic
 pub async fn test_young<F: Format>(host: &Host<F>, range: GpaRange, policy: &AgingPolicy) -> Aged {
     let section = enter(host, policy).await;
     let root = host.root().await;
+    let mut aged = find_young(host, root, range, policy).await;
+    leave(host, section, &mut aged).await;
+    aged
+}
+
+/// Looks for a young leaf of `range` below `root`, up to the first.
+pub(super) async fn find_young<F: Format>(host: &Host<F>, root: Hpa, range: GpaRange, policy: &AgingPolicy) -> Aged {
     let mut aged = Aged::default();
     let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
     while aged.young == 0 && iter.next(host).await {
@@ -214,7 +221,6 @@ pub async fn test_young<F: Format>(host: &Host<F>, range: GpaRange, policy: &Agi
         let run = AgeRun { at: iter.sptep, len: one, level: iter.level, old: iter.old, write: AgeWrite::Nothing };
         step(host, &mut iter, run, policy, &mut aged).await;
     }
-    leave(host, section, &mut aged).await;
     aged
 }
 
@@ -334,7 +340,7 @@ async fn step<F: Format>(
 }
 
 /// What becomes of a first entry that somebody else changed; how many entries stay young.
-async fn settle<F: Format>(
+pub(super) async fn settle<F: Format>(
     host: &Host<F>,
     run: AgeRun,
     mut first: Cmpxchg,

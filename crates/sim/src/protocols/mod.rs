@@ -10,6 +10,7 @@
 //! | `visit` | `kvm_pgtable_walk`: a tree walk that calls a visitor |
 //! | `unmap` | `stage2_unmap`: clearing a range, freeing tables that become empty |
 //! | `reclaim` | scans that age: page by page, looking around, walking page tables |
+//! | `nested` | a nested guest's shadow tables and reverse maps |
 //! | `zap` | leaf zap of a range, zap of one table, zap of a root |
 //! | `split`, `collapse` | huge leaves into tables, eagerly and lazily; tables back into huge leaves |
 //! | `fault` | a second-stage fault from exit to installed entry |
@@ -26,6 +27,7 @@ pub mod collapse;
 pub mod fault;
 pub mod iter;
 pub mod memslot;
+pub mod nested;
 pub mod notifier;
 pub mod reclaim;
 pub mod split;
