@@ -65,6 +65,15 @@ pub enum Violation {
         /// When.
         moment: Cycles,
     },
+    /// A leaf's accessed and dirty state was handed to a page that the primary MMU had freed (X14, X15).
+    ReleaseAfterFree {
+        /// The freed page.
+        at: Hpa,
+        /// Which actor.
+        actor: usize,
+        /// When.
+        moment: Cycles,
+    },
     /// T5: a walk read a table that had been freed (or never was one).
     TableWalk {
         /// Which vCPU.
@@ -135,6 +144,9 @@ impl fmt::Display for Violation {
             }
             Violation::MissingBreak { at, why, actor, moment } => {
                 write!(f, "B1: cycle {moment}: actor {actor} replaced {at} without break-before-make: {why}")
+            }
+            Violation::ReleaseAfterFree { at, actor, moment } => {
+                write!(f, "T1: cycle {moment}: actor {actor} marked the freed page {at} accessed or dirty")
             }
             Violation::TableWalk { vcpu, at, fault, moment } => {
                 write!(f, "T5: cycle {moment}: vCPU {vcpu} walked {at}: {fault}")

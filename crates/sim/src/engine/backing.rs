@@ -110,6 +110,11 @@ impl Backing {
         freed
     }
 
+    /// The first freed address in `bytes` bytes of host memory from `host` on.
+    pub fn first_freed(&self, host: Hpa, bytes: u64) -> Option<Hpa> {
+        self.freed.first_in(host.raw(), bytes).map(Hpa::new)
+    }
+
     /// Whether this host page was freed.
     pub fn is_freed(&self, host: Hpa) -> bool {
         self.freed.contains(host.raw())

@@ -65,6 +65,9 @@ impl<A: Arch> World<A> {
         let fills = matches!(run.apply, Apply::Fill { .. });
         let n = if fills && self.runs == Runs::Single { 1 } else { self.run_length(&run, actor, horizon) };
         let (overhead, work) = self.run_costs(&run);
+        if run.work == Some(Work::ReleaseLeaf) {
+            self.check_release(run.at, n, actor);
+        }
         let outcome = match run.apply {
             Apply::Nothing => Ok(()),
             Apply::Set(word) => self.tables.fill_run(run.at, n, Progression::constant(word)),
@@ -145,6 +148,9 @@ impl<A: Arch> World<A> {
             return 0;
         }
         let spent = table.times(n).since(overhead);
+        if run.work == Some(Work::ReleaseLeaf) {
+            self.check_release(first, n * entries, actor);
+        }
         let done = match run.apply {
             Apply::Nothing => Ok(()),
             Apply::Set(word) => self.tables.fill_run(first, n * entries, Progression::constant(word)),
@@ -191,6 +197,9 @@ impl<A: Arch> World<A> {
         let n = below.tables.min(remove.len).min(room);
         if n == 0 {
             return 0;
+        }
+        if below.holds == Holds::Leaves {
+            self.check_release(below.first, n * below.entries, actor);
         }
         let (parent, child) = (Progression::constant(remove.unlinked), Progression::constant(remove.marker));
         let filled = self.tables.fill_run(remove.at, n, parent).and_then(|()| match below.replaced(remove) {

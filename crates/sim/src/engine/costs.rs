@@ -29,6 +29,8 @@ pub struct Costs {
     pub resched_check: Cycles,
     /// Giving the processor away and getting it back.
     pub reschedule: Cycles,
+    /// Waking a kernel worker for work that was queued to it.
+    pub work_dispatch: Cycles,
     /// Time slice after which `need_resched` is set.
     pub tick_period: Cycles,
     /// Least length of an RCU grace period.
@@ -105,6 +107,7 @@ impl Costs {
             free_table: sheet.table_free,
             resched_check: sheet.cond_resched,
             reschedule: sheet.reschedule,
+            work_dispatch: sheet.work_dispatch,
             tick_period: sheet.tick_period,
             rcu_grace: sheet.rcu_grace_period,
             lock_local: half(sheet.lock_uncontended),

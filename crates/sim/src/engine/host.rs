@@ -250,6 +250,18 @@ impl<F: Copy> Host<F> {
         self.op(Op::Reschedule).await;
     }
 
+    /// Runs on a processor that this actor shares with others, once that is free: `processor` is a lock made for it. From now on
+    /// [`need_resched`](Self::need_resched) says so when somebody waits for the processor, and
+    /// [`reschedule`](Self::reschedule) lets him run.
+    pub async fn occupy(&self, processor: LockId) {
+        self.lock(processor, LockMode::Write).await;
+        self.op(Op::Occupy(processor)).await;
+    }
+    /// Leaves the shared processor.
+    pub async fn vacate(&self) {
+        self.op(Op::Vacate).await;
+    }
+
     // ---- translations ----
 
     /// Invalidates cached leaf translations of a range on every processor of the VM.
@@ -350,7 +362,8 @@ impl<F: Copy> Host<F> {
     pub async fn kick_all(&self) {
         self.op(Op::KickAll).await;
     }
-    /// Makes a vCPU that is out of the guest use `root`; translations cached under another generation are not used.
+    /// Makes a vCPU that is out of the guest use `root`; translations cached under another generation are not used, and those of this
+    /// one that an earlier use has left are invalidated (`kvm_mmu_load` flushes, so that freeing a root need not).
     pub async fn load_root(&self, vcpu: VcpuId, root: Hpa, generation: u16) {
         self.op(Op::LoadRoot(vcpu, root, generation)).await;
     }

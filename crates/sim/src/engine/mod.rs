@@ -10,6 +10,8 @@
 //! | `guest` | the guest's own page tables, filled on first touch |
 //! | `backing` | the primary MMU's pages |
 //! | `cleanliness` | which of them were cleaned to the point of coherency |
+//! | `processors` | host processors that several actors share |
+//! | `release` | whether the page behind a leaf that goes is still there |
 //! | `lock`, `wait`, `rcu`, `flight` | lock and wait queues, grace periods, flushes in the air |
 //! | `tap` | recording of what passes between actors and the engine |
 //! | `costs` | the machine's figures in cycles |
@@ -24,7 +26,9 @@ mod guest;
 mod host;
 mod lock;
 mod op;
+mod processors;
 mod rcu;
+mod release;
 mod sim;
 mod stretches;
 mod upkeep;

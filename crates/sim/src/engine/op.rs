@@ -100,6 +100,8 @@ pub enum Work {
     SplitChild,
     /// `cpu_relax()`: a moment of spinning before something is read again.
     Relax,
+    /// Queueing work to a kernel worker and waking it.
+    Dispatch,
     /// A stretch of work given in cycles.
     Exactly(Cycles),
 }
@@ -286,6 +288,10 @@ pub enum Op {
     NeedResched(LockId),
     /// Gives the processor away once.
     Reschedule,
+    /// The lock with this number, which the actor holds, stands for the processor that it shares with others.
+    Occupy(LockId),
+    /// Leaves that processor.
+    Vacate,
     /// Invalidates cached translations and waits until every processor has.
     Flush(Flush),
     /// Loads a shared variable.

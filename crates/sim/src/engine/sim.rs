@@ -494,8 +494,13 @@ impl<A: Arch> Sim<A> {
     /// Ends the VM: tears its tables down and reports as a violation whatever is left of them. Every vCPU has finished by
     /// then.
     pub fn destroy(&mut self) -> Stopped {
+        self.destroy_with(|host| Box::pin(async move { vm::destroy(&host).await }))
+    }
+
+    /// As [`destroy`](Self::destroy), with a teardown of one's own: of a VM that has other roots than its current one.
+    pub fn destroy_with(&mut self, start: impl FnOnce(Host<A::Two>) -> ActorFuture) -> Stopped {
         let at = self.now;
-        self.spawn("destroy", at, |host| Box::pin(async move { vm::destroy(&host).await }));
+        self.spawn("destroy", at, start);
         let stopped = self.run();
         let world = &mut self.stage.borrow_mut().world;
         let tables = world.tables.frames();

@@ -227,6 +227,8 @@ pub struct Vcpu<A: Arch> {
     /// Interruptions of this window, if somebody records.
     pub(super) served: Option<Vec<Served>>,
     reload: bool,
+    /// Asked to leave while it was out: the next entry is turned back.
+    pub(crate) kicked: bool,
     /// Flush asked for while out of the guest, to be made before it is entered.
     owed: Option<Flush>,
     requests: VecDeque<Request>,
@@ -274,6 +276,7 @@ impl<A: Arch> Vcpu<A> {
             overlapped: false,
             served: None,
             reload: false,
+            kicked: false,
             owed: None,
             requests: VecDeque::new(),
             current: None,
@@ -337,8 +340,8 @@ impl<A: Arch> Vcpu<A> {
                 self.owed = Some(merged);
             }
             What::Reload => self.reload = true,
-            // It is out already; its thread looks at what is asked before it enters again.
-            What::Leave => {}
+            // It is out already; its thread looks at what is asked before the guest runs again.
+            What::Leave => self.kicked = true,
         }
     }
 
@@ -348,7 +351,7 @@ impl<A: Arch> Vcpu<A> {
         self.apply_flush(covers);
     }
 
-    const EVERYTHING: Flush =
+    pub(crate) const EVERYTHING: Flush =
         Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: mmu_core::Reach::Everyone };
 
     /// Enters the guest, with the flush that was asked for meanwhile.

@@ -10,7 +10,7 @@ use super::lock::{ActorId, Granted, LockKind, SimLock};
 use super::op::{Frames, LockId, Op, Reply, Var, VcpuId, Work};
 use super::rcu::Rcu;
 use super::upkeep::UpkeepState;
-use super::vcpu::{Mode, Vcpu};
+use super::vcpu::{Exit, ExitReason, Mode, Vcpu};
 use super::wait::WaitQueues;
 use crate::arch::Arch;
 use crate::checker::{Checker, Violation};
@@ -77,6 +77,8 @@ pub(crate) struct ActorState {
     pub(super) scheduled: Cycles,
     /// Start of the current time slice.
     slice: Cycles,
+    /// The lock that stands for the processor it shares with others.
+    pub(super) processor: Option<LockId>,
     rcu_since: Option<Cycles>,
     waiting_since: Option<Cycles>,
     /// Gave the processor away until it is woken.
@@ -86,13 +88,19 @@ pub(crate) struct ActorState {
 impl ActorState {
     pub(crate) fn new(id: ActorId, now: Cycles) -> Self {
         let stats = ActorStats { started: now, ..ActorStats::default() };
-        Self { id, now, stats, scheduled: now, slice: now, rcu_since: None, waiting_since: None, asleep: false }
+        Self { id, now, stats, scheduled: now, slice: now, processor: None, rcu_since: None, waiting_since: None, asleep: false }
     }
 
     /// An opportunity to reschedule: the stretch since the last one ends.
     pub(super) fn breathe(&mut self) {
         let stretch = self.now.since(self.scheduled);
         self.stats.longest_unscheduled = self.stats.longest_unscheduled.max(stretch);
+        self.scheduled = self.now;
+    }
+
+    /// A time slice begins now.
+    pub(super) fn start_slice(&mut self) {
+        self.slice = self.now;
         self.scheduled = self.now;
     }
 
@@ -115,8 +123,7 @@ impl ActorState {
         }
         self.now = now;
         if std::mem::take(&mut self.asleep) {
-            self.scheduled = now;
-            self.slice = now;
+            self.start_slice();
         }
     }
 }
@@ -302,7 +309,7 @@ impl<A: Arch> World<A> {
             Op::NeedResched(lock) => {
                 actor.now += self.costs.resched_check;
                 actor.breathe();
-                done(u64::from(self.slice_is_over(actor) || self.locks[lock.0 as usize].is_contended()))
+                done(u64::from(self.should_give_way(lock, actor)))
             }
             Op::Now => done(actor.now.0),
             Op::Root => done(self.root.raw()),
@@ -371,21 +378,21 @@ impl<A: Arch> World<A> {
                 }
             }
             Op::Unlock(lock) => self.unlock(lock, actor),
-            Op::Reschedule => {
-                self.counters.reschedules += 1;
-                actor.breathe();
-                actor.now += self.costs.reschedule;
-                actor.slice = actor.now;
-                actor.scheduled = actor.now;
+            Op::Reschedule => self.reschedule(actor),
+            Op::Occupy(processor) => {
+                self.occupy(processor, actor);
                 done(0)
             }
+            Op::Vacate => self.vacate(actor),
             Op::Flush(flush) => self.flush(flush, actor, vcpus),
             Op::ReloadRoots => self.launch(actor, vcpus, |id, at, vcpu| vcpu.request_reload(id, at)),
             Op::KickAll => self.launch(actor, vcpus, |id, at, vcpu| vcpu.request_exit(id, at)),
             Op::VcpuRun(vcpu) => self.enter_guest(vcpu, actor, vcpus),
             Op::LoadRoot(vcpu, root, generation) => {
                 actor.now += self.costs.store;
+                actor.now += self.costs.invalidate_local;
                 vcpus[vcpu.0].load_root(root, generation);
+                vcpus[vcpu.0].flush_here(Vcpu::<A>::EVERYTHING);
                 done(0)
             }
             Op::Fence(_) => {
@@ -537,7 +544,7 @@ impl<A: Arch> World<A> {
         }
     }
 
-    fn unlock(&mut self, lock: LockId, actor: &mut ActorState) -> Performed {
+    pub(super) fn unlock(&mut self, lock: LockId, actor: &mut ActorState) -> Performed {
         actor.now += self.costs.lock_local;
         let costs = self.costs.lock();
         if !self.locks[lock.0 as usize].release(actor.id, actor.now, costs, &mut self.woken) {
@@ -562,6 +569,7 @@ impl<A: Arch> World<A> {
             Work::Fault => self.costs.fault_fixed,
             Work::ReleaseLeaf => self.costs.release_leaf,
             Work::ClearPage(size) => self.costs.clear_4k.times(size.bytes() >> 12),
+            Work::Dispatch => self.costs.work_dispatch,
             Work::SplitChild => self.costs.split_child,
             Work::Relax => self.costs.lock_handoff,
             Work::Exactly(cycles) => cycles,
@@ -605,6 +613,11 @@ impl<A: Arch> World<A> {
         let vcpu = &mut vcpus[id.0];
         vcpu.thread = Some(actor.id);
         actor.breathe();
+        if std::mem::take(&mut vcpu.kicked) {
+            // `kvm_request_pending` with interrupts off: what was asked since the thread looked last comes first.
+            vcpu.exit = Exit { reason: ExitReason::Kicked, at: actor.now };
+            return Performed::Done(Reply::default());
+        }
         actor.asleep = true;
         if vcpu.mode == Mode::Fresh {
             // It comes out of its creation as if it had been entered just before.

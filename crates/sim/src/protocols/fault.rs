@@ -5,7 +5,7 @@
 //! for read (or exclusively where it is a spin lock), RCU around the walk. Owes no flush: it only makes entries present,
 //! or relaxes them.
 
-use mmu_core::{Format, Gpa, Leaf, Level, PageSize, Perms};
+use mmu_core::{Format, Gpa, Hpa, Leaf, Level, PageSize, Perms};
 
 use crate::engine::{Cmpxchg, GuestFault, Host, LockId, LockMode, Var, Work};
 
@@ -29,19 +29,41 @@ enum Attempt {
     Retry,
 }
 
-/// Handles one fault. The vCPU enters the guest afterwards and takes the fault again if it was not fixed.
+/// The root that a fault works on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FaultRoot {
+    /// Its table.
+    pub table: Hpa,
+    /// Not zero once the root is obsolete, when the fault must be tried again with another one; `None` asks nobody.
+    pub obsolete: Option<Var>,
+}
+
+/// Handles one fault below the VM's current root. The vCPU enters the guest afterwards and takes the fault again if it was not fixed.
 pub async fn handle<F: Format>(host: &Host<F>, fault: GuestFault, policy: FaultPolicy) {
+    handle_at(host, fault, policy, None).await;
+}
+
+/// Handles one fault below a root of the caller's, who has a reference to it.
+pub async fn handle_below<F: Format>(host: &Host<F>, fault: GuestFault, policy: FaultPolicy, root: FaultRoot) {
+    handle_at(host, fault, policy, Some(root)).await;
+}
+
+async fn handle_at<F: Format>(host: &Host<F>, fault: GuestFault, policy: FaultPolicy, root: Option<FaultRoot>) {
     host.spend(Work::Fault).await;
     // The snapshot precedes the look-up of the host page; an invalidation after it will be seen.
     let seq = host.load(Var::INVALIDATE_SEQ).await;
     let page = policy.page;
     let host_page = host.resolve_page(fault.gpa, page).await;
     host.lock(LockId::MMU, policy.lock).await;
-    let attempt = if is_stale(host, seq, fault.gpa).await {
+    let attempt = if is_obsolete(host, root).await || is_stale(host, seq, fault.gpa).await {
         Attempt::Retry
     } else {
         host.rcu_read_lock().await;
-        let attempt = map(host, fault.gpa, host_page, page).await;
+        let table = match root {
+            Some(root) => root.table,
+            None => host.root().await,
+        };
+        let attempt = map(host, table, fault.gpa, host_page, page).await;
         host.rcu_read_unlock().await;
         attempt
     };
@@ -50,6 +72,14 @@ pub async fn handle<F: Format>(host: &Host<F>, fault: GuestFault, policy: FaultP
         Attempt::Fixed => {}
         Attempt::Spurious => host.count_spurious().await,
         Attempt::Retry => host.count_retry().await,
+    }
+}
+
+/// `is_obsolete_root`
+async fn is_obsolete<F: Format>(host: &Host<F>, root: Option<FaultRoot>) -> bool {
+    match root.and_then(|root| root.obsolete) {
+        Some(obsolete) => host.load(obsolete).await != 0,
+        None => false,
     }
 }
 
@@ -66,11 +96,11 @@ async fn is_stale<F: Format>(host: &Host<F>, seq: u64, gpa: Gpa) -> bool {
 }
 
 /// Walks to the level of `page`, allocating missing tables, and installs the leaf.
-async fn map<F: Format>(host: &Host<F>, gpa: Gpa, host_page: mmu_core::Hpa, page: PageSize) -> Attempt {
+async fn map<F: Format>(host: &Host<F>, root: Hpa, gpa: Gpa, host_page: Hpa, page: PageSize) -> Attempt {
     let format = *host.format();
     let geometry = *format.geometry();
     let goal = geometry.level_of(page).unwrap_or(Level::LAST);
-    let mut table = host.root().await;
+    let mut table = root;
     let mut level = geometry.root();
     loop {
         let at = table + 8 * geometry.index(level, gpa.raw()) as u64;
@@ -104,14 +134,7 @@ async fn map<F: Format>(host: &Host<F>, gpa: Gpa, host_page: mmu_core::Hpa, page
 }
 
 /// Puts the leaf in place, or makes what is there young and writable again.
-async fn install<F: Format>(
-    host: &Host<F>,
-    at: mmu_core::Hpa,
-    word: u64,
-    level: Level,
-    gpa: Gpa,
-    host_page: mmu_core::Hpa,
-) -> Attempt {
+async fn install<F: Format>(host: &Host<F>, at: Hpa, word: u64, level: Level, gpa: Gpa, host_page: Hpa) -> Attempt {
     let format = *host.format();
     let size = format.geometry().page_size(level);
     let new = if format.is_mapped(word) {
@@ -127,7 +150,7 @@ async fn install<F: Format>(
     } else if word != 0 {
         return Attempt::Retry;
     } else {
-        let output = mmu_core::Hpa::new(host_page.raw() - gpa.offset_in(size)).align_down(size);
+        let output = Hpa::new(host_page.raw() - gpa.offset_in(size)).align_down(size);
         let leaf = Leaf { output, perms: Perms::RWX.with(Perms::DIRTY), accessed: true, attrs: F::Attrs::default() };
         let Ok(new) = format.encode_leaf(level, &leaf) else { return Attempt::Retry };
         new

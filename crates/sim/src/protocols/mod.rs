@@ -13,6 +13,8 @@
 //! | `nested` | a nested guest's shadow tables and reverse maps |
 //! | `zap` | leaf zap of a range, zap of one table, zap of a root |
 //! | `split`, `collapse` | huge leaves into tables, eagerly and lazily; tables back into huge leaves |
+//! | `roots` | the list of roots, their life cycles, fast zap and unmapping over all of them |
+//! | `workqueue` | kernel workers on shared processors |
 //! | `fault` | a second-stage fault from exit to installed entry |
 //! | `coalesce` | a table becomes a block again, a block a table |
 //! | `teardown` | freeing a subtree that nobody can reach |
@@ -30,11 +32,13 @@ pub mod memslot;
 pub mod nested;
 pub mod notifier;
 pub mod reclaim;
+pub mod roots;
 pub mod split;
 pub mod teardown;
 pub mod unmap;
 pub mod vcpu;
 pub mod visit;
 pub mod vm;
+pub mod workqueue;
 pub mod young;
 pub mod zap;

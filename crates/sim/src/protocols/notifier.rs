@@ -19,6 +19,19 @@ pub async fn invalidate_range<F: Format>(host: &Host<F>, range: GpaRange, policy
 
 /// When this returns nobody reaches the pages through KVM, and no new mapping appears until [`range_end`].
 pub async fn range_start<F: Format>(host: &Host<F>, range: GpaRange, policy: &ZapPolicy) {
+    begin(host, range).await;
+    let root = host.root().await;
+    // The notifier holds the lock exclusively whatever the policy says of root zaps.
+    let policy = ZapPolicy { lock: super::zap::ZapLock::Write, ..*policy };
+    if zap_leafs(host, root, range, &policy).await == FlushDebt::Owed {
+        host.flush_range(range, WalkCaches::Keep).await;
+    }
+    host.unlock(LockId::MMU).await;
+}
+
+/// What every invalidation begins with: it is counted and its range recorded. Returns with `mmu_lock` held for write; the caller unmaps,
+/// flushes and drops it.
+pub async fn begin<F: Format>(host: &Host<F>, range: GpaRange) {
     let (start, end) = (range.start, range.end());
     host.lock(LockId::INVALIDATE, LockMode::Write).await;
     host.add(Var::ACTIVE_INVALIDATIONS, 1).await;
@@ -34,13 +47,6 @@ pub async fn range_start<F: Format>(host: &Host<F>, range: GpaRange, policy: &Za
         host.store(Var::RANGE_START, low.min(start.raw())).await;
         host.store(Var::RANGE_END, high.max(end.raw())).await;
     }
-    let root = host.root().await;
-    // The notifier holds the lock exclusively whatever the policy says of root zaps.
-    let policy = ZapPolicy { lock: super::zap::ZapLock::Write, ..*policy };
-    if zap_leafs(host, root, range, &policy).await == FlushDebt::Owed {
-        host.flush_range(range, WalkCaches::Keep).await;
-    }
-    host.unlock(LockId::MMU).await;
 }
 
 /// The primary MMU has made its change: faults may map the range again.
