@@ -177,7 +177,23 @@ macro_rules! sheet {
 }
 
 /// Built-in sheets, in alphabetical order.
-const SHEETS: &[(&str, &str)] = &[sheet!("arm-neoverse-n1"), sheet!("ibm-power9"), sheet!("intel-granite-rapids-host")];
+const SHEETS: &[(&str, &str)] = &[
+    sheet!("amd-zen2"),
+    sheet!("amd-zen3"),
+    sheet!("amd-zen4"),
+    sheet!("ampere-emag"),
+    sheet!("arm-cortex-a72"),
+    sheet!("arm-neoverse-n1"),
+    sheet!("arm-neoverse-v1"),
+    sheet!("arm-neoverse-v2"),
+    sheet!("huawei-kunpeng-920"),
+    sheet!("ibm-power10"),
+    sheet!("ibm-power9"),
+    sheet!("intel-granite-rapids-host"),
+    sheet!("intel-ice-lake-sp"),
+    sheet!("intel-sapphire-rapids"),
+    sheet!("intel-skylake-sp"),
+];
 
 impl Machine {
     /// Reads a description.
