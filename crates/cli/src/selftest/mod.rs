@@ -3,6 +3,7 @@
 //! One file per test holds its arguments (a struct with the kernel test's option letters) and turns them into options of
 //! [`mmusim::sim::selftests`]; one line in [`Selftest`] and one in [`run`] make it a command.
 
+mod access_tracking;
 mod demand_paging;
 
 use std::fmt::Write;
@@ -23,6 +24,8 @@ use crate::table::{Columns, compact};
 #[derive(Subcommand, Debug)]
 #[command(rename_all = "snake_case")]
 pub enum Selftest {
+    /// What tracking which pages are used costs the guest, and the host
+    AccessTrackingPerfTest(access_tracking::Arguments),
     /// All vCPUs touch all pages of their regions for the first time
     DemandPagingTest(demand_paging::Arguments),
 }
@@ -60,6 +63,7 @@ pub(crate) trait Test {
 /// Runs a test on the machines asked for.
 pub(crate) fn run(test: &Selftest) -> Result<(), CliError> {
     match test {
+        Selftest::AccessTrackingPerfTest(test) => run_test(test),
         Selftest::DemandPagingTest(test) => run_test(test),
     }
 }

@@ -15,6 +15,7 @@ use super::op::{
     Work,
 };
 use super::vcpu::Exit;
+use super::world::HostCounters;
 use crate::events::Trace;
 use crate::workload::GuestWork;
 
@@ -29,6 +30,8 @@ pub(crate) trait Stage {
     fn resumed(&mut self) {}
     /// Why a vCPU left the guest last.
     fn exit(&self, vcpu: VcpuId) -> Exit;
+    /// What the host has done so far.
+    fn counters(&self) -> HostCounters;
     /// What a vCPU does from its next entry on.
     fn assign(&mut self, vcpu: VcpuId, work: GuestWork);
     /// Whether anybody wants to know what protocols have to say.
@@ -417,6 +420,11 @@ impl<F: Copy> Host<F> {
     }
 
     // ---- counters ----
+
+    /// What the host has done so far: for whoever measures, not for decisions.
+    pub fn counters(&self) -> HostCounters {
+        self.stage.borrow().counters()
+    }
 
     /// Counts a fault that found its entry already in place.
     pub async fn count_spurious(&self) {

@@ -29,7 +29,7 @@ use super::lock::{ActorId, Granted, LockKind};
 use super::op::{LockId, Op, Reply, Var, VcpuId, WaitQueue};
 use super::tap::Tap;
 use super::vcpu::{Exit, Mode, Vcpu, VcpuStats, View, Watch};
-use super::world::{ActorState, ActorStats, Horizon, Performed, Runs, World};
+use super::world::{ActorState, ActorStats, Horizon, HostCounters, Performed, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
 use crate::events::Recorder;
@@ -115,6 +115,10 @@ impl<A: Arch> Stage for Timed<A> {
 
     fn exit(&self, vcpu: VcpuId) -> Exit {
         self.vcpus[vcpu.0].exit
+    }
+
+    fn counters(&self) -> HostCounters {
+        self.world.counters
     }
 
     fn assign(&mut self, vcpu: VcpuId, work: GuestWork) {

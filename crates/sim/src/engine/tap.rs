@@ -15,6 +15,7 @@ use super::lock::ActorId;
 use super::op::{LockId, LockMode, Op, Reply, VcpuId};
 use super::sim::{Parked, Timed};
 use super::vcpu::{Exit, ExitReason, GuestFault, Served};
+use super::world::HostCounters;
 use crate::arch::Arch;
 use crate::events::{Open, Places, Recorder, Trace, Track};
 use crate::workload::GuestWork;
@@ -87,6 +88,10 @@ impl<A: Arch> Stage for Tap<A> {
 
     fn exit(&self, vcpu: VcpuId) -> Exit {
         self.timed.borrow().exit(vcpu)
+    }
+
+    fn counters(&self) -> HostCounters {
+        self.timed.borrow().counters()
     }
 
     fn assign(&mut self, vcpu: VcpuId, work: GuestWork) {

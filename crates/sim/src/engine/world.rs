@@ -52,6 +52,30 @@ pub struct HostCounters {
     pub longest_break: Cycles,
 }
 
+impl HostCounters {
+    /// What came since an earlier moment of the same run; the longest figures are those of the whole run.
+    pub fn since(&self, earlier: &HostCounters) -> HostCounters {
+        HostCounters {
+            visits: self.visits - earlier.visits,
+            zapped_leaves: self.zapped_leaves - earlier.zapped_leaves,
+            zapped_tables: self.zapped_tables - earlier.zapped_tables,
+            remote_flushes: self.remote_flushes - earlier.remote_flushes,
+            ipis: self.ipis - earlier.ipis,
+            broadcasts: self.broadcasts - earlier.broadcasts,
+            tables_allocated: self.tables_allocated - earlier.tables_allocated,
+            tables_freed: self.tables_freed - earlier.tables_freed,
+            reschedules: self.reschedules - earlier.reschedules,
+            spurious_faults: self.spurious_faults - earlier.spurious_faults,
+            retried_faults: self.retried_faults - earlier.retried_faults,
+            flush_wait: self.flush_wait.since(earlier.flush_wait),
+            cleaned_bytes: self.cleaned_bytes - earlier.cleaned_bytes,
+            breaks: self.breaks - earlier.breaks,
+            break_cycles: self.break_cycles.since(earlier.break_cycles),
+            longest_break: self.longest_break,
+        }
+    }
+}
+
 /// What one actor went through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct ActorStats {

@@ -11,6 +11,7 @@
 //! | `unmap` | `stage2_unmap`: clearing a range, freeing tables that become empty |
 //! | `reclaim` | scans that age: page by page, looking around, walking page tables |
 //! | `nested` | a nested guest's shadow tables and reverse maps |
+//! | `hpt_switch` | POWER: radix tree to hashed table and back, while agers run |
 //! | `zap` | leaf zap of a range, zap of one table, zap of a root |
 //! | `split`, `collapse` | huge leaves into tables, eagerly and lazily; tables back into huge leaves |
 //! | `roots` | the list of roots, their life cycles, fast zap and unmapping over all of them |
@@ -27,6 +28,7 @@ pub mod aging;
 pub mod coalesce;
 pub mod collapse;
 pub mod fault;
+pub mod hpt_switch;
 pub mod iter;
 pub mod memslot;
 pub mod nested;

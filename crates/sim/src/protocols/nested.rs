@@ -24,7 +24,8 @@ use super::iter::FlushDebt;
 use super::young::Clear;
 use crate::arch::Arch;
 use crate::engine::{
-    AgeRun, AgeWrite, Cmpxchg, ExitReason, Fence, Frames, GuestFault, Host, LockId, LockMode, Sim, Var, VcpuId, Work,
+    AgeRun, AgeWrite, Apply, Atomicity, Cmpxchg, ExitReason, Fence, Frames, GuestFault, Host, LockId, LockMode,
+    ReschedCheck, RunOp, Sim, Var, VcpuId, Work,
 };
 
 /// Whether a walker that holds a chain's bit lock can be preempted.
@@ -420,7 +421,9 @@ impl Shadow {
                 Box::pin(self.free_tables(host, format.next_table(level, run.first), down)).await;
                 index += 1;
             } else {
-                index += run.len;
+                let (at, len, work) = (table + 8 * index, run.len, None);
+                let (apply, atomicity, check) = (Apply::Nothing, Atomicity::Plain, ReschedCheck::Never);
+                index += host.run(RunOp { at, len, apply, atomicity, work, check }).await;
             }
         }
         host.free_tables(Frames { first: table, count: 1, level, bytes: geometry.table_bytes(level) }).await;

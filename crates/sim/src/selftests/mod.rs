@@ -5,10 +5,12 @@
 //!
 //! | file | test |
 //! | --- | --- |
+//! | `access_tracking_perf` | `access_tracking_perf_test` |
 //! | `demand_paging` | `demand_paging_test` |
 //!
 //! `phases` is what tests with several phases have in common: vCPU threads that wait for the main thread and the other way round.
 
+pub mod access_tracking_perf;
 pub mod demand_paging;
 pub mod phases;
 
