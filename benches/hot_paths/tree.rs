@@ -54,7 +54,7 @@ impl Tree {
             tree.map(Gpa::new(page << 12), Hpa::new(host << 12));
             if page % 512 == 0 {
                 let Tree { ept, memory, root } = &mut tree;
-                walk(*ept, *root, page << 12, Access::READ, memory).expect("the page was just mapped");
+                walk(ept, *root, page << 12, Access::READ, memory).expect("the page was just mapped");
             }
         }
         tree

@@ -36,7 +36,7 @@ fn generic(rounds: &mut Rounds, name: &str, tree: &Tree, addresses: &[u64]) {
     let mut bus = &tree.memory;
     rounds.case("walk", name, ADDRESSES, || {
         let sum = addresses.iter().fold(0, |sum, &gpa| {
-            let found = walk(tree.ept, tree.root, gpa, Access::READ, &mut bus);
+            let found = walk(&tree.ept, tree.root, gpa, Access::READ, &mut bus);
             sum ^ found.map_or(0, |found| found.output.raw())
         });
         black_box(sum);

@@ -15,9 +15,9 @@
 //! let leaf = Leaf { output: Hpa::new(3 << 30), perms: Perms::R, accessed: true, attrs: Default::default() };
 //! memory.set(Hpa::new(0x8000), stage2.encode_leaf(Level::new(2), &leaf)?)?;
 //!
-//! let found = walk(stage2, Hpa::new(0x8000), 0x1234, Access::READ, &mut memory);
+//! let found = walk(&stage2, Hpa::new(0x8000), 0x1234, Access::READ, &mut memory);
 //! assert_eq!(found.map(|t| t.output), Ok(Hpa::new((3 << 30) + 0x1234)));
-//! let fault = walk(stage2, Hpa::new(0x8000), 0x1234, Access::WRITE, &mut memory).unwrap_err();
+//! let fault = walk(&stage2, Hpa::new(0x8000), 0x1234, Access::WRITE, &mut memory).unwrap_err();
 //! assert_eq!(fault.status(), 0x0d, "permission fault, level 1");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

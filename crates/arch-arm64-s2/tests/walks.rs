@@ -108,7 +108,7 @@ fn stage2_alone_reads_one_word_a_level() {
         assert_eq!(found.map(|t| t.output), Ok(Hpa::new(0x55_5008)), "{ipa_bits} bits");
         assert_eq!(read.len(), reads, "{ipa_bits} bits");
         // One address further on is out of range.
-        let fault = walk(stage2, root, 1 << ipa_bits, Access::READ, &mut builder.memory).unwrap_err();
+        let fault = walk(&stage2, root, 1 << ipa_bits, Access::READ, &mut builder.memory).unwrap_err();
         assert_eq!((fault.kind, fault.level.number()), (FaultKind::Translation, 0));
     }
 }
@@ -225,7 +225,7 @@ fn a_guest_table_in_device_memory_faults_with_ptw() {
     let mut builder = Builder::new(0x100_0000);
     let root = builder.table(0x1000);
     builder.map(&two(1), root, 0x5000, Level::LAST, &Leaf { attrs, ..rwx(0x9000) }, |at| at);
-    let mut run = |hcr, access| walk(two(hcr), root, 0x5000, access, &mut builder.memory).map_err(|fault| fault.kind);
+    let mut run = |hcr, access| walk(&two(hcr), root, 0x5000, access, &mut builder.memory).map_err(|fault| fault.kind);
     assert!(run(1, Access::GUEST_TABLE).is_ok());
     assert_eq!(run(1 | 1 << 2, Access::GUEST_TABLE), Err(FaultKind::Permission));
     assert!(run(1 | 1 << 2, Access::READ).is_ok());
@@ -241,7 +241,7 @@ fn the_upper_half_has_its_own_table_and_size() {
     builder.map(&one, lower_root, VA, Level::LAST, &kernel(0x1000), |at| at);
     builder.map(&three, Hpa::new(0x200_0000), 0x12_3456_7000, Level::LAST, &kernel(0x2000), |at| at);
     let mut run =
-        |format: Stage1, va| walk(format, lower_root, va, Access::READ, &mut builder.memory).map(|t| t.output);
+        |format: Stage1, va| walk(&format, lower_root, va, Access::READ, &mut builder.memory).map(|t| t.output);
     assert_eq!(run(one, VA), Ok(Hpa::new(0x1000)));
     assert_eq!(run(one, 0xffff_ffc0_0000_0000), Err(fault_at(0xffff_ffc0_0000_0000, 1)));
     assert_eq!(run(one, 0xffff_ff80_0000_0000 | 0x12_3456_7000), Ok(Hpa::new(0x2000)));
@@ -271,7 +271,7 @@ fn the_hierarchy_only_takes_away() {
     let table = builder.memory.get(root);
     for bits in 0..16u64 {
         builder.memory.set(root, table | bits << 59).unwrap();
-        let found = walk(one, root, 0x1000, Access::READ, &mut builder.memory).unwrap();
+        let found = walk(&one, root, 0x1000, Access::READ, &mut builder.memory).unwrap();
         let mut wanted = user.perms;
         if bits & 8 != 0 {
             wanted = wanted.without(Perms::W | Perms::DIRTY);
@@ -287,7 +287,7 @@ fn the_hierarchy_only_takes_away() {
     }
     let wxn = Stage1Config { write_implies_xn: true, ..Default::default() }.build().unwrap();
     builder.memory.set(root, table).unwrap();
-    let found = walk(wxn, root, 0x1000, Access::READ, &mut builder.memory).unwrap();
+    let found = walk(&wxn, root, 0x1000, Access::READ, &mut builder.memory).unwrap();
     assert_eq!(found.perms, Perms::RW | Perms::DIRTY);
 }
 
@@ -301,7 +301,8 @@ fn checks_come_in_order() {
     let mut memory = MemoryImage::new([RamRange { start: Hpa::new(0), bytes: 1 << 40 }]);
     let mut walk_with = |word: u64| {
         memory.set(Hpa::new(0x1000), word).unwrap();
-        walk(stage2, Hpa::new(0x1000), 0, Access::READ, &mut memory).map_err(|fault| (fault.kind, fault.level.number()))
+        walk(&stage2, Hpa::new(0x1000), 0, Access::READ, &mut memory)
+            .map_err(|fault| (fault.kind, fault.level.number()))
     };
     assert_eq!(walk_with(wide), Err((FaultKind::Translation, 1)));
     assert_eq!(walk_with(block(wide)), Err((FaultKind::AddressSize, 1)));
@@ -313,7 +314,7 @@ fn checks_come_in_order() {
     assert_eq!(walk_with(0b11 | 0x20_0000), Err((FaultKind::Translation, 2)));
     assert_eq!(walk_with(0b11 | 1 << 39), Err((FaultKind::Translation, 2)));
     // The table itself: too wide, and outside memory.
-    let begin = |root| walk(stage2, Hpa::new(root), 0, Access::READ, &mut MemoryImage::new([]));
+    let begin = |root| walk(&stage2, Hpa::new(root), 0, Access::READ, &mut MemoryImage::new([]));
     assert_eq!(begin(1 << 40).map_err(|fault| fault.status()), Err(0x00));
     assert_eq!(begin(0x1000).map_err(|fault| fault.status()), Err(0x15));
 }
@@ -329,7 +330,7 @@ fn hardware_takes_any_registers() {
                 let legal = Stage2::new(vtcr, Hcr::new(1), features).is_ok();
                 assert!(stage2.is_legal() || !legal, "{vtcr:?}");
                 let root = stage2.root(Vttbr::new(0x1_0000));
-                let end = walk(stage2, root, 0x100, Access::READ, &mut MemoryImage::everywhere());
+                let end = walk(&stage2, root, 0x100, Access::READ, &mut MemoryImage::everywhere());
                 let fault = end.expect_err("memory is empty");
                 assert_eq!(fault.kind, FaultKind::Translation);
                 assert!(stage2.is_legal() || fault.level.number() == 0);
@@ -341,7 +342,7 @@ fn hardware_takes_any_registers() {
 #[test]
 fn a_purpose_of_walking_shows_in_the_syndrome() {
     let stage2 = Stage2Config { ipa_bits: 39, ..Default::default() }.build().unwrap();
-    let fault = walk(stage2, Hpa::new(0x1000), 0x1234_5678, Access::GUEST_TABLE, &mut MemoryImage::everywhere());
+    let fault = walk(&stage2, Hpa::new(0x1000), 0x1234_5678, Access::GUEST_TABLE, &mut MemoryImage::everywhere());
     let fault = fault.unwrap_err();
     assert_eq!(fault.access.purpose, Purpose::GuestTable);
     assert_eq!(fault.esr(AccessKind::Execute), 0x8200_0085, "instruction abort, S1PTW, translation level 1");

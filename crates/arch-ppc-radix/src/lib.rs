@@ -20,7 +20,7 @@
 //! // A 1 GiB page hangs directly below the root.
 //! image.set(root, radix.encode_table(Level::new(3), Hpa::new(0x20_0000)).unwrap()).unwrap();
 //! image.set(Hpa::new(0x20_0000), radix.encode_leaf(Level::new(2), &leaf).unwrap()).unwrap();
-//! let found = walk(radix, root, 0x1234, Access::WRITE, &mut image).unwrap();
+//! let found = walk(&radix, root, 0x1234, Access::WRITE, &mut image).unwrap();
 //! assert_eq!(found.output, Hpa::new(0x4000_1234));
 //! // The walk set R and C.
 //! assert_eq!(image.get(Hpa::new(0x20_0000)) & 0x180, 0x180);

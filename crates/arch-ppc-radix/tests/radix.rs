@@ -99,7 +99,7 @@ proptest! {
         let shift = if level == 0 { 21 - bits } else { [0, 21, 30][level as usize] };
         let mask = if level == 0 { (1 << bits) - 1 } else { 0x1ff };
         image.set(Hpa::new(table + (input >> shift & mask) * 8), 3 << 62 | 0x7 << 40 | 0x18f).unwrap();
-        let found = walk(radix.with_keys(Keys::default()), ROOT, input, Access::WRITE, &mut image).unwrap();
+        let found = walk(&radix.with_keys(Keys::default()), ROOT, input, Access::WRITE, &mut image).unwrap();
         prop_assert_eq!(found.output.raw(), 0x7 << 40 | input & ((1 << shift) - 1));
         prop_assert_eq!(u64::from(found.size.shift()), shift);
     }
@@ -156,12 +156,12 @@ fn markers_and_illegal_words() {
 fn faults_report_causes() {
     let radix = Radix::partition(BasePage::K4).with_rc(RcUpdate::Interrupt);
     let mut image = MemoryImage::everywhere();
-    let fault = walk(radix, ROOT, 0, Access::WRITE, &mut image).unwrap_err();
+    let fault = walk(&radix, ROOT, 0, Access::WRITE, &mut image).unwrap_err();
     assert_eq!((fault.cause(), fault.class()), (Cause::NO_ENTRY | Cause::STORE, FaultClass::NotPresent));
     assert_eq!(fault.level(), Some(Level::new(3)));
     let shown = fault.to_string();
     assert!(shown.contains("DSISR 0x42000000, no translation, store (level 1 from the root)"), "{shown}");
-    let fault = walk(radix, ROOT, 1 << 52, Access::READ, &mut image).unwrap_err();
+    let fault = walk(&radix, ROOT, 1 << 52, Access::READ, &mut image).unwrap_err();
     assert_eq!(fault.level(), None);
 
     for (word, access, why) in [
@@ -193,7 +193,7 @@ fn a_bad_table_size_is_refused_after_one_more_translation() {
     for nls in [0, 5, 8, 31] {
         let mut image = MemoryImage::everywhere();
         image.set(ROOT, 1 << 63 | 0x20_0000 | nls).unwrap();
-        let fault = walk(radix, ROOT, 0x1000, Access::READ, &mut image).unwrap_err();
+        let fault = walk(&radix, ROOT, 0x1000, Access::READ, &mut image).unwrap_err();
         assert_eq!(fault.cause(), Cause::BAD_CONFIG, "{nls}");
     }
 }

@@ -3,7 +3,8 @@
 use mmu_core::tlb::Perms;
 use mmu_core::{
     Access, AccessKind, Begin, BreakRule, EncodeError, Entry, Flush, FlushPlan, Format, Geometry, Gpa, Hpa, Leaf,
-    Level, Malformed, Mapped, NotPresent, PathPlace, Privilege, Purpose, Table, UpdateTime, Verdict, Walk,
+    Level, Malformed, Mapped, NotPresent, PageSize, PathPlace, Privilege, Purpose, Settled, Table, UpdateTime, Verdict,
+    Walk,
 };
 
 use crate::attrs::{EptAttrs, IgnorePat, MemoryType, SuppressVe};
@@ -28,6 +29,43 @@ pub struct Ept {
     too_wide: u64,
     /// R, W, X and, with mode-based execute control, XU.
     permission: u64,
+    /// What [`Format::settled`] goes by.
+    ordinary: Ordinary,
+}
+
+/// Words that need no closer look: accessed where there is a flag for it, nothing reserved set, a table pointer with all
+/// permissions, and a readable leaf of write-back memory. Every word of a guest's ordinary memory is one.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Ordinary {
+    /// Input bits that no walk takes.
+    beyond: u64,
+    /// Of these bits of a table pointer, `table_set` are set.
+    table: u64,
+    table_set: u64,
+    /// Address bits.
+    address: u64,
+    /// Of these bits of a leaf, `leaf_set` are set.
+    leaf: u64,
+    leaf_set: u64,
+}
+
+/// Smallest page.
+const PAGE_SHIFT: u32 = 12;
+/// The memory type of ordinary memory.
+const WRITE_BACK: u64 = 6 << MEMORY_TYPE_SHIFT;
+
+impl Ordinary {
+    const fn new(has_flags: bool, permission: u64, too_wide: u64, input_bits: u32) -> Self {
+        let flag = if has_flags { A } else { 0 };
+        Self {
+            beyond: !0 << input_bits,
+            table: permission | flag | too_wide | LARGE | TABLE_RESERVED,
+            table_set: permission | flag,
+            address: ADDRESS & !too_wide,
+            leaf: R | flag | too_wide | 7 << MEMORY_TYPE_SHIFT,
+            leaf_set: R | flag | WRITE_BACK,
+        }
+    }
 }
 
 impl Ept {
@@ -37,7 +75,9 @@ impl Ept {
             ModeBasedExecute::On => R | W | X | XU,
         };
         let too_wide = (1 << MAX_PHYS_BITS) - (1 << config.max_phys_addr);
-        Self { config, geometry, too_wide, permission }
+        let has_flags = matches!(config.accessed_dirty, AccessedDirty::On);
+        let ordinary = Ordinary::new(has_flags, permission, too_wide, geometry.input_bits());
+        Self { config, geometry, too_wide, permission, ordinary }
     }
 
     /// What it was built from.
@@ -105,12 +145,14 @@ impl Ept {
     /// Permission bits as neutral permissions.
     #[inline]
     fn perms(&self, bits: u64) -> Perms {
-        let pick = |bit, perms| if bits & bit != 0 { perms } else { Perms::NONE };
-        let exec = match self.config.mode_based_execute {
-            ModeBasedExecute::Off => pick(X, Perms::X),
-            ModeBasedExecute::On => pick(X, Perms::EXEC).with(pick(XU, Perms::USER_EXEC)),
+        // R, W and X stand in the order of the privileged permissions, and those in that of the unprivileged ones.
+        const { assert!(R as u8 == Perms::READ.bits() && W as u8 == Perms::WRITE.bits() && X as u8 == Perms::EXEC.bits()) };
+        let privileged = (bits & (R | W | X)) as u8;
+        let user = match self.config.mode_based_execute {
+            ModeBasedExecute::Off => privileged,
+            ModeBasedExecute::On => privileged & (R | W) as u8 | if bits & XU != 0 { X as u8 } else { 0 },
         };
-        pick(R, Perms::R).with(pick(W, Perms::W)).with(exec)
+        Perms::from_bits(privileged | user << 3)
     }
 
     /// The permission bits for `perms`, if some express just them.
@@ -174,18 +216,53 @@ impl Ept {
         }
     }
 
+    /// [`Format::settled`] for a leaf; `large` is [`LARGE`] above the last level, where it must be set.
+    #[inline(always)]
+    fn settled_leaf(&self, access: Access, level: Level, large: u64, raw: u64, allowed: u64) -> Settled {
+        let Some(size) = PageSize::from_shift(PAGE_SHIFT + 9 * level.index() as u32) else { return Settled::Unsettled };
+        let inside = size.bytes() - 1 & ADDRESS;
+        let need = self.needed(access);
+        let clean = self.has_flags() && raw & D == 0;
+        if raw & (self.ordinary.leaf | inside | large) != self.ordinary.leaf_set | large
+            || allowed & need != need
+            || clean && self.counts_as_write(access)
+        {
+            return Settled::Unsettled;
+        }
+        let perms = self.perms(allowed).with(if clean { Perms::NONE } else { Perms::DIRTY });
+        Settled::Leaf(Mapped { output: Hpa::new(raw & self.ordinary.address), size, perms })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn settled_large(&self, access: Access, level: Level, raw: u64, allowed: u64) -> Settled {
+        if self.geometry.has_leaves_at(level) {
+            self.settled_leaf(access, level, LARGE, raw, allowed)
+        } else {
+            Settled::Unsettled
+        }
+    }
+
     /// A violation decided by `raw`, with `allowed` the AND of the permissions walked.
     #[cold]
-    fn violation(&self, walk: &Walk, level: Level, raw: u64, allowed: u64, cause: ViolationCause) -> EptFault {
+    fn violation(
+        &self,
+        input: u64,
+        access: Access,
+        level: Level,
+        raw: u64,
+        allowed: u64,
+        cause: ViolationCause,
+    ) -> EptFault {
         let delivery = match self.config.violation_exception {
             ViolationException::On if raw & SUPPRESS_VE == 0 && cause != ViolationCause::Width => {
                 ViolationDelivery::Convertible
             }
             _ => ViolationDelivery::Exit,
         };
-        let qualification = self.qualification(walk.access, allowed);
+        let qualification = self.qualification(access, allowed);
         let reason = EptReason::Violation(Violation { qualification, cause, delivery });
-        EptFault { gpa: Gpa::new(walk.input), level, reason }
+        EptFault { gpa: Gpa::new(input), level, reason }
     }
 
     fn leaf(&self, level: Level, raw: u64) -> Leaf<EptAttrs> {
@@ -215,7 +292,7 @@ impl Ept {
         }
     }
 
-    fn check_address(&self, address: Hpa, size: mmu_core::PageSize) -> Result<u64, EncodeError> {
+    fn check_address(&self, address: Hpa, size: PageSize) -> Result<u64, EncodeError> {
         let bits = self.config.max_phys_addr;
         if address.is_aligned(size) && address.raw() >> bits == 0 {
             Ok(address.raw())
@@ -384,17 +461,41 @@ impl Format for Ept {
     #[inline]
     fn begin(&self, root: Hpa, walk: &Walk) -> Result<Begin, EptFault> {
         let level = self.geometry.root();
-        if walk.input >> self.geometry.input_bits() != 0 {
-            return Err(self.violation(walk, level, 0, 0, ViolationCause::Width));
+        if walk.input & self.ordinary.beyond != 0 {
+            return Err(self.violation(walk.input, walk.access, level, 0, 0, ViolationCause::Width));
         }
         Ok(Begin { level, table: Table { base: root, index_bits: 9 }, acc: self.permission })
+    }
+
+    #[inline]
+    fn entry_index(&self, level: Level, _table: Table, input: u64) -> u64 {
+        input >> (PAGE_SHIFT + 9 * level.index() as u32) & 511
+    }
+
+    #[inline]
+    fn settled(&self, walk: &Walk, level: Level, raw: u64, acc: &mut u64) -> Settled {
+        if level == Level::LAST {
+            self.settled_leaf(walk.access, level, 0, raw, *acc & raw)
+        } else if raw & self.ordinary.table == self.ordinary.table_set {
+            // All permissions: they leave `acc` as it is.
+            Settled::Table(Table { base: Hpa::new(raw & self.ordinary.address), index_bits: 9 })
+        } else {
+            self.settled_large(walk.access, level, raw, *acc & raw)
+        }
     }
 
     #[inline]
     fn entry(&self, walk: &Walk, level: Level, raw: u64, acc: &mut u64) -> Verdict<EptFault> {
         *acc &= raw;
         if raw & self.permission == 0 {
-            return Verdict::Fault(self.violation(walk, level, raw, *acc, ViolationCause::NotPresent));
+            return Verdict::Fault(self.violation(
+                walk.input,
+                walk.access,
+                level,
+                raw,
+                *acc,
+                ViolationCause::NotPresent,
+            ));
         }
         // A misconfigured entry is found when it is read; permissions count once the whole path is known.
         if let Some(why) = self.malformed(level, raw) {
@@ -406,7 +507,14 @@ impl Format for Ept {
         }
         let need = self.needed(walk.access);
         if *acc & need != need {
-            return Verdict::Fault(self.violation(walk, level, raw, *acc, ViolationCause::Permission));
+            return Verdict::Fault(self.violation(
+                walk.input,
+                walk.access,
+                level,
+                raw,
+                *acc,
+                ViolationCause::Permission,
+            ));
         }
         let clean = self.has_flags() && raw & D == 0 && !self.counts_as_write(walk.access);
         let dirty = if clean { Perms::NONE } else { Perms::DIRTY };

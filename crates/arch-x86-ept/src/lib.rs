@@ -20,10 +20,10 @@
 //! let leaf = Leaf { output: Hpa::new(1 << 30), perms: Perms::RWX, accessed: false, attrs: EptAttrs::default() };
 //! memory.set(Hpa::new(0x1000), ept.encode_table(Level::new(3), Hpa::new(0x2000))?)?;
 //! memory.set(Hpa::new(0x2000), ept.encode_leaf(Level::new(2), &leaf)?)?;
-//! let found = walk(ept, Hpa::new(0x1000), 0x1234, Access::WRITE, &mut memory)?;
+//! let found = walk(&ept, Hpa::new(0x1000), 0x1234, Access::WRITE, &mut memory)?;
 //! assert_eq!(found.output, Hpa::new((1 << 30) + 0x1234));
 //! assert_eq!(memory.get(Hpa::new(0x2000)) & (3 << 8), 3 << 8, "accessed and dirty");
-//! let fault = walk(ept, Hpa::new(0x1000), 1 << 40, Access::READ, &mut memory).unwrap_err();
+//! let fault = walk(&ept, Hpa::new(0x1000), 1 << 40, Access::READ, &mut memory).unwrap_err();
 //! assert_eq!(fault.to_string(), "EPT violation (exit 48) at 0x10000000000, qualification 0x181: no entry at level 4");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

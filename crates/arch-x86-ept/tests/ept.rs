@@ -106,10 +106,10 @@ fn guest_table_updates_need_write_permission() {
 #[test]
 fn addresses_wider_than_the_walk_are_violations() {
     let mut machine = machine(EptConfig::new().max_phys_addr(52));
-    let fault = walk(machine.ept, common::EPT_ROOT, 1 << 48, Access::READ, &mut machine.image).unwrap_err();
+    let fault = walk(&machine.ept, common::EPT_ROOT, 1 << 48, Access::READ, &mut machine.image).unwrap_err();
     assert_eq!((fault.class(), fault.exit_reason().number()), (FaultClass::AddressSize, 48));
     let five = EptConfig::new().walk_length(WalkLength::Five).max_phys_addr(52).build().unwrap();
-    let fault = walk(five, common::EPT_ROOT, 1 << 48, Access::READ, &mut machine.image).unwrap_err();
+    let fault = walk(&five, common::EPT_ROOT, 1 << 48, Access::READ, &mut machine.image).unwrap_err();
     assert_eq!(fault.class(), FaultClass::NotPresent);
 }
 

@@ -68,7 +68,7 @@ fn rights_follow_the_manual_for_every_combination() {
                 let execute = (upper | lower) & 4 == 0;
                 for access in accesses() {
                     let mut image = tree([RW | US, word(upper), RW | US, word(lower)]);
-                    let answer = walk(guest, Hpa::new(0x1000), LINEAR, access, &mut image);
+                    let answer = walk(&guest, Hpa::new(0x1000), LINEAR, access, &mut image);
                     let allowed = manual(access, writable, user, execute, config);
                     assert_eq!(answer.is_ok(), allowed, "{access} upper {upper} lower {lower} {config:?}");
                     if let Err(LongModeFault::PageFault { linear, code, .. }) = answer {
@@ -92,9 +92,9 @@ fn walks_set_accessed_everywhere_and_dirty_in_the_leaf() {
     let flags =
         |image: &MemoryImage| [0x1000, 0x2000, 0x3000, 0x4000 + 8 * 5].map(|at| image.get(Hpa::new(at)) >> 5 & 3);
     let mut image = tree([RW; 4]);
-    walk(guest, Hpa::new(0x1000), LINEAR, Access::READ, &mut image).unwrap();
+    walk(&guest, Hpa::new(0x1000), LINEAR, Access::READ, &mut image).unwrap();
     assert_eq!(flags(&image), [1, 1, 1, 1]);
-    walk(guest, Hpa::new(0x1000), LINEAR, Access::WRITE, &mut image).unwrap();
+    walk(&guest, Hpa::new(0x1000), LINEAR, Access::WRITE, &mut image).unwrap();
     assert_eq!(flags(&image), [1, 1, 1, 3]);
 }
 
@@ -109,13 +109,13 @@ fn reserved_bits_are_told_apart_from_missing_entries() {
         ("misaligned 2 MiB", [RW, RW, RW | 1 << 7 | 1 << 13, RW]),
     ];
     for (why, words) in bad {
-        let fault = walk(guest, root, LINEAR, Access::WRITE, &mut tree(words)).unwrap_err();
+        let fault = walk(&guest, root, LINEAR, Access::WRITE, &mut tree(words)).unwrap_err();
         assert_eq!(fault.class(), FaultClass::Malformed, "{why}");
         assert!(matches!(fault, LongModeFault::PageFault { code, .. } if code.bits() == 0b1011), "{why}: {fault}");
     }
     let mut image = tree([RW; 4]);
     image.set(Hpa::new(0x3000), 1 << 51).unwrap();
-    let fault = walk(guest, root, LINEAR, Access::READ.user(), &mut image).unwrap_err();
+    let fault = walk(&guest, root, LINEAR, Access::READ.user(), &mut image).unwrap_err();
     let LongModeFault::PageFault { code, level, .. } = fault else { panic!("{fault}") };
     assert_eq!((code, level.index(), fault.class()), (PageFaultCode::USER, 1, FaultClass::NotPresent));
 }
@@ -125,11 +125,11 @@ fn addresses_that_are_not_canonical_are_refused_before_any_reference() {
     for (length, first) in [(WalkLength::Four, 1u64 << 47), (WalkLength::Five, 1 << 56)] {
         let guest = LongModeConfig::new().walk_length(length).build().unwrap();
         for linear in [first, !first, first << 1] {
-            let fault = walk(guest, Hpa::new(0x1000), linear, Access::READ, &mut tree([RW; 4])).unwrap_err();
+            let fault = walk(&guest, Hpa::new(0x1000), linear, Access::READ, &mut tree([RW; 4])).unwrap_err();
             assert_eq!(fault, LongModeFault::NonCanonical { linear });
         }
         for linear in [first - 1, first.wrapping_neg(), u64::MAX] {
-            let fault = walk(guest, Hpa::new(0x1000), linear, Access::READ, &mut tree([RW; 4])).unwrap_err();
+            let fault = walk(&guest, Hpa::new(0x1000), linear, Access::READ, &mut tree([RW; 4])).unwrap_err();
             assert_eq!(fault.class(), FaultClass::NotPresent, "{linear:#x}");
         }
     }

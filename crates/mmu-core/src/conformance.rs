@@ -12,6 +12,7 @@
 //!   [`Format::progression`] says;
 //! * **flags**: the accessed and dirty masks agree with `decode` and with [`Format::updated`], which sets nothing else, is
 //!   idempotent, and sets only what hardware sets;
+//! * **short answers**: [`Format::settled`] says what `entry` and `updated` say, or nothing;
 //! * **transitions**: `write_protect`, `restore_write`, `mark_old` and `mark_young` have their stated effect, keep
 //!   output and accessed state, and come back;
 //! * **flushes and break rules**: a plan covers what was asked for, and reaches everybody when asked to; nothing is needed
@@ -20,6 +21,8 @@
 //!   names, finds the leaf, leaves nothing to update for a second walk, and faults where an entry is cleared.
 //!
 //! The generator is deterministic: the same format gives the same report.
+
+mod settled;
 
 use std::fmt;
 
@@ -205,6 +208,7 @@ impl<F: Format> Kit<'_, F> {
                 _ => {}
             }
             self.word(level, raw);
+            self.settles(level, raw);
         }
     }
 
@@ -279,6 +283,7 @@ impl<F: Format> Kit<'_, F> {
                         if table.base == base && table.index_bits == format.geometry().index_bits(down));
                     self.expect(good, level, raw, || format!("the table at {base} comes back as {entry:?}"));
                     self.word(level, raw);
+                    self.settles(level, raw);
                     self.updates(level, raw, PathPlace::Table);
                 }
             }

@@ -204,6 +204,17 @@ pub enum Verdict<F> {
     Fault(F),
 }
 
+/// What [`Format::settled`] says of one entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Settled {
+    /// Read the next table; the pointer stays as it is.
+    Table(Table),
+    /// The entry maps the input and allows the access, and stays as it is.
+    Leaf(Mapped),
+    /// Anything else: a flag to be set, a fault, or a word that needs more than a glance.
+    Unsettled,
+}
+
 /// A leaf that allowed an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mapped {
@@ -477,6 +488,23 @@ pub trait Format: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// The word that the walk leaves behind at `level` of its successful path (`leaf`: the path's last entry); equal to
     /// `raw` when nothing is to be updated.
     fn updated(&self, walk: &Walk, level: Level, raw: u64, place: PathPlace) -> u64;
+    /// The short answer to `raw` at `level`, for the words that walks meet most: what [`Format::entry`] decides, if it is no fault
+    /// and [`Format::updated`] leaves the word as it is. A format may give up on any word, and one that can tell ordinary words by
+    /// a mask makes [`crate::walk::walk`] several times as fast. `acc` becomes what `entry` makes of it; with
+    /// [`Settled::Unsettled`] it may too, if `entry` makes the same of that again. [`crate::conformance`] checks all of it.
+    #[inline]
+    fn settled(&self, walk: &Walk, level: Level, raw: u64, acc: &mut u64) -> Settled {
+        let before = *acc;
+        let settled = match self.entry(walk, level, raw, acc) {
+            Verdict::Table(table) if self.updated(walk, level, raw, PathPlace::Table) == raw => Settled::Table(table),
+            Verdict::Leaf(mapped) if self.updated(walk, level, raw, PathPlace::Leaf) == raw => Settled::Leaf(mapped),
+            _ => Settled::Unsettled,
+        };
+        if settled == Settled::Unsettled {
+            *acc = before;
+        }
+        settled
+    }
     /// The fault for a table word that lies outside memory.
     fn bus_fault(&self, walk: &Walk, level: Level) -> Self::Fault;
 }

@@ -242,7 +242,7 @@ fn image(radix: &Radix, word: u64) -> MemoryImage {
 fn answer(radix: &Radix, eaa: u64, att: Att, access: Access) -> Answer {
     let word = encode(radix, Perms::NONE, att) & !0xf | eaa;
     let mut image = image(radix, word);
-    let found = walk(*radix, ROOT, 0x1000, access, &mut image);
+    let found = walk(radix, ROOT, 0x1000, access, &mut image);
     let rc = match image.get(LEAF_AT) ^ word {
         set if set == radix.accessed_mask() => Some(RcSet::R),
         set if set == radix.accessed_mask() | radix.dirty_mask() => Some(RcSet::Both),
@@ -348,12 +348,12 @@ impl Checker {
     /// A failure that the matrix names: the cause of a load, or what a circumstance adds to the cause of a missing entry.
     fn walk_failure(&mut self, i: usize, failure: &WalkFailure) -> Result<(), String> {
         let radix = Radix::partition(BasePage::K4);
-        let missing = |access| cause_of(walk(radix, ROOT, 0, access, &mut image(&radix, 0)));
+        let missing = |access| cause_of(walk(&radix, ROOT, 0, access, &mut image(&radix, 0)));
         let plain = Cause::NO_ENTRY.bits();
         let got: Vec<u32> = match failure.name.as_str() {
             "no translation" => vec![
                 missing(Access::READ),
-                cause_of(walk(radix, ROOT, 0, Access::READ, &mut MemoryImage::everywhere())),
+                cause_of(walk(&radix, ROOT, 0, Access::READ, &mut MemoryImage::everywhere())),
             ],
             "unsupported radix configuration" => (0..5).flat_map(|size| [bad_level(size), bad_root(size)]).collect(),
             "process-table / directory address fault" => vec![missing(Access::GUEST_TABLE) ^ plain],
@@ -377,7 +377,7 @@ fn cause_of<T>(found: Result<T, RadixFault>) -> u32 {
 fn bad_level(size: u64) -> u32 {
     let radix = Radix::partition(BasePage::K4);
     let word = radix.present_mask() | 0x30_0000 | size;
-    cause_of(walk(radix, ROOT, 0, Access::READ, &mut image(&radix, word)))
+    cause_of(walk(&radix, ROOT, 0, Access::READ, &mut image(&radix, word)))
 }
 
 /// A partition-table entry with this root size.

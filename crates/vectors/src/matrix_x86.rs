@@ -280,7 +280,7 @@ fn outcome(fault: Option<EptFault>) -> (Outcome, Option<u64>) {
 }
 
 fn run(ept: Ept, mut image: MemoryImage, access: MatrixAccess) -> (Outcome, Option<u64>) {
-    outcome(walk(ept, Hpa::new(0x1000), 0, access.access(), &mut image).err())
+    outcome(walk(&ept, Hpa::new(0x1000), 0, access.access(), &mut image).err())
 }
 
 fn met(wanted: Outcome, qualification: Option<u64>, got: (Outcome, Option<u64>)) -> bool {

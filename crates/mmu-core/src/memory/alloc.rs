@@ -170,7 +170,7 @@ impl TableMemory {
         let log = FIRST_RECORDS.min(PIECE_SHIFT - shift as u32);
         let index = self.records.take(log, Record::NEVER);
         let home = if self.holding == Holding::Dense { self.dense.take(PIECE_SHIFT, 0) } else { NONE };
-        let slab = self.add_slab(Slab { records: index, used: 0, bump: 0, slots, free: NONE, links: 0, home });
+        let slab = self.add_slab(Slab { used: 0, bump: 0, slots, free: NONE, links: 0, home });
         self.pieces[p] = Piece { index, slab, kind: Kind::Frames, log: log as u8, ..piece };
         self.roomy[class(shift)].insert(p as u32);
     }
@@ -220,6 +220,7 @@ impl TableMemory {
         }
         self.records.give(piece.index, log);
         self.pieces[p] = Piece { index, log: piece.log + 1, ..piece };
+        self.note_heads(p);
     }
 
     fn install(&mut self, p: usize, slot: u32, level: Level, line: Line) {
@@ -227,7 +228,6 @@ impl TableMemory {
         self.replace(p, slot, Record::new(Body::Template(line), level.index() as u8, 1));
         if self.holding == Holding::Dense {
             self.make_dense(p, slot);
-            self.flatten(p);
         }
     }
 
@@ -236,7 +236,7 @@ impl TableMemory {
         match self.pieces[p].kind {
             Kind::Uniform if self.pieces[p].slots() == 1 => return self.free_uniform(p),
             Kind::Uniform => self.break_piece(p),
-            _ => self.unflatten(p),
+            _ => {}
         }
         let piece = self.pieces[p];
         let slot = piece.slot(w);

@@ -37,6 +37,16 @@ impl<T: Copy, const UNIT: u32> Blocks<T, UNIT> {
         self.free[log].push(index);
     }
 
+    /// All items, those of blocks that were given back too.
+    #[inline(always)]
+    pub(super) fn all(&self) -> &[T] {
+        &self.items
+    }
+    /// An item by its number among all items.
+    #[inline(always)]
+    pub(super) fn get(&self, item: usize) -> Option<&T> {
+        self.items.get(item)
+    }
     #[inline]
     pub(super) fn item(&self, index: u32, i: usize) -> &T {
         &self.items[((index as usize) << UNIT) + i]

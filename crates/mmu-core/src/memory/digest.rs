@@ -177,7 +177,7 @@ pub(super) fn of(memory: &TableMemory) -> u128 {
                 sum.line(uniform.line, start, words);
                 sum.frames(start, piece.words(), words >> piece.shift, uniform.level, uniform.refs);
             }
-            Kind::Frames | Kind::Flat => records(memory, p, &mut sum),
+            Kind::Frames => records(memory, p, &mut sum),
         }
         p += pieces;
     }

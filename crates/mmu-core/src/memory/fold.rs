@@ -41,16 +41,9 @@ impl TableMemory {
         let log = PIECE_SHIFT - piece.shift as u32;
         let slots = piece.slots();
         let index = self.records.take(log, Record::new(Body::Template(uniform.line), uniform.level, uniform.refs));
-        let slab = self.add_slab(Slab {
-            records: index,
-            used: slots,
-            bump: slots,
-            slots,
-            free: NONE,
-            links: slots - 1,
-            home: NONE,
-        });
+        let slab = self.add_slab(Slab { used: slots, bump: slots, slots, free: NONE, links: slots - 1, home: NONE });
         self.pieces[p] = Piece { index, slab, kind: Kind::Frames, log: log as u8, ..piece };
+        self.note_heads(p);
     }
 
     /// Turns a recorded piece into a uniform one if every frame is linked to the next.
@@ -77,11 +70,12 @@ impl TableMemory {
     pub(super) fn drop_records(&mut self, p: usize) {
         let piece = self.pieces[p];
         let slab = self.slabs[piece.slab as usize];
-        self.records.give(self.records_of(piece), piece.log as u32);
+        self.records.give(piece.index, piece.log as u32);
         if slab.home != NONE {
             self.dense.give(slab.home, PIECE_SHIFT);
         }
         self.free_slabs.push(piece.slab);
+        self.drop_heads(p);
     }
 
     pub(super) fn add_slab(&mut self, slab: Slab) -> u32 {
@@ -94,27 +88,11 @@ impl TableMemory {
         self.slabs.len() as u32 - 1
     }
 
-    /// Marks a piece in which every slot is a live dense frame as readable without records, and back.
-    pub(super) fn flatten(&mut self, p: usize) {
-        let piece = self.pieces[p];
-        let slab = &mut self.slabs[piece.slab as usize];
-        if piece.kind == Kind::Frames && slab.home != NONE && slab.used == piece.slots() {
-            slab.records = piece.index;
-            self.pieces[p] = Piece { index: slab.home, kind: Kind::Flat, ..piece };
-        }
-    }
-    pub(super) fn unflatten(&mut self, p: usize) {
-        let piece = self.pieces[p];
-        if piece.kind == Kind::Flat {
-            self.pieces[p] = Piece { index: self.records_of(piece), kind: Kind::Frames, ..piece };
-        }
-    }
-
     // ---- frames of recorded pieces ----
 
     pub(super) fn record(&self, p: usize, slot: u32) -> Record {
         let piece = self.pieces[p];
-        if slot >> piece.log == 0 { *self.records.item(self.records_of(piece), slot as usize) } else { Record::NEVER }
+        if slot >> piece.log == 0 { *self.records.item(piece.index, slot as usize) } else { Record::NEVER }
     }
 
     /// Word index of a slot's first word.
@@ -137,7 +115,8 @@ impl TableMemory {
     pub(super) fn replace(&mut self, p: usize, slot: u32, record: Record) {
         let piece = self.pieces[p];
         let before = self.links_near(p, slot);
-        *self.records.item_mut(self.records_of(piece), slot as usize) = record;
+        *self.records.item_mut(piece.index, slot as usize) = record;
+        self.note_head(p, slot);
         let after = self.links_near(p, slot);
         let slab = &mut self.slabs[piece.slab as usize];
         slab.links = slab.links + after - before;

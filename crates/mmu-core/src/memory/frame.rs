@@ -25,15 +25,13 @@ pub(super) enum Kind {
     Uniform,
     /// Frames one by one: `index` is the block of records.
     Frames,
-    /// Live dense frames side by side in address order: `index` is the block of words, the records' is the slab's.
-    Flat,
 }
 
 /// One piece's entry of the directory, the first load of every access.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
     pub(super) index: u32,
-    /// The slab of `Frames` and `Flat`.
+    /// The slab of `Frames`.
     pub(super) slab: u32,
     pub(super) kind: Kind,
     /// Words of a frame, as a shift.
@@ -145,8 +143,6 @@ impl Record {
 /// Book-keeping of a piece whose frames are recorded one by one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slab {
-    /// The block of records when the piece itself points to words.
-    pub(super) records: u32,
     /// Live frames.
     pub(super) used: u32,
     /// Slots ever used.

@@ -37,7 +37,7 @@ impl TableMemory {
                 let live = line.count_present(w & !(words - 1), words, self.present_mask);
                 (level, refs, live, FrameForm::Template)
             }
-            Kind::Frames | Kind::Flat => {
+            Kind::Frames => {
                 let record = self.record(p, slot);
                 let form = match record.body {
                     Body::Never | Body::Freed { .. } => return None,
@@ -137,6 +137,7 @@ impl TableMemory {
             + held(&self.free_uniforms)
             + self.records.footprint()
             + self.dense.footprint()
+            + self.heads.footprint()
             + held(&self.overlays)
             + held(&self.free_overlays)
             + held(&self.slabs)
@@ -150,7 +151,7 @@ impl TableMemory {
         (0u64..).zip(&self.pieces).flat_map(move |(p, &piece)| {
             let slots = match piece.kind {
                 Kind::Absent | Kind::Freed => 0,
-                Kind::Uniform | Kind::Flat => piece.slots(),
+                Kind::Uniform => piece.slots(),
                 Kind::Frames => 1 << piece.log,
             };
             (0..u64::from(slots)).filter_map(move |slot| self.frame_in(piece, p * PIECE_WORDS + (slot << piece.shift)))
@@ -166,7 +167,7 @@ impl TableMemory {
             };
             let stop = end.min((w | (PIECE_WORDS - 1)) + 1);
             let all = match piece.kind {
-                Kind::Uniform | Kind::Flat => true,
+                Kind::Uniform => true,
                 Kind::Frames => self.slabs[piece.slab as usize].used == piece.slots(),
                 Kind::Absent | Kind::Freed => false,
             };

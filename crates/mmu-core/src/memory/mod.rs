@@ -1,13 +1,13 @@
 //! Table memory: real 64-bit words at every host-physical address of a table pool, yet terabytes of tables fit.
 //!
 //! ```text
-//!   pool, in pieces of 2 MiB      0      1      2      3      4      5   ...
-//!   directory, 12 bytes each    [ T ]  [ T ]  [ T ]  [ F ]  [ - ]  [ D ]
-//!                                 \______|______/      |             \__________________.
-//!                                 one template:        |                                 |
-//!                          word w = origin + w * step  |                                 v
-//!                                                      v                        words of the whole
-//!                          records, 32 bytes a frame: [t][t][o][t][d][x] ...    piece side by side
+//!   pool, in pieces of 2 MiB      0      1      2      3      4   ...
+//!   directory, 12 bytes each    [ T ]  [ T ]  [ T ]  [ F ]  [ - ]
+//!                                 \______|______/      |
+//!                                 one template:        |
+//!                          word w = origin + w * step  |
+//!                                                      v
+//!                          records, 32 bytes a frame: [t][t][o][t][d][x] ...
 //!                                                      |     |     |  '-- freed: reading it is a use after free
 //!                          its own origin and step ----'     |     '----- dense: index of its words
 //!                                                            '----------- overlay: origin, step and index of
@@ -20,7 +20,9 @@
 //! changes one directory entry and splits nothing. 4 PiB of 4 KiB leaves, 8 TiB of tables, are 48 MiB of directory.
 //!
 //! **Why a directory.** A hardware walk reads a word in at most three dependent loads (directory, record, word), two for
-//! whole templates and for pieces that are dense throughout; there is no tree and no hashing on the way.
+//! whole templates and, by the heads of the first 8 GiB (`heads.rs`), for dense frames of 4 KiB and more; there is no tree and
+//! no hashing on the way. Tables of the third level and above, which every walk reads and of which there are few, never
+//! become overlays.
 //!
 //! **Copying and folding back.** A write that leaves the progression turns its piece's template into records (16 KiB
 //! for 4 KiB frames), its frame into an overlay, and when eleven exceptions or three different values do not do, into plain
@@ -67,6 +69,7 @@ mod digest;
 mod error;
 mod fold;
 mod frame;
+mod heads;
 mod info;
 mod overlay;
 mod progression;
@@ -87,6 +90,7 @@ pub use progression::{Masks, Progression, Run};
 
 use arena::{Blocks, Ranges};
 use frame::{Body, Kind, MAX_SHIFT, MIN_SHIFT, PIECE_SHIFT, Piece, Record, Slab, Uniform};
+use heads::Heads;
 use overlay::Overlay;
 
 /// What happens to freed frames.
@@ -128,6 +132,7 @@ pub struct TableMemory {
     free_uniforms: Vec<u32>,
     records: Blocks<Record, 0>,
     dense: Blocks<u64, MIN_SHIFT>,
+    heads: Heads,
     overlays: Vec<Overlay>,
     free_overlays: Vec<u32>,
     slabs: Vec<Slab>,
@@ -165,6 +170,7 @@ impl TableMemory {
             free_uniforms: Vec::new(),
             records: Blocks::new(),
             dense: Blocks::new(),
+            heads: Heads::default(),
             overlays: Vec::new(),
             free_overlays: Vec::new(),
             slabs: Vec::new(),
@@ -228,11 +234,20 @@ impl TableMemory {
         Hpa::new(self.base + 8 * w)
     }
 
-    #[inline]
+    #[inline(always)]
     fn word_at(&self, w: u64) -> Option<u64> {
+        match self.unit_word(w >> heads::UNIT_SHIFT, w & (heads::UNIT_WORDS - 1)) {
+            Some(word) => Some(word),
+            None => self.word_in_piece(w),
+        }
+    }
+
+    /// The long way.
+    #[cold]
+    #[inline(never)]
+    fn word_in_piece(&self, w: u64) -> Option<u64> {
         let piece = self.pieces.get((w >> PIECE_SHIFT) as usize)?;
         match piece.kind {
-            Kind::Flat => Some(*self.dense.item(piece.index, (w & (frame::PIECE_WORDS - 1)) as usize)),
             Kind::Uniform => Some(self.uniforms[piece.index as usize].0.line.word(w)),
             Kind::Frames => self.word_in_frame(*piece, w),
             Kind::Absent | Kind::Freed => None,
@@ -275,12 +290,7 @@ impl TableMemory {
 
     /// How the frame in a slot of a recorded piece is held.
     fn body(&self, piece: Piece, slot: u32) -> Body {
-        if slot >> piece.log == 0 { self.records.item(self.records_of(piece), slot as usize).body } else { Body::Never }
-    }
-
-    /// The block of records of a `Frames` or `Flat` piece.
-    fn records_of(&self, piece: Piece) -> u32 {
-        if piece.kind == Kind::Flat { self.slabs[piece.slab as usize].records } else { piece.index }
+        if slot >> piece.log == 0 { self.records.item(piece.index, slot as usize).body } else { Body::Never }
     }
 }
 
@@ -309,6 +319,10 @@ impl Bus for TableMemory {
         Ok(TableMemory::read(self, at)?)
     }
     #[inline]
+    fn memory(&self) -> Option<&TableMemory> {
+        Some(self)
+    }
+    #[inline]
     fn cmpxchg(&mut self, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
         Ok(TableMemory::cmpxchg(self, at, old, new)?)
     }
@@ -320,6 +334,10 @@ impl Bus for &TableMemory {
     #[inline]
     fn read(&mut self, at: Hpa) -> Result<u64, BusError> {
         Ok(TableMemory::read(self, at)?)
+    }
+    #[inline]
+    fn memory(&self) -> Option<&TableMemory> {
+        Some(self)
     }
     #[inline]
     fn cmpxchg(&mut self, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {

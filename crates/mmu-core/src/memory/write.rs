@@ -74,7 +74,7 @@ impl TableMemory {
         }
         let piece = self.pieces[p];
         let (slot, offset) = (piece.slot(w), piece.offset(w));
-        let records = self.records_of(piece);
+        let records = piece.index;
         match self.records.item(records, slot as usize).body {
             Body::Dense { index, bends } => {
                 let bends = self.put_dense(piece, index, bends, offset, new);
@@ -86,7 +86,7 @@ impl TableMemory {
                     self.fold_dense(p, slot);
                 }
             }
-            Body::Template(_) if piece.words() <= overlay::MAX_WORDS => {
+            Body::Template(_) if self.takes_overlay(p, slot) => {
                 self.open_overlay(p, slot);
                 self.put_overlay(p, w, old, new);
             }
@@ -114,7 +114,7 @@ impl TableMemory {
     fn put_overlay(&mut self, p: usize, w: u64, old: u64, new: u64) {
         let piece = self.pieces[p];
         let (slot, offset) = (piece.slot(w), piece.offset(w));
-        let records = self.records_of(piece);
+        let records = piece.index;
         let record = *self.records.item(records, slot as usize);
         let Body::Overlay { index, line } = record.body else { return };
         let overlay = &mut self.overlays[index as usize];
@@ -129,6 +129,13 @@ impl TableMemory {
         let mask = self.present_mask;
         let live = record.live() + u64::from(new & mask != 0) - u64::from(old & mask != 0);
         *self.records.item_mut(records, slot as usize) = record.with_live(live);
+    }
+
+    /// Whether a template frame takes exceptions before it becomes plain words. Frames from the third level on do not: there are
+    /// few of them, every walk reads them, and plain words are read fastest.
+    fn takes_overlay(&self, p: usize, slot: u32) -> bool {
+        const LEVELS: u8 = 2;
+        self.pieces[p].words() <= overlay::MAX_WORDS && self.record(p, slot).level() < LEVELS
     }
 
     /// Puts an overlay without exceptions on a template frame.

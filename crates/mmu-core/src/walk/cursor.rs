@@ -3,7 +3,8 @@
 use super::{Bus, Exchange, Reference, Stage, Translation};
 use crate::access::Access;
 use crate::addr::{Hpa, Level};
-use crate::format::{Format, Mapped, PathPlace, Table, Verdict, Walk};
+use crate::format::{Format, Mapped, PathPlace, Settled, Table, Verdict, Walk};
+use crate::memory::TableMemory;
 
 /// One step of a walk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -202,21 +203,9 @@ impl<F: Format> WalkCursor<F> {
                 }
             });
         }
-        self.state = State::Done(self.translation(mapped));
-        None
-    }
-
-    #[inline]
-    fn translation(&self, mapped: Mapped) -> Translation {
         let leaf = self.path[(self.path_len as usize).saturating_sub(1)];
-        let offset = self.walk.input & (mapped.size.bytes() - 1);
-        Translation {
-            output: mapped.output + offset,
-            size: mapped.size,
-            perms: mapped.perms,
-            level: leaf.level,
-            raw: leaf.raw,
-        }
+        self.state = State::Done(translation(&self.walk, &mapped, leaf.level, leaf.raw));
+        None
     }
 }
 
@@ -233,7 +222,66 @@ pub(super) fn entry_at<F: Format>(format: &F, level: Level, table: Table, input:
 /// The architecture's fault.
 #[inline]
 pub fn walk<F: Format, B: Bus + ?Sized>(
-    format: F,
+    format: &F,
+    root: Hpa,
+    input: u64,
+    access: Access,
+    bus: &mut B,
+) -> Result<Translation, F::Fault> {
+    match bus.memory().and_then(|memory| settled_walk(format, root, &Walk { input, access }, memory)) {
+        Some(found) => Ok(found),
+        None => whole_walk(format, root, input, access, bus),
+    }
+}
+
+/// A walk that meets only words which it leaves as they are; `None` when it meets another one, or a fault: nothing has happened
+/// then, and the walk is made again from the start.
+#[inline(always)]
+fn settled_walk<F: Format>(format: &F, root: Hpa, walk: &Walk, memory: &TableMemory) -> Option<Translation> {
+    let mut at = format.begin(root, walk).ok()?;
+    let short = memory.short_way();
+    // PERF: a copy of the step for each level of the usual trees, so that the level is a constant in it and formats' shifts and
+    // masks are too.
+    macro_rules! step {
+        ($level:expr) => {
+            let index = format.entry_index($level, at.table, walk.input);
+            let expected = if $level == Level::LAST { PathPlace::Leaf } else { PathPlace::Table };
+            let raw = match short.entry(at.table.base, index, expected) {
+                Some(raw) => raw,
+                None => short.entry_long(at.table.base, index)?,
+            };
+            match format.settled(walk, $level, raw, &mut at.acc) {
+                Settled::Table(Table { base, index_bits }) => {
+                    at.level = $level.down()?;
+                    at.table.base = base;
+                    at.table.index_bits = index_bits;
+                }
+                Settled::Leaf(mapped) => return Some(translation(walk, &mapped, $level, raw)),
+                Settled::Unsettled => return None,
+            }
+        };
+    }
+    if at.level == Level::new(4) {
+        step!(Level::new(4));
+    }
+    if at.level == Level::new(3) {
+        step!(Level::new(3));
+    }
+    if at.level != Level::new(2) {
+        return None;
+    }
+    step!(Level::new(2));
+    step!(Level::new(1));
+    loop {
+        // Ends: there is no level below.
+        step!(Level::LAST);
+    }
+}
+
+/// Any walk.
+#[inline(never)]
+fn whole_walk<F: Format, B: Bus + ?Sized>(
+    format: &F,
     root: Hpa,
     input: u64,
     access: Access,
@@ -241,62 +289,61 @@ pub fn walk<F: Format, B: Bus + ?Sized>(
 ) -> Result<Translation, F::Fault> {
     let walk = Walk { input, access };
     loop {
-        if let Some(end) = attempt(&format, root, &walk, bus) {
+        if let Some(end) = attempt(format, root, &walk, bus) {
             return end;
         }
     }
 }
 
 /// One pass from the root; `None` when an entry had changed by the time its flags were to be set.
-#[inline]
 fn attempt<F: Format, B: Bus + ?Sized>(
     format: &F,
     root: Hpa,
     walk: &Walk,
     bus: &mut B,
 ) -> Option<Result<Translation, F::Fault>> {
-    let mut begin = match format.begin(root, walk) {
+    let mut at = match format.begin(root, walk) {
         Ok(begin) => begin,
         Err(fault) => return Some(Err(fault)),
     };
     let mut path = [(Hpa::new(0), 0); Level::MAX_LEVELS];
-    let top = begin.level;
+    let top = at.level;
     let mapped = loop {
-        let at = entry_at(format, begin.level, begin.table, walk.input);
-        let Ok(raw) = bus.read(at) else { return Some(Err(format.bus_fault(walk, begin.level))) };
-        if let Some(slot) = path.get_mut(begin.level.index()) {
-            *slot = (at, raw);
+        let place = entry_at(format, at.level, at.table, walk.input);
+        let Ok(raw) = bus.read(place) else { return Some(Err(format.bus_fault(walk, at.level))) };
+        if let Some(slot) = path.get_mut(at.level.index()) {
+            *slot = (place, raw);
         }
-        match (format.entry(walk, begin.level, raw, &mut begin.acc), begin.level.down()) {
+        match (format.entry(walk, at.level, raw, &mut at.acc), at.level.down()) {
             (Verdict::Leaf(mapped), _) => break mapped,
             (Verdict::Table(table), Some(down)) => {
-                begin.table = table;
-                begin.level = down;
+                at.table = table;
+                at.level = down;
             }
-            (Verdict::Table(_), None) => return Some(Err(format.bus_fault(walk, begin.level))),
+            (Verdict::Table(_), None) => return Some(Err(format.bus_fault(walk, at.level))),
             (Verdict::Fault(fault), _) => return Some(Err(fault)),
         }
     };
-    let leaf = begin.level;
-    let mut level = top;
-    loop {
-        let place = if level == leaf { PathPlace::Leaf } else { PathPlace::Table };
-        let Some((at, raw)) = path.get_mut(level.index()) else { break };
-        let new = format.updated(walk, level, *raw, place);
+    let leaf = at.level;
+    let on_path = path.iter_mut().enumerate().take(top.index() + 1).skip(leaf.index());
+    for (index, (place, raw)) in on_path.rev() {
+        let level = Level::new(index as u8);
+        let new = format.updated(walk, level, *raw, if level == leaf { PathPlace::Leaf } else { PathPlace::Table });
         if new != *raw {
-            match bus.cmpxchg(*at, *raw, new) {
+            match bus.cmpxchg(*place, *raw, new) {
                 Ok(Exchange::Done) => *raw = new,
                 Ok(Exchange::Found(_)) => return None,
                 Err(_) => return Some(Err(format.bus_fault(walk, level))),
             }
         }
-        match level.down() {
-            Some(down) if level != leaf => level = down,
-            _ => break,
-        }
     }
-    let offset = walk.input & (mapped.size.bytes() - 1);
     let raw = path.get(leaf.index()).map_or(0, |&(_, raw)| raw);
-    let output = mapped.output + offset;
-    Some(Ok(Translation { output, size: mapped.size, perms: mapped.perms, level: leaf, raw }))
+    Some(Ok(translation(walk, &mapped, leaf, raw)))
+}
+
+/// The end of a walk at a leaf of `level` that reads `raw` by now.
+#[inline]
+fn translation(walk: &Walk, mapped: &Mapped, level: Level, raw: u64) -> Translation {
+    let &Mapped { output, size, perms } = mapped;
+    Translation { output: output + (walk.input & (size.bytes() - 1)), size, perms, level, raw }
 }

@@ -16,6 +16,7 @@ pub use nested::{CachedTable, NestedCursor, NestedFault, NestedStep, NoCaches, W
 use std::fmt;
 
 use crate::addr::{Gpa, Hpa, Level, PageSize};
+use crate::memory::TableMemory;
 use crate::tlb::Perms;
 
 /// Which stage of translation a reference belongs to.
@@ -34,6 +35,12 @@ pub trait Bus {
     /// # Errors
     /// When nothing answers there.
     fn read(&mut self, at: Hpa) -> Result<u64, BusError>;
+    /// The table memory that answers all of [`Bus::read`], where there is one and nobody can tell whether a word was read twice:
+    /// a walk may then look around in it before it makes its references.
+    #[inline]
+    fn memory(&self) -> Option<&TableMemory> {
+        None
+    }
     /// Replaces the word at `at` by `new` if it still is `old`.
     ///
     /// # Errors
