@@ -10,16 +10,18 @@ use std::rc::Rc;
 
 use accessed::x86;
 use arch_x86_ept::AccessedDirty;
-use mmu_core::{AccessKind, Bytes, Cycles, Gpa, GpaRange, Gva, PageSize};
+use mmu_core::{AccessKind, Bytes, Cycles, Gpa, GpaRange, Gva, HvaRange, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::checker::Violation;
-use mmu_sim::engine::{GuestPaging, Host, LockMode, Sim, Stopped, VcpuId};
+use mmu_sim::engine::{Blockable, GuestPaging, Host, LockMode, Sim, Stopped, VcpuId};
+use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use mmu_sim::protocols::aging::{Aged, AgingPath, AgingPolicy};
 use mmu_sim::protocols::fault::FaultPolicy;
+use mmu_sim::protocols::notifier::{Notifier, NotifierPolicy, RetryPolicy};
 use mmu_sim::protocols::nested::{ChainLock, NestedAging, RmapAging, Shadow, age};
 use mmu_sim::protocols::young::Clear;
-use mmu_sim::protocols::{notifier, vcpu, zap};
+use mmu_sim::protocols::{notifier, vcpu};
 use mmu_sim::rng::Seed;
 use mmu_sim::selftests::phases::Phases;
 use mmu_sim::workload::{GuestAccess, GuestWork, Mix, PatternSpec, Workload};
@@ -71,7 +73,7 @@ fn violations<A: Arch>(sim: &mut Sim<A>) -> Vec<Violation> {
 fn spawn_guests<A: Arch>(sim: &mut Sim<A>, shadow: Shadow, phases: Phases, l1: Vec<Vec<u64>>, l2: Vec<Vec<u64>>) {
     sim.spawn_vcpu(VcpuId(0), |host| {
         Box::pin(async move {
-            let faults = FaultPolicy { lock: LockMode::Read, page: PageSize::SIZE_4K };
+            let faults = FaultPolicy { lock: LockMode::Read, page: PageSize::SIZE_4K, retry: RetryPolicy::V6_8 };
             for (i, list) in l1.into_iter().enumerate() {
                 phases.wait_for(&host, i as u64 + 1).await;
                 host.assign(VcpuId(0), touches(&list));
@@ -190,14 +192,16 @@ fn unmapped_under_l2<A: Arch>(platform: &Platform<A>, unmapping: Unmapping, rmap
     });
     sim.spawn("unmap", Cycles(400_000), move |host| {
         Box::pin(async move {
+            let kvm = Notifier::new(NotifierPolicy::V6_8);
             for i in 0..40 {
                 let range = GpaRange::new(Gpa::new(i * 12 * PAGE), Bytes(10 * PAGE));
-                notifier::range_start(&host, range, &zap::ZapPolicy::V5_18).await;
+                let hvas = HvaRange::new(GUEST_MEMORY + range.start.raw(), range.bytes);
+                let open = notifier::range_start(&host, &kvm, hvas, Blockable::Yes).await;
                 if unmapping == Unmapping::Both {
                     shadow.unmap(&host, range).await;
                 }
                 host.drop_pages(range).await;
-                notifier::range_end(&host).await;
+                notifier::range_end(&host, &kvm, open).await;
                 host.sleep(Cycles(100_000)).await;
             }
         })

@@ -14,6 +14,7 @@ use mmu_sim::engine::{
 };
 use mmu_sim::experiment::{Platform, VmSpec, build_without_threads};
 use mmu_sim::protocols::fault::FaultPolicy;
+use mmu_sim::protocols::notifier::RetryPolicy;
 use mmu_sim::protocols::iter::{FlushDebt, Yield};
 use mmu_sim::protocols::notifier;
 use mmu_sim::protocols::roots::{
@@ -52,7 +53,7 @@ impl<A: Arch> Vm<A> {
     }
 
     fn vcpu(&mut self, index: usize, steps: Vec<Step>) {
-        let policy = FaultPolicy { lock: LockMode::Read, page: self.page };
+        let policy = FaultPolicy { lock: LockMode::Read, page: self.page, retry: RetryPolicy::V6_8 };
         self.roots.spawn_vcpu(&mut self.sim, VcpuId(index), steps, policy);
     }
 
@@ -343,7 +344,7 @@ fn a_debt_is_carried_from_root_to_root() {
                 assert_eq!(roots.unmap_gfn_range(&host, range).await, FlushDebt::Owed);
                 host.flush_vm().await;
                 host.unlock(LockId::MMU).await;
-                notifier::range_end(&host).await;
+                notifier::end(&host).await;
             })
         });
         // Whoever gets the lock finds what was zapped before it was dropped flushed, and frees the pages.

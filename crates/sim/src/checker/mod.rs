@@ -9,12 +9,13 @@ use mmu_core::memory::{FrameError, TableFault};
 use mmu_core::{Cycles, Gpa, Hpa};
 
 use crate::arch::Arch;
+use crate::engine::OffLimits;
 use crate::engine::vcpu::Vcpu;
 
 /// Something that must never happen.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Violation {
-    /// T1: a vCPU access completed on a page after the primary MMU had freed it.
+    /// T1: a vCPU access completed on a page that the primary MMU had freed, or was invalidating.
     UseAfterFree {
         /// Which vCPU.
         vcpu: usize,
@@ -25,7 +26,7 @@ pub enum Violation {
         /// When.
         moment: Cycles,
     },
-    /// T1: a page was freed while a vCPU still holds a usable translation to it.
+    /// T1: a page was freed, or an invalidation's start returned, while a vCPU still holds a usable translation to it.
     StaleTranslation {
         /// Which vCPU.
         vcpu: usize,
@@ -96,6 +97,65 @@ pub enum Violation {
         /// When.
         moment: Cycles,
     },
+    /// T1: the host reached a page through a mapping of its own that must not be used.
+    HostUse {
+        /// Which actor.
+        actor: usize,
+        /// The page.
+        at: Hpa,
+        /// Why not.
+        why: OffLimits,
+        /// When.
+        moment: Cycles,
+    },
+    /// O2: a mapping outside the second stage (`gfn_to_pfn_cache`) is valid although its page is off limits.
+    CachedPage {
+        /// Which mapping.
+        cache: u64,
+        /// The page.
+        at: Hpa,
+        /// Why it is off limits.
+        why: OffLimits,
+        /// When.
+        moment: Cycles,
+    },
+    /// R2: a page reference was put back that had not been taken.
+    PagePut {
+        /// Which actor.
+        actor: usize,
+        /// The page.
+        at: Hpa,
+        /// When.
+        moment: Cycles,
+    },
+    /// R3: page references were left when the VM was torn down.
+    PageLeak {
+        /// On how many bytes.
+        bytes: u64,
+    },
+    /// R7: a count of invalidations went below zero.
+    InvalidateCount {
+        /// Which actor.
+        actor: usize,
+        /// When.
+        moment: Cycles,
+    },
+    /// P5: an actor that must not block gave the processor away.
+    Blocked {
+        /// Which actor.
+        actor: usize,
+        /// When.
+        moment: Cycles,
+    },
+    /// P4: a version of the memslots was used that does not exist (any more).
+    SlotsUse {
+        /// Which actor.
+        actor: usize,
+        /// Which version.
+        version: u64,
+        /// When.
+        moment: Cycles,
+    },
     /// R2: tables were freed twice, or were none.
     TableFree {
         /// The frame.
@@ -128,10 +188,10 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Violation::UseAfterFree { vcpu, input, at, moment } => {
-                write!(f, "T1: cycle {moment}: vCPU {vcpu} reached the freed page {at} through address {input:#x}")
+                write!(f, "T1: cycle {moment}: vCPU {vcpu} reached page {at}, taken back by the primary MMU, through address {input:#x}")
             }
             Violation::StaleTranslation { vcpu, at, moment } => {
-                write!(f, "T1: cycle {moment}: page {at} freed while vCPU {vcpu} still holds a translation to it")
+                write!(f, "T1: cycle {moment}: page {at} taken back while vCPU {vcpu} still holds a translation to it")
             }
             Violation::StaleData { vcpu, input, at, moment } => {
                 write!(
@@ -155,6 +215,25 @@ impl fmt::Display for Violation {
                 write!(f, "T5: cycle {moment}: actor {actor} used {at}: {fault}")
             }
             Violation::TableUse { at, fault, actor: None, moment } => write!(f, "T5: cycle {moment}: {at}: {fault}"),
+            Violation::HostUse { actor, at, why, moment } => {
+                write!(f, "T1: cycle {moment}: actor {actor} reached page {at}, which is {why}")
+            }
+            Violation::CachedPage { cache, at, why, moment } => {
+                write!(f, "O2: cycle {moment}: cached mapping {cache} is valid, but its page {at} is {why}")
+            }
+            Violation::PagePut { actor, at, moment } => {
+                write!(f, "R2: cycle {moment}: actor {actor} put page {at} back without holding it")
+            }
+            Violation::PageLeak { bytes } => write!(f, "R3: references to {bytes} bytes of pages were never put back"),
+            Violation::InvalidateCount { actor, moment } => {
+                write!(f, "R7: cycle {moment}: actor {actor} ended an invalidation that had not begun")
+            }
+            Violation::Blocked { actor, moment } => {
+                write!(f, "P5: cycle {moment}: actor {actor} gave the processor away in an invalidation that must not block")
+            }
+            Violation::SlotsUse { actor, version, moment } => {
+                write!(f, "P4: cycle {moment}: actor {actor} used version {version} of the memslots, which is freed")
+            }
             Violation::TableFree { at, fault } => write!(f, "R2: table {at} freed: {fault}"),
             Violation::Leak { tables } => write!(f, "R3: {tables} tables were never freed"),
             Violation::UnbalancedLock { actor, at } => {

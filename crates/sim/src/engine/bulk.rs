@@ -4,9 +4,10 @@
 //! clocks and counters.
 
 use mmu_core::memory::{Masks, Progression};
-use mmu_core::{Cycles, Format, Hpa, Level};
+use mmu_core::{Bytes, Cycles, Format, Hpa, HpaRange, Level};
 
 use super::op::{Apply, Atomicity, Frames, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work};
+use super::primary::{Handover, PageState};
 use super::world::{ActorState, Horizon, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
@@ -66,7 +67,7 @@ impl<A: Arch> World<A> {
         let n = if fills && self.runs == Runs::Single { 1 } else { self.run_length(&run, actor, horizon) };
         let (overhead, work) = self.run_costs(&run);
         if run.work == Some(Work::ReleaseLeaf) {
-            self.check_release(run.at, n, actor);
+            self.hand_over(run.at, n, actor);
         }
         let outcome = match run.apply {
             Apply::Nothing => Ok(()),
@@ -90,6 +91,40 @@ impl<A: Arch> World<A> {
             actor.checked(first, longest, work);
         }
         n
+    }
+
+    /// Leaves are about to go: what they know of their pages is handed over. `len` entries from `at` on, as many stretches as
+    /// there are runs.
+    fn hand_over(&mut self, at: Hpa, len: u64, actor: &ActorState) {
+        let two = *self.arch.two();
+        let Ok(level) = self.tables.level(at) else { return };
+        let page = two.geometry().page_size(level).bytes();
+        let mut done = 0;
+        while done < len {
+            let Ok(run) = self.tables.run_at(at + 8 * done, len - done) else { return };
+            done += run.len.max(1);
+            if !two.is_mapped(run.first) || !two.is_leaf(level, run.first) {
+                continue;
+            }
+            // Pages follow each other as words do; words that do not step by a page are looked at one by one.
+            let (pages, repeats) = if run.step == page { (run.len, 1) } else { (1, run.len) };
+            for i in 0..repeats {
+                let word = run.first.wrapping_add(run.step.wrapping_mul(i));
+                let range = HpaRange::new(two.output(level, word), Bytes(pages * page));
+                self.mark_pages(range, self.known_by(word), actor);
+            }
+        }
+    }
+
+    /// What a leaf knows of its page. Where hardware keeps no dirty state, being writable stands for it.
+    fn known_by(&self, word: u64) -> PageState {
+        let two = self.arch.two();
+        let dirty = match two.dirty_mask() {
+            0 => two.is_writable(word),
+            mask => word & mask != 0,
+        };
+        let accessed = self.handover == Handover::AccessedAndDirty && two.mark_young(word).is_none();
+        PageState { accessed: accessed.into(), dirty: dirty.into() }
     }
 
     /// How many of `len` table entries from `at` on point to consecutive last-level tables whose words are all in one
@@ -149,7 +184,7 @@ impl<A: Arch> World<A> {
         }
         let spent = table.times(n).since(overhead);
         if run.work == Some(Work::ReleaseLeaf) {
-            self.check_release(first, n * entries, actor);
+            self.hand_over(first, n * entries, actor);
         }
         let done = match run.apply {
             Apply::Nothing => Ok(()),
@@ -199,7 +234,7 @@ impl<A: Arch> World<A> {
             return 0;
         }
         if below.holds == Holds::Leaves {
-            self.check_release(below.first, n * below.entries, actor);
+            self.hand_over(below.first, below.entries * n, actor);
         }
         let (parent, child) = (Progression::constant(remove.unlinked), Progression::constant(remove.marker));
         let filled = self.tables.fill_run(remove.at, n, parent).and_then(|()| match below.replaced(remove) {

@@ -19,6 +19,8 @@ pub struct Costs {
     pub release_leaf: Cycles,
     /// Filling and accounting one child of a huge leaf that is split, beyond the store.
     pub split_child: Cycles,
+    /// Giving one page back to its owner.
+    pub page_release: Cycles,
     /// Allocating and zeroing one table.
     pub alloc_table: Cycles,
     /// Freeing one table.
@@ -103,6 +105,7 @@ impl Costs {
             atomic: sheet.entry_update.max(sheet.atomic_local),
             release_leaf: sheet.leaf_zap.since(sheet.atomic_local) + sheet.page_release,
             split_child: sheet.split_child.since(sheet.entry_update),
+            page_release: sheet.page_release,
             alloc_table: sheet.table_alloc + sheet.page_clear_4k,
             free_table: sheet.table_free,
             resched_check: sheet.cond_resched,

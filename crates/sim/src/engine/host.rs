@@ -11,7 +11,8 @@ use mmu_core::{Cycles, Flush, FlushScope, Gpa, GpaRange, Hpa, Level, PageSize, R
 
 use super::lock::LockKind;
 use super::op::{
-    AgeBelow, AgeRun, Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RunBelow, RunOp, Var, VcpuId, WaitQueue, Wake,
+    AgeBelow, AgeRun, Blockable, Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RunBelow, RunOp, Var, VcpuId,
+    WaitQueue, Wake,
     Work,
 };
 use super::vcpu::Exit;
@@ -327,6 +328,11 @@ impl<F: Copy> Host<F> {
 
     // ---- waiting for events ----
 
+    /// Says whether this actor may sleep and give the processor away from here on; the checker holds it to that.
+    pub async fn may_block(&self, blockable: Blockable) {
+        self.op(Op::MayBlock(blockable)).await;
+    }
+
     /// Makes a wait queue.
     pub async fn new_wait_queue(&self) -> WaitQueue {
         WaitQueue(self.op(Op::NewWaitQueue).await.a as u32)
@@ -384,10 +390,6 @@ impl<F: Copy> Host<F> {
     /// Makes all vCPUs load the current root before they run again, and waits until none runs on an older one.
     pub async fn reload_roots(&self) {
         self.op(Op::ReloadRoots).await;
-    }
-    /// The host page that backs the page of `size` at `gpa` (`hva_to_pfn`).
-    pub async fn resolve_page(&self, gpa: Gpa, size: PageSize) -> Hpa {
-        Hpa::new(self.op(Op::ResolvePage(gpa.raw(), size)).await.a)
     }
     /// The largest page up to `most` that the primary MMU maps `gpa` by (`kvm_mmu_max_mapping_level`): it is backed by one aligned
     /// host page of that size. Takes no lock; the answer can be stale unless an invalidation would be noticed.

@@ -8,6 +8,7 @@ use mmu_core::{Cycles, Flush, GpaRange, Hpa, Level, PageSize};
 
 use super::lock::LockKind;
 use super::upkeep::Upkeep;
+use super::primary::{PrimaryOp, SlotsOp};
 
 /// A lock by number; see the constants for the ones every VM has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -20,6 +21,12 @@ impl LockId {
     pub const SLOTS: LockId = LockId(1);
     /// `mn_invalidate_lock`: guards the count of active invalidations.
     pub const INVALIDATE: LockId = LockId(2);
+    /// `gpc_lock`: guards the list of `gfn_to_pfn_cache`s.
+    pub const GPC_LIST: LockId = LockId(3);
+    /// The mutex of `kvm->srcu`'s grace periods.
+    pub const SRCU: LockId = LockId(4);
+    /// How many locks every VM has.
+    pub(crate) const FIXED: usize = 5;
 }
 
 /// How a lock is taken.
@@ -40,19 +47,50 @@ impl Var {
     pub const INVALIDATE_SEQ: Var = Var(0);
     /// `mmu_invalidate_in_progress`
     pub const IN_PROGRESS: Var = Var(1);
-    /// `mmu_invalidate_range_start`, a guest-physical address
+    /// `mmu_invalidate_range_start`, a guest-physical address (host-virtual up to 6.7)
     pub const RANGE_START: Var = Var(2);
-    /// `mmu_invalidate_range_end`, a guest-physical address
+    /// `mmu_invalidate_range_end`, likewise
     pub const RANGE_END: Var = Var(3);
     /// `mn_active_invalidate_count`
     pub const ACTIVE_INVALIDATIONS: Var = Var(4);
+    /// The pointer to the active memslots (`kvm->memslots`), a [`SlotsVersion`](super::SlotsVersion).
+    pub const MEMSLOTS: Var = Var(5);
+    /// `srcu_idx` of `kvm->srcu`.
+    pub const SRCU_INDEX: Var = Var(6);
+    /// Sections of `kvm->srcu` entered under index 0.
+    pub const SRCU_LOCKS_0: Var = Var(7);
+    /// Under index 1.
+    pub const SRCU_LOCKS_1: Var = Var(8);
+    /// Sections left under index 0.
+    pub const SRCU_UNLOCKS_0: Var = Var(9);
+    /// Under index 1.
+    pub const SRCU_UNLOCKS_1: Var = Var(10);
+    /// Whether somebody waits for a grace period of `kvm->srcu`.
+    pub const SRCU_WAITING: Var = Var(11);
+    /// Start of the merged range of active invalidations as `gfn_to_pfn_cache` refreshers see it, a host-virtual address.
+    pub const GPC_RANGE_START: Var = Var(12);
+    /// Its end.
+    pub const GPC_RANGE_END: Var = Var(13);
     /// How many variables every VM has.
-    pub(crate) const FIXED: usize = 5;
+    pub(crate) const FIXED: usize = 14;
 }
 
 /// A queue of actors that wait for an event, by number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct WaitQueue(pub u32);
+
+impl WaitQueue {
+    /// `mn_memslots_update_rcuwait`: a memslot update waits for active invalidations.
+    pub const MEMSLOTS_UPDATE: WaitQueue = WaitQueue(0);
+    /// A grace period of `kvm->srcu` waits for readers.
+    pub const SRCU: WaitQueue = WaitQueue(1);
+    /// Faults wait for pages under migration.
+    pub const MIGRATION: WaitQueue = WaitQueue(2);
+    /// Refreshes of a `gfn_to_pfn_cache` wait for invalidations.
+    pub const GPC: WaitQueue = WaitQueue(3);
+    /// How many queues every VM has.
+    pub(crate) const FIXED: u32 = 4;
+}
 
 /// Whom a wake-up reaches.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -74,6 +112,15 @@ pub enum Order {
     Relaxed,
     /// `smp_load_acquire`: later accesses stay later; `smp_store_release`: earlier accesses stay earlier.
     Synchronizing,
+}
+
+/// Whether an invalidation may sleep and give the processor away (`mmu_notifier_range_blockable`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Blockable {
+    /// It may.
+    Yes,
+    /// It must not: the OOM reaper waits for it.
+    No,
 }
 
 /// A memory barrier.
@@ -328,8 +375,6 @@ pub enum Op {
     SleepUntil(Cycles),
     /// The moment it is.
     Now,
-    /// Which host page backs a guest page; replies its address.
-    ResolvePage(u64, PageSize),
     /// The largest page, up to this size, that the primary MMU maps a guest page by; replies its shift.
     HostMapping(u64, PageSize),
     /// The primary MMU drops the backing pages of a guest-physical range and frees them.
@@ -349,10 +394,26 @@ pub enum Op {
     Root,
     /// Cache maintenance, references to tables, and what else the upkeep of guest memory takes.
     Upkeep(Upkeep),
+    /// An operation on the primary MMU.
+    Primary(PrimaryOp),
+    /// An operation on memslots.
+    Slots(SlotsOp),
+    /// From here on, or no longer, the actor must not block: a notifier that is not blockable.
+    MayBlock(Blockable),
     /// Counts a second-stage fault that changed nothing (somebody else was first).
     CountSpurious,
     /// Counts a fault that has to be taken again.
     CountRetry,
+}
+
+impl Op {
+    /// Whether the actor may lose the processor by it, beyond waiting for a spinning lock or for a flush.
+    pub(crate) fn gives_way(self) -> bool {
+        matches!(
+            self,
+            Op::Reschedule | Op::SynchronizeRcu | Op::Schedule(_) | Op::Sleep(_) | Op::SleepUntil(_) | Op::VcpuRun(_)
+        )
+    }
 }
 
 /// Arguments of [`Op::RemoveSubtrees`].

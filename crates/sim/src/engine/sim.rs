@@ -12,7 +12,7 @@
 //! While nothing happens in the host, windows grow; while no vCPU runs, there is no window at all and actors run from event to
 //! event.
 
-use std::cell::{Ref, RefCell};
+use std::cell::{Ref, RefCell, RefMut};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::fmt;
@@ -28,6 +28,7 @@ use super::host::{Host, Stage};
 use super::lock::{ActorId, Granted, LockKind};
 use super::op::{LockId, Op, Reply, Var, VcpuId, WaitQueue};
 use super::tap::Tap;
+use super::primary::{Handover, Memslot, PrimaryMmu, SlotsVersion};
 use super::vcpu::{Exit, Mode, Vcpu, VcpuStats, View, Watch};
 use super::world::{ActorState, ActorStats, Horizon, HostCounters, Performed, Runs, World};
 use crate::arch::Arch;
@@ -199,6 +200,24 @@ impl<A: Arch> Sim<A> {
     pub fn set_runs(&mut self, runs: Runs) {
         self.stage.borrow_mut().world.runs = runs;
     }
+    /// Chooses what zapped entries tell the primary MMU.
+    pub fn set_handover(&mut self, handover: Handover) {
+        self.stage.borrow_mut().world.handover = handover;
+    }
+    /// The primary MMU, to be set up before the run.
+    pub fn primary_mut(&mut self) -> RefMut<'_, PrimaryMmu> {
+        RefMut::map(self.stage.borrow_mut(), |stage| &mut stage.world.primary)
+    }
+    /// Adds a memslot before the run.
+    pub fn add_slot(&mut self, slot: Memslot) {
+        let world = &mut self.stage.borrow_mut().world;
+        let active = SlotsVersion(world.var(Var::MEMSLOTS));
+        world.slots.put_now(active, slot);
+    }
+    /// Presets a shared variable before the run.
+    pub fn set_var(&mut self, var: Var, value: u64) {
+        self.stage.borrow_mut().world.vars[var.0 as usize] = value;
+    }
     /// Sets the least window length; the default is the machine's smallest latency between processors.
     pub fn set_window(&mut self, window: Cycles) {
         self.window = window.max(Cycles(1));
@@ -345,7 +364,7 @@ impl<A: Arch> Sim<A> {
         let Timed { world, vcpus, .. } = &mut *self.stage.borrow_mut();
         let view = View {
             tables: &world.tables,
-            backing: &world.backing,
+            primary: &world.primary,
             pages: &world.upkeep.pages,
             costs: &world.costs,
             watch: self.watch,
@@ -510,6 +529,10 @@ impl<A: Arch> Sim<A> {
         let tables = world.tables.frames();
         if tables > 0 {
             world.checker.report(Violation::Leak { tables });
+        }
+        let held = world.primary.held_bytes().0;
+        if held > 0 {
+            world.checker.report(Violation::PageLeak { bytes: held });
         }
         stopped
     }

@@ -12,14 +12,6 @@ impl Stretches {
         self.0.range(..=at).next_back().is_some_and(|(&start, &len)| at - start < len)
     }
 
-    /// The first of `len` addresses from `start` on that is in the set.
-    pub(super) fn first_in(&self, start: u64, len: u64) -> Option<u64> {
-        if self.contains(start) {
-            return Some(start);
-        }
-        self.0.range(start..start.saturating_add(len)).next().map(|(&at, _)| at)
-    }
-
     /// Adds `len` addresses from `start` on.
     pub(super) fn insert(&mut self, mut start: u64, mut len: u64) {
         if len == 0 {

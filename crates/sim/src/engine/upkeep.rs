@@ -161,7 +161,7 @@ impl<A: Arch> World<A> {
 
     /// Dirties the pages behind a guest-physical range, stretch by stretch.
     fn host_writes(&mut self, range: GpaRange) {
-        for written in self.backing.stretches(range) {
+        for written in self.guest_pages(range) {
             self.upkeep.pages.dirty(written);
         }
     }

@@ -12,8 +12,8 @@ use mmu_core::{
     WalkCaches,
 };
 
-use super::backing::Backing;
 use super::cleanliness::{Cleanliness, GuestCaches};
+use super::primary::PrimaryMmu;
 use super::costs::Costs;
 use super::flight::FlightId;
 use super::guest::{GuestError, GuestTables};
@@ -181,7 +181,7 @@ pub(super) struct Served {
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     pub(crate) tables: &'a TableMemory,
-    pub(crate) backing: &'a Backing,
+    pub(crate) primary: &'a PrimaryMmu,
     pub(crate) pages: &'a Cleanliness,
     pub(crate) costs: &'a Costs,
     /// Whether each access is checked against freed pages.
@@ -595,7 +595,7 @@ impl<A: Arch> Vcpu<A> {
     }
 
     fn check_page(&mut self, view: View<'_>, at: Hpa, input: Input) {
-        if view.backing.is_freed(at) {
+        if view.primary.off_limits(at).is_some() {
             self.violations.push(Violation::UseAfterFree {
                 vcpu: self.index,
                 input: input.raw(),

@@ -18,6 +18,11 @@ enum Waiting {
 pub(crate) struct WaitQueues(Vec<Vec<(ActorId, Waiting)>>);
 
 impl WaitQueues {
+    /// So many queues to begin with.
+    pub(crate) fn new(queues: u32) -> Self {
+        Self(vec![Vec::new(); queues as usize])
+    }
+
     pub(crate) fn create(&mut self) -> WaitQueue {
         self.0.push(Vec::new());
         WaitQueue(self.0.len() as u32 - 1)

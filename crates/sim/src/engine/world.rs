@@ -3,11 +3,11 @@
 use mmu_core::memory::TableMemory;
 use mmu_core::{Cycles, Delivery, Flush, Format, Gpa, Hpa, Level};
 
-use super::backing::{Backed, Backing};
 use super::costs::Costs;
 use super::flight::{Flight, FlightId};
 use super::lock::{ActorId, Granted, LockKind, SimLock};
-use super::op::{Frames, LockId, Op, Reply, Var, VcpuId, Work};
+use super::op::{Blockable, Frames, LockId, Op, Reply, Var, VcpuId, WaitQueue, Wake, Work};
+use super::primary::{Handover, Memslots, PrimaryMmu, Unmapping};
 use super::rcu::Rcu;
 use super::upkeep::UpkeepState;
 use super::vcpu::{Exit, ExitReason, Mode, Vcpu};
@@ -107,12 +107,24 @@ pub(crate) struct ActorState {
     waiting_since: Option<Cycles>,
     /// Gave the processor away until it is woken.
     pub(super) asleep: bool,
+    blockable: Blockable,
 }
 
 impl ActorState {
     pub(crate) fn new(id: ActorId, now: Cycles) -> Self {
         let stats = ActorStats { started: now, ..ActorStats::default() };
-        Self { id, now, stats, scheduled: now, slice: now, processor: None, rcu_since: None, waiting_since: None, asleep: false }
+        Self {
+            id,
+            now,
+            stats,
+            scheduled: now,
+            slice: now,
+            processor: None,
+            rcu_since: None,
+            waiting_since: None,
+            asleep: false,
+            blockable: Blockable::Yes,
+        }
     }
 
     /// An opportunity to reschedule: the stretch since the last one ends.
@@ -184,7 +196,8 @@ pub struct World<A: Arch> {
     pub(crate) arch: A,
     pub(crate) costs: Costs,
     pub(crate) tables: TableMemory,
-    pub(crate) backing: Backing,
+    pub(crate) primary: PrimaryMmu,
+    pub(crate) slots: Memslots,
     pub(crate) root: Hpa,
     pub(crate) root_generation: u16,
     pub(crate) locks: Vec<SimLock>,
@@ -196,6 +209,7 @@ pub struct World<A: Arch> {
     pub(crate) checker: Checker,
     pub(super) upkeep: UpkeepState,
     pub(crate) runs: Runs,
+    pub(crate) handover: Handover,
     /// Actors that may go on, with when.
     pub(crate) woken: Vec<Granted>,
     /// Somebody else's next moment may have come closer since this was last cleared.
@@ -203,24 +217,27 @@ pub struct World<A: Arch> {
 }
 
 impl<A: Arch> World<A> {
-    pub(crate) fn new(arch: A, costs: Costs, tables: TableMemory, backing: Backing, root: Hpa) -> Self {
-        let locks = vec![SimLock::new(costs.mmu_lock), SimLock::new(LockKind::Spin), SimLock::new(LockKind::Spin)];
+    pub(crate) fn new(arch: A, costs: Costs, tables: TableMemory, primary: PrimaryMmu, root: Hpa) -> Self {
+        let mut locks = vec![SimLock::new(LockKind::Spin); LockId::FIXED];
+        locks[LockId::MMU.0 as usize] = SimLock::new(costs.mmu_lock);
         Self {
             arch,
             costs,
             tables,
-            backing,
+            primary,
+            slots: Memslots::default(),
             root,
             root_generation: 0,
             locks,
             rcu: Rcu::default(),
             vars: vec![0; Var::FIXED],
-            queues: WaitQueues::default(),
+            queues: WaitQueues::new(WaitQueue::FIXED),
             flights: Vec::new(),
             counters: HostCounters::default(),
             checker: Checker::default(),
             upkeep: UpkeepState::default(),
             runs: Runs::default(),
+            handover: Handover::default(),
             woken: Vec::new(),
             disturbed: false,
         }
@@ -241,6 +258,18 @@ impl<A: Arch> World<A> {
     /// The second-stage tables.
     pub fn tables(&self) -> &TableMemory {
         &self.tables
+    }
+    /// The primary MMU.
+    pub fn primary(&self) -> &PrimaryMmu {
+        &self.primary
+    }
+    /// The memslots, all versions.
+    pub fn slots(&self) -> &Memslots {
+        &self.slots
+    }
+    /// What a shared variable holds.
+    pub fn var(&self, var: Var) -> u64 {
+        self.vars[var.0 as usize]
     }
     /// The VM's current root.
     pub fn root(&self) -> Hpa {
@@ -316,6 +345,9 @@ impl<A: Arch> World<A> {
                 actor.now += self.costs.atomic;
                 let value = self.vars[var.0 as usize].wrapping_add_signed(delta);
                 self.vars[var.0 as usize] = value;
+                if delta < 0 && value > i64::MAX as u64 && [Var::IN_PROGRESS, Var::ACTIVE_INVALIDATIONS].contains(&var) {
+                    self.checker.report(Violation::InvalidateCount { actor: actor.id, moment: actor.now });
+                }
                 done(value)
             }
             Op::CmpxchgVar(var, old, new) => {
@@ -345,6 +377,9 @@ impl<A: Arch> World<A> {
     #[inline(never)]
     fn perform_rare(&mut self, op: Op, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
         let done = |word| Performed::Done(Reply::one(word));
+        if actor.blockable == Blockable::No && op.gives_way() {
+            self.checker.report(Violation::Blocked { actor: actor.id, moment: actor.now });
+        }
         match op {
             Op::Alloc(level) => self.alloc(level, actor),
             Op::Live(at) => {
@@ -450,9 +485,13 @@ impl<A: Arch> World<A> {
             }
             Op::WakeUp(queue, whom) => {
                 actor.now += self.costs.atomic;
-                let at = actor.now + self.costs.ipi_latency;
-                self.woken.extend(self.queues.wake(queue, whom).into_iter().map(|actor| Granted { actor, at }));
-                self.disturbed = true;
+                self.wake_queue(queue, whom, actor.now);
+                done(0)
+            }
+            Op::Primary(op) => Performed::Done(self.perform_primary(op, actor, vcpus)),
+            Op::Slots(op) => Performed::Done(self.perform_slots(op, actor)),
+            Op::MayBlock(blockable) => {
+                actor.blockable = blockable;
                 done(0)
             }
             Op::Spend(work) => {
@@ -471,21 +510,15 @@ impl<A: Arch> World<A> {
                 actor.scheduled = actor.now;
                 done(0)
             }
-            Op::ResolvePage(gpa, size) => {
-                let (host, backed) = self.backing.resolve(Gpa::new(gpa), size);
-                if backed == Backed::Now {
-                    actor.now += self.cost_of(Work::ClearPage(size));
-                }
-                done(host.raw())
-            }
             Op::HostMapping(gpa, most) => {
                 // A walk of the host's own tables, four levels of them.
                 actor.now += self.costs.visit.times(4);
-                done(u64::from(self.backing.largest_page(Gpa::new(gpa), most).shift()))
+                done(u64::from(self.host_mapping(Gpa::new(gpa), most).shift()))
             }
             Op::DropPages(range) => {
-                for (host, bytes) in self.backing.drop_range(range.start, range.bytes.0) {
-                    self.checker.pages_freed(host, bytes, actor.now, vcpus);
+                for hvas in self.guest_hvas(range) {
+                    let unmapped = self.primary.unmap(hvas, Unmapping::Discard);
+                    self.freed(&unmapped.freed, actor.now, vcpus);
                 }
                 done(0)
             }
@@ -506,6 +539,13 @@ impl<A: Arch> World<A> {
             // Loop operations were handled by `perform`.
             _ => done(0),
         }
+    }
+
+    /// Wakes sleepers of a queue at `now`.
+    pub(super) fn wake_queue(&mut self, queue: WaitQueue, whom: Wake, now: Cycles) {
+        let at = now + self.costs.ipi_latency;
+        self.woken.extend(self.queues.wake(queue, whom).into_iter().map(|actor| Granted { actor, at }));
+        self.disturbed = true;
     }
 
     // ---- table words ----

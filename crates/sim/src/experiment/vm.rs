@@ -5,14 +5,21 @@ use std::fmt;
 use mmu_core::image::RamRange;
 use mmu_core::memory::{Progression, Reuse, TableMemory};
 use mmu_core::tlb::{LatencyCache, Tag, TranslationCaches, Vmid};
-use mmu_core::{ByteUnits, Bytes, EncodeError, Format, Gpa, Gva, Hpa, HpaRange, Leaf, Level, PageSize, Perms};
+use mmu_core::{
+    ByteUnits, Bytes, EncodeError, Format, Geometry, Gpa, GpaRange, Gva, Hpa, HpaRange, Hva, HvaRange, Leaf, Level,
+    PageSize, Perms,
+};
 
 use super::platform::Platform;
 use crate::arch::Arch;
 use crate::engine::world::table_words;
-use crate::engine::{Backing, GuestError, GuestPaging, GuestShare, GuestTables, LockMode, Sim, Vcpu, VcpuId, World};
+use crate::engine::{
+    BackingKind, GuestError, GuestPaging, GuestShare, GuestTables, LockMode, Memslot, PrimaryMmu, Protection, Sim,
+    SlotFlags, SlotId, Userfault, Vcpu, VcpuId, Vma, World,
+};
 use crate::events::Recorder;
 use crate::protocols::fault::FaultPolicy;
+use crate::protocols::notifier::RetryPolicy;
 use crate::protocols::vcpu as protocol;
 use crate::rng::Seed;
 use crate::workload::{GuestStream, Pattern, Replay, ReplayError, Workload};
@@ -25,6 +32,9 @@ pub enum Populate {
     /// Nothing: every page is a fault.
     ByFaults,
 }
+
+/// Where guest memory begins in the process that owns the guest; memslot 0 points there.
+pub const GUEST_MEMORY: Hva = Hva::new(0x7f00_0000_0000);
 
 /// A virtual machine.
 #[derive(Clone, PartialEq, Debug)]
@@ -121,7 +131,7 @@ impl std::error::Error for BuildError {}
 /// Anything about the VM that the architecture or the simulator cannot express.
 pub fn build<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<Sim<A>, BuildError> {
     let mut sim = build_without_threads(platform, spec)?;
-    let policy = FaultPolicy { lock: LockMode::Read, page: spec.page };
+    let policy = FaultPolicy { lock: LockMode::Read, page: spec.page, retry: RetryPolicy::V6_8 };
     for vcpu in (0..spec.vcpus).map(VcpuId) {
         sim.spawn_vcpu(vcpu, |host| Box::pin(protocol::thread(host, vcpu, policy)));
     }
@@ -141,18 +151,22 @@ pub fn build_without_threads<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> 
         TableMemory::new(pool, two.present_mask()).map_err(|error| BuildError::Tables(error.to_string()))?;
     // A freed table is never handed out again: who still walks it is caught, not misled.
     tables = tables.with_reuse(Reuse::Quarantine);
-    let mut backing = Backing::new(Hpa::new(4.GiB()));
-    let host = backing.populate(Gpa::new(0), spec.memory.0, PageSize::SIZE_1G.min(largest(spec.memory.0)));
+    let mut primary = PrimaryMmu::new(Hpa::new(4.GiB()), two.geometry().page_size(Level::LAST));
+    let memory = HvaRange::new(GUEST_MEMORY, spec.memory);
+    primary.map(memory, vma_of(spec.page, two.geometry()));
+    let host = primary.populate(memory, PageSize::SIZE_1G.min(largest(spec.memory.0)), spec.page);
     let root = match spec.populate {
         Populate::Mapped => populate(&mut tables, &two, spec.memory.0, leaf_level, host)?,
         Populate::ByFaults => alloc(&mut tables, &two, two.geometry().root())?,
     };
-    let mut world = World::new(platform.arch, platform.costs.clone(), tables, backing, root);
+    let mut world = World::new(platform.arch, platform.costs.clone(), tables, primary, root);
     if spec.populate == Populate::Mapped {
         // Whoever mapped it has cleaned it.
         world.mark_clean(HpaRange::new(host, spec.memory));
     }
     let mut sim = Sim::new(world);
+    let gpa = GpaRange::new(Gpa::new(0), spec.memory);
+    sim.add_slot(Memslot { id: SlotId(0), gpa, hva: GUEST_MEMORY, flags: SlotFlags::empty() });
     for index in 0..spec.vcpus {
         sim.add_vcpu(vcpu(platform, spec, index, root)?);
     }
@@ -187,6 +201,16 @@ fn check<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<(), BuildErro
         return Err(BuildError::InputWidth { memory: spec.memory, bits: geometry.input_bits() });
     }
     Ok(())
+}
+
+/// The mapping that gives a guest pages of this size: base pages, transparent huge pages of the size above, hugetlbfs beyond.
+fn vma_of(page: PageSize, geometry: &Geometry) -> Vma {
+    let backing = match geometry.level_of(page) {
+        None | Some(Level::LAST) => BackingKind::Small,
+        Some(level) if level.down() == Some(Level::LAST) => BackingKind::Thp(page),
+        Some(_) => BackingKind::Hugetlb(page),
+    };
+    Vma { protection: Protection::ReadWrite, backing, userfault: Userfault::Off }
 }
 
 /// The largest power of two of bytes that is not above `bytes`, as an alignment.

@@ -5,9 +5,11 @@
 //! for read (or exclusively where it is a spin lock), RCU around the walk. Owes no flush: it only makes entries present,
 //! or relaxes them.
 
-use mmu_core::{Format, Gpa, Hpa, Leaf, Level, PageSize, Perms};
+use mmu_core::{Format, Geometry, Gpa, Hpa, Leaf, Level, PageSize, Perms};
 
-use crate::engine::{Cmpxchg, GuestFault, Host, LockId, LockMode, Var, Work};
+use super::notifier::{RetryPolicy, Target, invalidate_retry, retry_unlocked, snapshot};
+use super::slots::{Faultin, faultin_pfn};
+use crate::engine::{Cmpxchg, GuestFault, Host, HostAccess, LockId, LockMode, Reference, Var, Work};
 
 /// How faults are handled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,6 +18,8 @@ pub struct FaultPolicy {
     pub lock: LockMode,
     /// Size of the pages to map.
     pub page: PageSize,
+    /// How stale pages are recognized.
+    pub retry: RetryPolicy,
 }
 
 /// What became of one attempt.
@@ -51,11 +55,20 @@ pub async fn handle_below<F: Format>(host: &Host<F>, fault: GuestFault, policy: 
 async fn handle_at<F: Format>(host: &Host<F>, fault: GuestFault, policy: FaultPolicy, root: Option<FaultRoot>) {
     host.spend(Work::Fault).await;
     // The snapshot precedes the look-up of the host page; an invalidation after it will be seen.
-    let seq = host.load(Var::INVALIDATE_SEQ).await;
-    let page = policy.page;
-    let host_page = host.resolve_page(fault.gpa, page).await;
+    let retry = &policy.retry;
+    let seq = snapshot(host, retry.snapshot).await;
+    // Only the notifier protects the page: no reference is taken.
+    let found = faultin_pfn(host, fault.gpa, HostAccess::Write, Reference::None).await;
+    let Faultin::Page { page: found, hva } = found else {
+        return host.count_retry().await;
+    };
+    let target = Target { gpa: fault.gpa, hva };
+    if retry_unlocked(host, retry, seq, target).await {
+        return host.count_retry().await;
+    }
+    let (page, host_page) = (policy.page.min(found.size), found.host);
     host.lock(LockId::MMU, policy.lock).await;
-    let attempt = if is_obsolete(host, root).await || is_stale(host, seq, fault.gpa).await {
+    let attempt = if is_obsolete(host, root).await || invalidate_retry(host, retry, seq, target).await {
         Attempt::Retry
     } else {
         host.rcu_read_lock().await;
@@ -83,23 +96,11 @@ async fn is_obsolete<F: Format>(host: &Host<F>, root: Option<FaultRoot>) -> bool
     }
 }
 
-/// `is_page_fault_stale`: an invalidation that covers the address is in progress, or one ended since the snapshot.
-async fn is_stale<F: Format>(host: &Host<F>, seq: u64, gpa: Gpa) -> bool {
-    if host.load(Var::IN_PROGRESS).await != 0 {
-        let start = host.load(Var::RANGE_START).await;
-        let end = host.load(Var::RANGE_END).await;
-        if (start..end).contains(&gpa.raw()) {
-            return true;
-        }
-    }
-    host.load(Var::INVALIDATE_SEQ).await != seq
-}
-
 /// Walks to the level of `page`, allocating missing tables, and installs the leaf.
 async fn map<F: Format>(host: &Host<F>, root: Hpa, gpa: Gpa, host_page: Hpa, page: PageSize) -> Attempt {
     let format = *host.format();
     let geometry = *format.geometry();
-    let goal = geometry.level_of(page).unwrap_or(Level::LAST);
+    let goal = leaf_level(&geometry, page);
     let mut table = root;
     let mut level = geometry.root();
     loop {
@@ -131,6 +132,13 @@ async fn map<F: Format>(host: &Host<F>, root: Hpa, gpa: Gpa, host_page: Hpa, pag
         }
         level = down;
     }
+}
+
+/// The highest level whose leaves are no larger than a page.
+fn leaf_level(geometry: &Geometry, page: PageSize) -> Level {
+    let levels = (0..geometry.levels() as u8).map(Level::new);
+    let fits = levels.filter(|&level| geometry.page_size(level) <= page && geometry.has_leaves_at(level));
+    fits.last().unwrap_or(Level::LAST)
 }
 
 /// Puts the leaf in place, or makes what is there young and writable again.

@@ -11,12 +11,15 @@ use crate::engine::{Frames, Host, LockId, LockMode};
 
 /// Replaces the VM's root by an empty one and tears the old one down. `None` when no table could be allocated.
 pub async fn zap_all_fast<F: Format>(host: &Host<F>, policy: &ZapPolicy) -> Option<()> {
-    let root_level = host.format().geometry().root();
     host.lock(LockId::SLOTS, LockMode::Write).await;
-    let Some(new) = host.alloc_table(root_level).await else {
-        host.unlock(LockId::SLOTS).await;
-        return None;
-    };
+    let done = zap_all_fast_locked(host, policy).await;
+    host.unlock(LockId::SLOTS).await;
+    done
+}
+
+/// The same for a caller that holds `slots_lock`.
+pub async fn zap_all_fast_locked<F: Format>(host: &Host<F>, policy: &ZapPolicy) -> Option<()> {
+    let new = host.alloc_table(host.format().geometry().root()).await?;
     host.lock(LockId::MMU, LockMode::Write).await;
     let old = host.root().await;
     host.set_root(new).await;
@@ -25,7 +28,6 @@ pub async fn zap_all_fast<F: Format>(host: &Host<F>, policy: &ZapPolicy) -> Opti
     host.unlock(LockId::MMU).await;
 
     tear_down(host, old, policy).await;
-    host.unlock(LockId::SLOTS).await;
     Some(())
 }
 

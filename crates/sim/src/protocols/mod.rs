@@ -19,7 +19,10 @@
 //! | `fault` | a second-stage fault from exit to installed entry |
 //! | `coalesce` | a table becomes a block again, a block a table |
 //! | `teardown` | freeing a subtree that nobody can reach |
-//! | `notifier` | mmu_notifier invalidation of a range around the primary MMU's change |
+//! | `notifier` | mmu_notifier invalidation of a range around the primary MMU's change; the retry test; change_pte |
+//! | `pfncache` | gfn_to_pfn_cache: users, refreshes, invalidation |
+//! | `primary` | what the host's memory management does: MADV_DONTNEED, mprotect, migration, collapse, reclaim |
+//! | `slots` | memslot updates; from a guest address to a host page |
 //! | `memslot` | fast zap: a new root, the old one torn down behind it |
 //! | `vcpu` | a vCPU's thread: enter the guest, handle the exit, again |
 //! | `vm` | the end of a VM |
@@ -33,8 +36,11 @@ pub mod iter;
 pub mod memslot;
 pub mod nested;
 pub mod notifier;
+pub mod pfncache;
+pub mod primary;
 pub mod reclaim;
 pub mod roots;
+pub mod slots;
 pub mod split;
 pub mod teardown;
 pub mod unmap;

@@ -21,11 +21,13 @@ use serde::{Deserialize, Serialize};
 
 use super::aging::{self, Aged, AgingPath, AgingPolicy};
 use super::iter::FlushDebt;
+use super::notifier::{RetryPolicy, Target, invalidate_retry, snapshot};
+use super::slots::{Faultin, faultin_pfn};
 use super::young::Clear;
 use crate::arch::Arch;
 use crate::engine::{
-    AgeRun, AgeWrite, Apply, Atomicity, Cmpxchg, ExitReason, Fence, Frames, GuestFault, Host, LockId, LockMode,
-    ReschedCheck, RunOp, Sim, Var, VcpuId, Work,
+    AgeRun, AgeWrite, Apply, Atomicity, Cmpxchg, ExitReason, Frames, GuestFault, Host, HostAccess, LockId, LockMode,
+    Reference, ReschedCheck, RunOp, Sim, Var, VcpuId, Work,
 };
 
 /// Whether a walker that holds a chain's bit lock can be preempted.
@@ -439,12 +441,17 @@ impl Shadow {
     /// What keeps the page from being mapped at all.
     pub async fn fault<F: Format>(&self, host: &Host<F>, fault: GuestFault) -> Result<(), ShadowError> {
         host.spend(Work::Fault).await;
-        let seq = host.load(Var::INVALIDATE_SEQ).await;
-        host.fence(Fence::Read).await;
+        let retry = &RetryPolicy::V6_8;
+        let seq = snapshot(host, retry.snapshot).await;
         let l1 = self.l1_of(fault.gpa);
-        let page = host.resolve_page(l1, self.page).await;
+        let found = faultin_pfn(host, l1, HostAccess::Write, Reference::None).await;
+        let Faultin::Page { page: found, hva } = found else {
+            host.count_retry().await;
+            return Ok(());
+        };
+        let page = found.host;
         host.lock(LockId::MMU, LockMode::Write).await;
-        if stale(host, seq, l1).await {
+        if invalidate_retry(host, retry, seq, Target { gpa: l1, hva }).await {
             host.count_retry().await;
             host.unlock(LockId::MMU).await;
             return Ok(());
@@ -543,17 +550,6 @@ async fn age_leaf<F: Format>(host: &Host<F>, at: Hpa, clear: Clear, policy: &Agi
         aged.made_old = 1 - aging::settle(host, run, done.first, policy, &mut aged).await;
     }
     aged
-}
-
-/// `mmu_invalidate_retry_gfn`
-async fn stale<F: Format>(host: &Host<F>, seq: u64, gpa: Gpa) -> bool {
-    if host.load(Var::IN_PROGRESS).await != 0 {
-        let (start, end) = (host.load(Var::RANGE_START).await, host.load(Var::RANGE_END).await);
-        if (start..end).contains(&gpa.raw()) {
-            return true;
-        }
-    }
-    host.load(Var::INVALIDATE_SEQ).await != seq
 }
 
 /// Ages, or tests, a range of L1's memory in both trees. Tells how the L1 part was walked.

@@ -7,11 +7,14 @@
 
 use mmu_core::{Bytes, Flush, FlushScope, Format, Gpa, GpaRange, PageSize, Reach, WalkCaches};
 
+use serde::{Deserialize, Serialize};
+
 use super::visit::{Visit, VisitContext, Visited, Visitor, WalkEnd, WalkFlags, walk};
 use crate::engine::{Apply, Atomicity, Frames, Host, LockId, LockMode, ReschedCheck, RunOp, Work};
 
 /// When unmapped leaves are invalidated.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum UnmapFlush {
     /// Each after it was cleared.
     EachEntry,
@@ -20,7 +23,8 @@ pub enum UnmapFlush {
 }
 
 /// How a range is unmapped.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UnmapPolicy {
     /// Invalidation.
     pub flush: UnmapFlush,

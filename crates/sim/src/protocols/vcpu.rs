@@ -1,7 +1,7 @@
 //! A vCPU's thread: the loop around entering the guest.
 //!
 //! Models `kvm_arch_vcpu_ioctl_run` as far as the second stage is concerned: enter, leave, handle the exit, again. Holds no lock
-//! while the guest runs.
+//! while the guest runs; a section of `kvm->srcu` while an exit is handled.
 
 use mmu_core::Format;
 
@@ -12,7 +12,12 @@ use crate::engine::{ExitReason, Host, VcpuId};
 pub async fn thread<F: Format>(host: Host<F>, vcpu: VcpuId, policy: FaultPolicy) {
     loop {
         match host.vcpu_run(vcpu).await.reason {
-            ExitReason::Fault(fault) => fault::handle(&host, fault, policy).await,
+            ExitReason::Fault(fault) => {
+                // kvm_vcpu_srcu_read_lock: memslots stay while the exit is handled.
+                let section = host.srcu_read_lock().await;
+                fault::handle(&host, fault, policy).await;
+                host.srcu_read_unlock(section).await;
+            }
             // Whatever it was kicked for is made good by the entry.
             ExitReason::Kicked => {}
             ExitReason::Done => return,

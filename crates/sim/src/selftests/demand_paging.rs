@@ -8,6 +8,7 @@ use crate::arch::Arch;
 use crate::engine::{GuestPaging, LockMode, VcpuId};
 use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use crate::protocols::fault::FaultPolicy;
+use crate::protocols::notifier::RetryPolicy;
 use crate::protocols::vcpu;
 use crate::rng::Seed;
 use crate::workload::{GuestWork, Mix, PatternSpec, Workload};
@@ -55,7 +56,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     for index in 0..options.vcpus {
         let base = Gva::new(bytes * index as u64);
         let work = GuestWork::Pattern { spec: spec.clone(), base, seed: Seed(0) };
-        let policy = FaultPolicy { lock: LockMode::Read, page };
+        let policy = FaultPolicy { lock: LockMode::Read, page, retry: RetryPolicy::V6_8 };
         sim.spawn_vcpu(VcpuId(index), |host| {
             Box::pin(async move {
                 host.assign(VcpuId(index), work);

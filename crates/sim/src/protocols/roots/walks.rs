@@ -79,6 +79,6 @@ impl<F: Format> Roots<F> {
         }
         host.unlock(crate::engine::LockId::MMU).await;
         host.drop_pages(range).await;
-        notifier::range_end(host).await;
+        notifier::end(host).await;
     }
 }
