@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use mmusim::core::memory::TableMemory;
+use mmusim::core::memory::{Stretch, TableMemory};
 use mmusim::{Gpa, Hpa};
 
 use super::rivals::{arm, multiarch};
@@ -61,7 +61,8 @@ fn rivals(rounds: &mut Rounds, name: &str, pages: &[(u64, u64)]) {
     }
 }
 
-/// Adds up the first words and lengths of all present runs, and so looks at every leaf.
+/// Adds up the first words and lengths of all present runs, and single words where runs are not known, and so looks at every
+/// leaf.
 fn sum(tree: &Tree, pages: u64) -> u64 {
     let mut sum = 0;
     let mut page = 0;
@@ -75,13 +76,9 @@ fn sum(tree: &Tree, pages: u64) -> u64 {
 }
 
 fn sum_table(memory: &TableMemory, table: Hpa, words: u64, mask: u64) -> u64 {
-    let (mut w, mut sum) = (0, 0);
-    while w < words {
-        let Ok(run) = memory.run_at(table + 8 * w, words - w) else { return sum };
-        if run.first & mask != 0 {
-            sum ^= run.first + run.len;
-        }
-        w += run.len;
-    }
-    sum
+    let Ok(stretches) = memory.stretches(table, words) else { return 0 };
+    stretches.fold(0, |sum, (_, stretch)| match stretch {
+        Stretch::Run(run) => sum ^ (run.first + run.len),
+        Stretch::Words(words) => words.iter().filter(|&&word| word & mask != 0).fold(sum, |sum, word| sum ^ (word + 1)),
+    })
 }

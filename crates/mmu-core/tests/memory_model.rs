@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mmu_core::image::{ByteOrder, RamRange};
-use mmu_core::memory::{FrameError, Holding, Masks, Progression, Reuse, TableFault, TableMemory};
+use mmu_core::memory::{FrameError, Holding, Masks, Progression, Reuse, Stretch, TableFault, TableMemory};
 use mmu_core::walk::Exchange;
 use mmu_core::{Hpa, Level};
 use proptest::prelude::*;
@@ -299,11 +299,30 @@ impl Pair {
                 assert_eq!(self.memory.read(at + 8 * i), Ok(word), "word {i} of {at}");
             }
             self.check_runs(at, frame);
+            self.check_stretches(at, frame);
         }
         assert_eq!(listed.next(), None);
         for level in 0..6 {
             let n = self.model.frames.values().filter(|frame| frame.level.index() == level).count();
             assert_eq!(self.memory.frames_at(Level::new(level as u8)), n as u64);
+        }
+    }
+
+    /// Stretches from a few words of the frame on are its present words.
+    fn check_stretches(&self, at: Hpa, frame: &ModelFrame) {
+        for from in [0, 1, 31, frame.words.len() / 2 + 3] {
+            let words = frame.words.get(from..frame.words.len() - from % 2).unwrap_or_default();
+            let start = at + 8 * from as u64;
+            let mut found = Vec::new();
+            for (offset, stretch) in self.memory.stretches(start, words.len() as u64).unwrap() {
+                let all: Vec<u64> = match stretch {
+                    Stretch::Run(run) => (0..run.len).map(|i| run.word(i)).collect(),
+                    Stretch::Words(words) => words.to_vec(),
+                };
+                found.extend((offset..).zip(all).filter(|(_, word)| word & MASK != 0));
+            }
+            let expected = (0u64..).zip(words.iter().copied()).filter(|(_, word)| word & MASK != 0);
+            assert_eq!(found, expected.collect::<Vec<_>>(), "from {start}");
         }
     }
 

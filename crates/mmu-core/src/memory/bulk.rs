@@ -100,6 +100,10 @@ impl TableMemory {
         let Body::Dense { index, .. } = self.body(piece, piece.slot(w)) else { return None };
         let words = &self.dense.slice(index, piece.shift as u32)[piece.offset(w) as usize..];
         let words = &words[..words.len().min(max as usize)];
+        if words.first() == Some(&0) {
+            let item = (u64::from(index) << super::MIN_SHIFT) + piece.offset(w);
+            return Some(Run { first: 0, step: 0, len: self.occupied.zeros(item, words.len() as u64) });
+        }
         let present = |word: &u64| word & self.present_mask != 0;
         let (first, second) = (words.first()?, words.get(1)?);
         if present(first) != present(second) {
@@ -210,6 +214,7 @@ impl TableMemory {
         for (w, word) in (start..end).zip(&mut words[offset..]) {
             *word = new(w, *word);
         }
+        self.occupied.note_block(index, words);
         let live = words.iter().filter(|&&word| word & self.present_mask != 0).count() as u64;
         let bends = write::bends(words);
         self.replace(p, slot, record.with_body(Body::Dense { index, bends }).with_live(live));

@@ -138,6 +138,7 @@ impl TableMemory {
             + self.records.footprint()
             + self.dense.footprint()
             + self.heads.footprint()
+            + self.occupied.footprint()
             + held(&self.overlays)
             + held(&self.free_overlays)
             + held(&self.slabs)

@@ -34,6 +34,7 @@
 //!  * a piece counts its *links*, neighbouring template frames of equal line, level and references. A change of one frame
 //!    changes at most two; a piece with all links is one template again.
 //!
+//! Plain words carry a bit each that says whether they are zero (`stretch.rs`), so that sparse tables are searched quickly.
 //! Present words are counted the same way for overlays and dense frames, and derived for templates.
 //!
 //! **Frames.** Each piece holds frames of one size, like a slab, so frames are aligned to their size and an address finds
@@ -73,6 +74,7 @@ mod heads;
 mod info;
 mod overlay;
 mod progression;
+mod stretch;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,11 +89,13 @@ pub use error::{AllocError, FrameError, PoolError, TableFault};
 pub use frame::{FrameForm, FrameInfo};
 pub use info::Forms;
 pub use progression::{Masks, Progression, Run};
+pub use stretch::{Stretch, Stretches};
 
 use arena::{Blocks, Ranges};
 use frame::{Body, Kind, MAX_SHIFT, MIN_SHIFT, PIECE_SHIFT, Piece, Record, Slab, Uniform};
 use heads::Heads;
 use overlay::Overlay;
+use stretch::Occupied;
 
 /// What happens to freed frames.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -133,6 +137,7 @@ pub struct TableMemory {
     records: Blocks<Record, 0>,
     dense: Blocks<u64, MIN_SHIFT>,
     heads: Heads,
+    occupied: Occupied,
     overlays: Vec<Overlay>,
     free_overlays: Vec<u32>,
     slabs: Vec<Slab>,
@@ -171,6 +176,7 @@ impl TableMemory {
             records: Blocks::new(),
             dense: Blocks::new(),
             heads: Heads::default(),
+            occupied: Occupied::default(),
             overlays: Vec::new(),
             free_overlays: Vec::new(),
             slabs: Vec::new(),

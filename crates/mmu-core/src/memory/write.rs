@@ -101,6 +101,7 @@ impl TableMemory {
     /// Stores a word of a dense frame and returns its new count of bends.
     #[inline]
     fn put_dense(&mut self, piece: Piece, index: u32, bends: u32, offset: u64, new: u64) -> u32 {
+        self.occupied.note(((index as usize) << super::MIN_SHIFT) + offset as usize, new);
         if self.holding == Holding::Dense {
             *self.dense.item_mut(index, offset as usize) = new;
             return bends;
@@ -181,6 +182,7 @@ impl TableMemory {
             }
             self.free_overlays.push(overlay);
         }
+        self.occupied.note_block(index, words);
         let bends = bends(words);
         self.dense_frames += 1;
         self.replace(p, slot, record.with_body(Body::Dense { index, bends }).with_live(live));

@@ -1,0 +1,164 @@
+//! Present words, stretch by stretch: what somebody wants who looks at every leaf of a table.
+//!
+//! Frames held word by word carry a bit for each word that is not zero, so that sparse tables are searched 32 words at a time
+//! (`count-never-scan`), and their words are lent as slices, so that dense tables are read at the speed of memory.
+
+use super::error::TableFault;
+use super::frame::{Body, PIECE_SHIFT};
+use super::progression::Run;
+use super::{MIN_SHIFT, TableMemory};
+use crate::addr::Hpa;
+
+/// What [`TableMemory::stretches`] delivers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stretch<'a> {
+    /// Present words in arithmetic progression.
+    Run(Run),
+    /// Words of one frame, none of which is zero. They may be payloads that are not present, so callers look.
+    Words(&'a [u64]),
+}
+
+/// The stretches of a range of words; see [`TableMemory::stretches`].
+#[derive(Clone, Debug)]
+pub struct Stretches<'a> {
+    memory: &'a TableMemory,
+    start: u64,
+    w: u64,
+    end: u64,
+    /// Up to this word the frame is held word by word.
+    plain_end: u64,
+    /// Its word `w` is item `w + to_item`.
+    to_item: u64,
+}
+
+/// Which words of dense blocks are not zero, 32 words in each number: as many numbers as the arena has units.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Occupied(Vec<u32>);
+
+impl Occupied {
+    /// Notes one word.
+    #[inline]
+    pub(super) fn note(&mut self, item: usize, word: u64) {
+        let bit = 1 << (item & 31);
+        if let Some(bits) = self.0.get_mut(item >> MIN_SHIFT) {
+            *bits = *bits & !bit | if word == 0 { 0 } else { bit };
+        }
+    }
+
+    /// Notes a whole block, of which `unit` is the first unit.
+    pub(super) fn note_block(&mut self, unit: u32, words: &[u64]) {
+        let (first, units) = (unit as usize, words.len() >> MIN_SHIFT);
+        if self.0.len() < first + units {
+            let more = first + units - self.0.len();
+            super::arena::grow(&mut self.0, more);
+            self.0.resize(first + units, 0);
+        }
+        for (bits, words) in self.0[first..].iter_mut().zip(words.chunks_exact(1 << MIN_SHIFT)) {
+            *bits = (0..).zip(words).fold(0, |bits, (i, &word)| bits | u32::from(word != 0) << i);
+        }
+    }
+
+    /// How many of `most` words from `item` on are zero before the first that is not; with `flip` all ones, how many are not
+    /// zero before the first that is.
+    #[inline]
+    fn run(&self, item: u64, most: u64, flip: u32) -> u64 {
+        let mut n = 0;
+        while n < most {
+            let at = item + n;
+            let Some(&bits) = self.0.get((at >> MIN_SHIFT) as usize) else { return most };
+            let left = 32 - (at & 31);
+            let rest = (bits ^ flip) >> (at & 31);
+            if rest != 0 {
+                return most.min(n + u64::from(rest.trailing_zeros()));
+            }
+            n += left;
+        }
+        most
+    }
+
+    /// Zero words from `item` on, at most `most`.
+    #[inline]
+    pub(super) fn zeros(&self, item: u64, most: u64) -> u64 {
+        self.run(item, most, 0)
+    }
+
+    /// Words that are not zero from `item` on, at most `most`.
+    #[inline]
+    fn others(&self, item: u64, most: u64) -> u64 {
+        self.run(item, most, !0)
+    }
+
+    pub(super) fn footprint(&self) -> u64 {
+        (self.0.capacity() * size_of::<u32>()) as u64
+    }
+}
+
+impl TableMemory {
+    /// The present ones of `len` words from `at` on, in order and each once: how many words behind `at` a stretch begins, and the
+    /// stretch. What is not present is skipped, without looking at each word of it where it is zero.
+    ///
+    /// # Errors
+    /// As [`TableMemory::read`] for the first word that has no live frame.
+    pub fn stretches(&self, at: Hpa, len: u64) -> Result<Stretches<'_>, TableFault> {
+        let start = if len == 0 { 0 } else { self.live_range(at, len)? };
+        Ok(Stretches { memory: self, start, w: start, end: start + len, plain_end: start, to_item: 0 })
+    }
+
+    /// Item number of word `w` in a frame held word by word, and the first word behind that frame.
+    fn plain_frame(&self, w: u64) -> Option<(u64, u64)> {
+        let piece = *self.pieces.get((w >> PIECE_SHIFT) as usize)?;
+        if piece.kind != super::Kind::Frames {
+            return None;
+        }
+        let Body::Dense { index, .. } = self.body(piece, piece.slot(w)) else { return None };
+        Some(((u64::from(index) << MIN_SHIFT) + piece.offset(w), (w | (piece.words() - 1)) + 1))
+    }
+}
+
+impl<'a> Stretches<'a> {
+    /// The next stretch of a frame held word by word; `None` when the rest of it is zero.
+    #[inline]
+    fn plain(&mut self) -> Option<(u64, Stretch<'a>)> {
+        let memory = self.memory;
+        let stop = self.plain_end.min(self.end);
+        let item = self.w.wrapping_add(self.to_item);
+        let zeros = memory.occupied.zeros(item, stop - self.w);
+        self.w += zeros;
+        if self.w >= stop {
+            return None;
+        }
+        let first = item + zeros;
+        let len = memory.occupied.others(first, stop - self.w).max(1);
+        let words = memory.dense.all().get(first as usize..(first + len) as usize)?;
+        let offset = self.w - self.start;
+        self.w += len;
+        Some((offset, Stretch::Words(words)))
+    }
+}
+
+impl<'a> Iterator for Stretches<'a> {
+    type Item = (u64, Stretch<'a>);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.w < self.end {
+            if self.w < self.plain_end {
+                if let Some(found) = self.plain() {
+                    return Some(found);
+                }
+                continue;
+            }
+            if let Some((item, end)) = self.memory.plain_frame(self.w) {
+                (self.plain_end, self.to_item) = (end, item.wrapping_sub(self.w));
+                continue;
+            }
+            let run = self.memory.run_at(self.memory.address(self.w), self.end - self.w).ok()?;
+            let offset = self.w - self.start;
+            self.w += run.len;
+            if run.first & self.memory.present_mask != 0 {
+                return Some((offset, Stretch::Run(run)));
+            }
+        }
+        None
+    }
+}
