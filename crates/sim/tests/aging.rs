@@ -18,7 +18,6 @@ use mmu_sim::engine::{GuestPaging, LockMode, Sim, Stopped, VcpuId, VcpuStats};
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use mmu_sim::protocols::aging::{self, AgingPath, AgingPolicy, YoungFlush};
 use mmu_sim::protocols::fault::FaultPolicy;
-use mmu_sim::protocols::notifier::RetryPolicy;
 use mmu_sim::protocols::reclaim::{LOOK_AROUND, Scan, Scanned, scan};
 use mmu_sim::protocols::vcpu;
 use mmu_sim::protocols::young::{Clear, Convention, YoungBitmap};
@@ -67,7 +66,7 @@ fn rounds<A: Arch>(
     let (count, vcpu) = (lists.len(), VcpuId(0));
     sim.spawn_vcpu(vcpu, |host| {
         Box::pin(async move {
-            let faults = FaultPolicy { lock: LockMode::Read, page: PageSize::SIZE_4K, retry: RetryPolicy::V6_8 };
+            let faults = FaultPolicy::new(LockMode::Read, PageSize::SIZE_4K);
             for (i, list) in lists.into_iter().enumerate() {
                 phases.wait_for(&host, i as u64 + 1).await;
                 host.assign(vcpu, touches(&list));

@@ -18,8 +18,8 @@ use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use mmu_sim::protocols::aging::{Aged, AgingPath, AgingPolicy};
 use mmu_sim::protocols::fault::FaultPolicy;
-use mmu_sim::protocols::notifier::{Notifier, NotifierPolicy, RetryPolicy};
 use mmu_sim::protocols::nested::{ChainLock, NestedAging, RmapAging, Shadow, age};
+use mmu_sim::protocols::notifier::{Notifier, NotifierPolicy};
 use mmu_sim::protocols::young::Clear;
 use mmu_sim::protocols::{notifier, vcpu};
 use mmu_sim::rng::Seed;
@@ -73,7 +73,7 @@ fn violations<A: Arch>(sim: &mut Sim<A>) -> Vec<Violation> {
 fn spawn_guests<A: Arch>(sim: &mut Sim<A>, shadow: Shadow, phases: Phases, l1: Vec<Vec<u64>>, l2: Vec<Vec<u64>>) {
     sim.spawn_vcpu(VcpuId(0), |host| {
         Box::pin(async move {
-            let faults = FaultPolicy { lock: LockMode::Read, page: PageSize::SIZE_4K, retry: RetryPolicy::V6_8 };
+            let faults = FaultPolicy::new(LockMode::Read, PageSize::SIZE_4K);
             for (i, list) in l1.into_iter().enumerate() {
                 phases.wait_for(&host, i as u64 + 1).await;
                 host.assign(VcpuId(0), touches(&list));

@@ -15,7 +15,7 @@ use mmu_sim::engine::{
 };
 use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
-use mmu_sim::protocols::fault::{self, FaultPolicy};
+use mmu_sim::protocols::fault::{FaultPolicy, Faults};
 use mmu_sim::protocols::notifier::{
     ChangePte, LockElision, NonBlocking, Notifier, NotifierPolicy, RangeMerge, RetryPolicy, RetryTest, SnapshotWidth,
     change_pte, range_end, range_start,
@@ -61,7 +61,7 @@ fn hvas(page_bytes: u64, page: u64, pages: u64) -> HvaRange {
 
 fn faults<A: Arch>(platform: &Platform<A>, retry: RetryPolicy) -> FaultPolicy {
     let page = platform.arch.two().geometry().page_size(Level::LAST);
-    FaultPolicy { lock: LockMode::Read, page, retry }
+    FaultPolicy { retry, ..FaultPolicy::new(LockMode::Read, page) }
 }
 
 /// A vCPU that writes these pages one after the other.
@@ -258,9 +258,10 @@ fn attempts(width: SnapshotWidth, seq: u64) -> (u64, u64) {
     sim.spawn_vcpu(VcpuId(0), |host| {
         Box::pin(async move {
             host.assign(VcpuId(0), writes(4096, [3]));
+            let mut faults = Faults::new(VcpuId(0), policy);
             for _ in 0..20 {
                 match host.vcpu_run(VcpuId(0)).await.reason {
-                    ExitReason::Fault(fault) => fault::handle(&host, fault, policy).await,
+                    ExitReason::Fault(fault) => drop(faults.handle(&host, fault).await),
                     _ => return,
                 }
             }

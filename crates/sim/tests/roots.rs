@@ -14,7 +14,6 @@ use mmu_sim::engine::{
 };
 use mmu_sim::experiment::{Platform, VmSpec, build_without_threads};
 use mmu_sim::protocols::fault::FaultPolicy;
-use mmu_sim::protocols::notifier::RetryPolicy;
 use mmu_sim::protocols::iter::{FlushDebt, Yield};
 use mmu_sim::protocols::notifier;
 use mmu_sim::protocols::roots::{
@@ -53,7 +52,7 @@ impl<A: Arch> Vm<A> {
     }
 
     fn vcpu(&mut self, index: usize, steps: Vec<Step>) {
-        let policy = FaultPolicy { lock: LockMode::Read, page: self.page, retry: RetryPolicy::V6_8 };
+        let policy = FaultPolicy::new(LockMode::Read, self.page);
         self.roots.spawn_vcpu(&mut self.sim, VcpuId(index), steps, policy);
     }
 

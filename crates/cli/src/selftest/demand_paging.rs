@@ -1,8 +1,8 @@
 //! Arguments of `demand_paging_test`.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use mmusim::sim::arch::Arch;
-use mmusim::sim::selftests::demand_paging::{Options, run};
+use mmusim::sim::selftests::demand_paging::{Options, Regions, UserfaultMode, run};
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
 use mmusim::{Bytes, PageSize, Platform};
 
@@ -20,8 +20,27 @@ pub struct Arguments {
     /// Size of the pages that back the guest [default: the machine's smallest]
     #[arg(short = 's', value_name = "SIZE")]
     source: Option<PageSize>,
+    /// What a user-space fault handler provides
+    #[arg(short = 'u', value_name = "MODE")]
+    userfault: Option<Mode>,
+    /// Microseconds that the handler waits before it provides a page
+    #[arg(short = 'd', value_name = "USEC", default_value = "0", requires = "userfault", value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
+    delay: u64,
+    /// All vCPUs touch the same memory
+    #[arg(short = 'o')]
+    overlap: bool,
     #[command(flatten)]
     common: Common,
+}
+
+/// The kernel's `UFFDIO_REGISTER_MODE_*`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+#[value(rename_all = "UPPER")]
+enum Mode {
+    /// Pages that are not there: it copies them
+    Missing,
+    /// Pages that are not mapped: it maps them
+    Minor,
 }
 
 impl Test for Arguments {
@@ -32,6 +51,18 @@ impl Test for Arguments {
         Bytes(self.bytes.0.saturating_mul(u64::from(self.vcpus)))
     }
     fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError> {
-        run(platform, &Options { vcpus: self.vcpus as usize, bytes_per_vcpu: self.bytes, page: self.source })
+        let userfault = self.userfault.map(|mode| match mode {
+            Mode::Missing => UserfaultMode::Missing,
+            Mode::Minor => UserfaultMode::Minor,
+        });
+        let options = Options {
+            vcpus: self.vcpus as usize,
+            bytes_per_vcpu: self.bytes,
+            page: self.source,
+            userfault,
+            delay_us: self.delay,
+            regions: if self.overlap { Regions::Overlapping } else { Regions::Partitioned },
+        };
+        run(platform, &options)
     }
 }

@@ -30,7 +30,8 @@ impl LockId {
 }
 
 /// How a lock is taken.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LockMode {
     /// Shared with other readers.
     Read,
@@ -141,6 +142,8 @@ pub enum Work {
     Fault,
     /// Bookkeeping of one leaf that went away: statistics, accessed and dirty state handed to the primary MMU.
     ReleaseLeaf,
+    /// Dropping one reference to a table.
+    PutReference,
     /// Zeroing one page of this size.
     ClearPage(PageSize),
     /// Filling one child entry of a huge leaf that is split, its bookkeeping included.

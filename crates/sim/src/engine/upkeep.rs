@@ -4,7 +4,7 @@
 //! 20 and 40 vCPUs that each clean 20 GiB take 20 and 40 times as long as one (RFC of 8 February 2021, message
 //! 20210208112250.163568-1-wangyanan55).
 //!
-//! A table frame has as many references as holders (one, when nobody does anything unusual) and counted entries; see [`Host::page_count`].
+//! A table frame has as many references as holders (one, when nobody does anything unusual) and counted entries; see [`Host::table_count`].
 
 use mmu_core::{BreakRule, Bytes, Cycles, Format, Gpa, GpaRange, Hpa, HpaRange, Level};
 
@@ -29,11 +29,11 @@ pub enum Upkeep {
     /// The guest of a vCPU turns its data caches on or off.
     SetGuestCaches(VcpuId, GuestCaches),
     /// One reference more to a table; replies the new count of holders.
-    GetPage(Hpa),
+    GetTable(Hpa),
     /// One less; nothing is freed.
-    PutPage(Hpa),
+    PutTable(Hpa),
     /// Holders and counted entries of a table.
-    PageCount(Hpa),
+    TableCount(Hpa),
     /// A detached table and everything below it are walked and freed by a callback after a grace period.
     CallRcuSubtree(Hpa, Level),
     /// An entry was invalid for so long while it was being replaced.
@@ -42,6 +42,10 @@ pub enum Upkeep {
     UnhandledConflict(VcpuId, Gpa),
     /// One round trip to the user-space monitor.
     UserExit,
+    /// The access that a vCPU faulted on has been emulated: the guest goes on behind it.
+    Emulated(VcpuId),
+    /// A run of a vCPU ended with an error to user space.
+    RunFailed,
 }
 
 /// What upkeep remembers.
@@ -77,17 +81,17 @@ impl<F: Copy> Host<F> {
         self.keep_up(Upkeep::SetGuestCaches(vcpu, caches)).await;
     }
     /// Takes a reference to a table beyond those of its entries (`get_page`).
-    pub async fn get_page(&self, table: Hpa) {
-        self.keep_up(Upkeep::GetPage(table)).await;
+    pub async fn get_table(&self, table: Hpa) {
+        self.keep_up(Upkeep::GetTable(table)).await;
     }
     /// Drops such a reference; nothing is freed.
-    pub async fn put_page(&self, table: Hpa) {
-        self.keep_up(Upkeep::PutPage(table)).await;
+    pub async fn put_table(&self, table: Hpa) {
+        self.keep_up(Upkeep::PutTable(table)).await;
     }
-    /// `page_count` of a table: one for its holder, one for each present entry, and what [`get_page`](Self::get_page) added. A table
+    /// `page_count` of a table: one for its holder, one for each present entry, and what [`get_table`](Self::get_table) added. A table
     /// may be freed when it is 1.
-    pub async fn page_count(&self, table: Hpa) -> u64 {
-        self.keep_up(Upkeep::PageCount(table)).await
+    pub async fn table_count(&self, table: Hpa) -> u64 {
+        self.keep_up(Upkeep::TableCount(table)).await
     }
     /// Frees a detached table and everything below it after a grace period; the walk through it is the callback's and takes none of
     /// the caller's time (c3119ae45dfb).
@@ -105,6 +109,14 @@ impl<F: Copy> Host<F> {
     /// Spends a round trip to the user-space monitor.
     pub async fn user_exit(&self) {
         self.keep_up(Upkeep::UserExit).await;
+    }
+    /// The access that a vCPU faulted on has been emulated: the guest goes on behind it.
+    pub async fn emulated(&self, vcpu: VcpuId) {
+        self.keep_up(Upkeep::Emulated(vcpu)).await;
+    }
+    /// Counts a run of a vCPU (`KVM_RUN`) that ended with an error.
+    pub async fn count_failed_run(&self) {
+        self.keep_up(Upkeep::RunFailed).await;
     }
 }
 
@@ -131,9 +143,9 @@ impl<A: Arch> World<A> {
                     vcpu.guest_caches = caches;
                 }
             }
-            Upkeep::GetPage(table) => return self.change_references(table, Change::Get, actor),
-            Upkeep::PutPage(table) => return self.change_references(table, Change::Put, actor),
-            Upkeep::PageCount(table) => return self.page_count(table, actor),
+            Upkeep::GetTable(table) => return self.change_references(table, Change::Get, actor),
+            Upkeep::PutTable(table) => return self.change_references(table, Change::Put, actor),
+            Upkeep::TableCount(table) => return self.page_count(table, actor),
             Upkeep::CallRcuSubtree(table, level) => {
                 self.disturbed = true;
                 self.rcu.retire_subtree(Subtree { table, level }, actor.now, self.costs.rcu_grace);
@@ -147,6 +159,12 @@ impl<A: Arch> World<A> {
                 self.checker.report(Violation::TlbConflict { vcpu: vcpu.0, gpa, moment: actor.now });
             }
             Upkeep::UserExit => actor.now += self.costs.user_exit,
+            Upkeep::Emulated(vcpu) => {
+                if let Some(vcpu) = vcpus.get_mut(vcpu.0) {
+                    vcpu.skip_access();
+                }
+            }
+            Upkeep::RunFailed => self.counters.failed_runs += 1,
         }
         Reply::default()
     }

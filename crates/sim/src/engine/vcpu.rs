@@ -351,6 +351,11 @@ impl<A: Arch> Vcpu<A> {
         self.apply_flush(covers);
     }
 
+    /// The access that made it leave the guest has been done for it.
+    pub(crate) fn skip_access(&mut self) {
+        self.stats.accesses += u64::from(self.current.take().is_some());
+    }
+
     pub(crate) const EVERYTHING: Flush =
         Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: mmu_core::Reach::Everyone };
 

@@ -1,6 +1,6 @@
 //! Everything host actors share, and what each micro-operation does to it.
 
-use mmu_core::memory::TableMemory;
+use mmu_core::memory::{Run, TableMemory};
 use mmu_core::{Cycles, Delivery, Flush, Format, Gpa, Hpa, Level};
 
 use super::costs::Costs;
@@ -50,6 +50,8 @@ pub struct HostCounters {
     pub break_cycles: Cycles,
     /// The longest of these.
     pub longest_break: Cycles,
+    /// Runs of vCPUs that ended with an error to user space.
+    pub failed_runs: u64,
 }
 
 impl HostCounters {
@@ -72,6 +74,7 @@ impl HostCounters {
             breaks: self.breaks - earlier.breaks,
             break_cycles: self.break_cycles.since(earlier.break_cycles),
             longest_break: self.longest_break,
+            failed_runs: self.failed_runs - earlier.failed_runs,
         }
     }
 }
@@ -568,12 +571,27 @@ impl<A: Arch> World<A> {
 
     fn read_run(&mut self, at: Hpa, max: u64, actor: &ActorState) -> Reply {
         match self.tables.run_at(at, max) {
-            Ok(run) => Reply { a: run.first, b: run.step, c: run.len },
+            Ok(run) => {
+                let len = if run.step == 0 || run.len == 1 { run.len } else { self.alike(at, &run) };
+                Reply { a: run.first, b: run.step, c: len }
+            }
             Err(fault) => {
                 self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment: actor.now });
                 Reply { a: 0, b: 0, c: 1 }
             }
         }
+    }
+
+    /// How many words of a progression are of one kind. Any two words are a progression: a leaf and a table beside it, too.
+    fn alike(&self, at: Hpa, run: &Run) -> u64 {
+        let two = self.arch.two();
+        let Ok(level) = self.tables.level(at) else { return 1 };
+        let step = match (two.is_mapped(run.first), level.down()) {
+            (false, _) => return 1,
+            (true, Some(down)) if !two.is_leaf(level, run.first) => two.geometry().table_bytes(down),
+            (true, _) => two.geometry().page_size(level).bytes(),
+        };
+        if run.step == step { run.len } else { 1 }
     }
 
     #[inline]
@@ -632,6 +650,7 @@ impl<A: Arch> World<A> {
         match work {
             Work::Fault => self.costs.fault_fixed,
             Work::ReleaseLeaf => self.costs.release_leaf,
+            Work::PutReference => self.costs.atomic,
             Work::ClearPage(size) => self.costs.clear_4k.times(size.bytes() >> 12),
             Work::Dispatch => self.costs.work_dispatch,
             Work::SplitChild => self.costs.split_child,

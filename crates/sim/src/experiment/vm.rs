@@ -19,7 +19,6 @@ use crate::engine::{
 };
 use crate::events::Recorder;
 use crate::protocols::fault::FaultPolicy;
-use crate::protocols::notifier::RetryPolicy;
 use crate::protocols::vcpu as protocol;
 use crate::rng::Seed;
 use crate::workload::{GuestStream, Pattern, Replay, ReplayError, Workload};
@@ -131,7 +130,7 @@ impl std::error::Error for BuildError {}
 /// Anything about the VM that the architecture or the simulator cannot express.
 pub fn build<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<Sim<A>, BuildError> {
     let mut sim = build_without_threads(platform, spec)?;
-    let policy = FaultPolicy { lock: LockMode::Read, page: spec.page, retry: RetryPolicy::V6_8 };
+    let policy = FaultPolicy::new(LockMode::Read, spec.page);
     for vcpu in (0..spec.vcpus).map(VcpuId) {
         sim.spawn_vcpu(vcpu, |host| Box::pin(protocol::thread(host, vcpu, policy)));
     }

@@ -317,10 +317,10 @@ async fn break_table<F: Format>(
     policy: &CoalescePolicy,
     walkers: Walkers,
 ) -> Changed {
+    let broken = host.now().await;
     if try_break(host, at, old, policy, walkers).await == Changed::Raced {
         return Changed::Raced;
     }
-    let broken = host.now().await;
     if policy.order == Order::UnmapFirst {
         tear_down(host, at, old, policy).await;
     }
@@ -376,10 +376,10 @@ pub async fn block_to_table<F: Format>(
     let Ok(link) = host.format().encode_table(at.level, table) else { return Changed::Raced };
     match policy.resize {
         Resize::BreakBeforeMake => {
+            let broken = host.now().await;
             if try_break(host, at, old, policy, walkers).await == Changed::Raced {
                 return lost_table(host, at, table, policy).await;
             }
-            let broken = host.now().await;
             make(host, at, link).await;
             host.count_break(host.now().await.since(broken)).await;
             Changed::Done
@@ -481,7 +481,7 @@ async fn tear_down<F: Format>(host: &Host<F>, at: EntryAt, old: u64, policy: &Co
     let Some(level) = at.level.down() else { return };
     let child = host.format().next_table(at.level, old);
     if policy.references == References::ForgetsLast {
-        host.get_page(child).await;
+        host.get_table(child).await;
     }
     match policy.freeing {
         Freeing::Immediate => free_unlinked(host, child, level).await,

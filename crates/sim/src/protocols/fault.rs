@@ -1,36 +1,115 @@
 //! A second-stage fault, from the vCPU's exit to the installed entry.
 //!
-//! Models `kvm_tdp_page_fault` / `user_mem_abort` of Linux 6.6: snapshot the invalidation sequence, resolve the host page
-//! without locks, take `mmu_lock`, test whether the snapshot went stale, walk and install with compare-and-swap. Locking: `mmu_lock`
-//! for read (or exclusively where it is a spin lock), RCU around the walk. Owes no flush: it only makes entries present,
-//! or relaxes them.
+//! Models `kvm_tdp_page_fault` (x86), `user_mem_abort` (arm64) and `kvmppc_book3s_instantiate_page` (POWER) of Linux 6.6:
+//!
+//! 1. the memslot of the address; MMIO is emulated;
+//! 2. [`FastPath::Lockless`]: what a compare-and-swap of the leaf can mend needs no lock ([`fault_fast`](super::fault_fast));
+//! 3. the memory cache is topped up, where allocating may sleep;
+//! 4. the invalidation sequence is read, **before** the host page is looked up; a read barrier between;
+//! 5. the host page is looked up, without locks; the primary MMU may have to bring it, or a handler in user space;
+//! 6. `mmu_lock`: for read where walkers compare and swap (x86, arm64 since 6.2), exclusively elsewhere (POWER: a spin lock);
+//! 7. whether the look-up went stale meanwhile ([`RetryPolicy`](super::notifier::RetryPolicy)): then the guest tries again;
+//! 8. the walk, inside an RCU section ([`fault_map`](super::fault_map)): missing tables are linked, a huge leaf in the way is split, a table in the way of
+//!    a huge leaf is coalesced ([`coalesce`](super::coalesce)), the leaf is installed or relaxed.
+//!
+//! Flush: installing owes none. Relaxing a leaf owes one to the own processor, where cached translations fault by themselves
+//! ([`Denial::FaultsFromTlb`]); replacing a table or a huge leaf is flushed by whoever replaces. All of it is made here. Frees tables that it
+//! coalesces (by RCU, or at once under an exclusive lock), and tables that lost a race, at once.
+//!
+//! A historical or buggy handler is a [`FaultPolicy`] value.
 
-use mmu_core::{Format, Geometry, Gpa, Hpa, Leaf, Level, PageSize, Perms};
+use mmu_core::{
+    AccessKind, Bytes, FaultClass, Flush, FlushScope, Format, Gpa, Hpa, HpaRange, Level, PageSize, Reach, WalkCaches,
+};
+use serde::{Deserialize, Serialize};
 
-use super::notifier::{RetryPolicy, Target, invalidate_retry, retry_unlocked, snapshot};
+use super::coalesce::{CacheMaintenance, clean_block};
+use super::fault_fast::fast_page_fault;
+use super::fault_map::{Attempt, Request, map};
+pub use super::fault_policy::*;
+use super::memory_cache::MemoryCache;
+use super::notifier::{Snapshot, Target, invalidate_retry, retry_unlocked, snapshot};
 use super::slots::{Faultin, faultin_pfn};
-use crate::engine::{Cmpxchg, GuestFault, Host, HostAccess, LockId, LockMode, Reference, Var, Work};
+use crate::engine::{GuestFault, Host, HostAccess, LockId, Reference, Var, VcpuId, Work};
 
-/// How faults are handled.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FaultPolicy {
-    /// How `mmu_lock` is held.
-    pub lock: LockMode,
-    /// Size of the pages to map.
-    pub page: PageSize,
-    /// How stale pages are recognized.
-    pub retry: RetryPolicy,
+/// What a fault handler answers; the names are the kernel's (`RET_PF_*`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PfRet {
+    /// The guest tries the access again: a race was lost, or an invalidation is under way.
+    Retry,
+    /// There is no memory: the access is emulated.
+    Emulate,
+    /// It cannot be handled: the run of the vCPU ends with an error.
+    Invalid,
+    /// The entry has been put in place.
+    Fixed,
+    /// It was in place already.
+    Spurious,
 }
 
-/// What became of one attempt.
+/// What is behind a guest-physical address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SlotState {
+    /// Memory.
+    Memory,
+    /// Memory whose slot is being deleted or moved (`KVM_MEMSLOT_INVALID`).
+    Invalid,
+    /// No slot: MMIO.
+    None,
+}
+
+/// Whether writes to a guest-physical address are being logged.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Logging {
+    /// They are not.
+    Off,
+    /// They are, page by page: pages are mapped small, and writable only once they are written.
+    On,
+}
+
+/// What a fault asks of the memslot that it hits. The default answers are those of one slot of plain memory.
+pub trait FaultHooks<F: Format> {
+    /// What is behind the address. Called without locks.
+    fn slot(&self, _host: &Host<F>, _gpa: Gpa) -> impl Future<Output = SlotState> {
+        async { SlotState::Memory }
+    }
+    /// Whether writes to it are logged. Called without locks and again under `mmu_lock`.
+    fn logging(&self, _host: &Host<F>, _gpa: Gpa) -> impl Future<Output = Logging> {
+        async { Logging::Off }
+    }
+    /// A page has become writable for a write while logging is on (`mark_page_dirty`). Called under `mmu_lock`, or inside an RCU section on the fast path.
+    fn mark_dirty(&self, _host: &Host<F>, _gpa: Gpa) -> impl Future<Output = ()> {
+        async {}
+    }
+    /// Enters the SRCU section that keeps slots alive (a vCPU is in it whenever it is out of the guest; a prefault says so).
+    fn read_slots(&self, _host: &Host<F>) -> impl Future<Output = ()> {
+        async {}
+    }
+    /// Leaves it.
+    fn leave_slots(&self, _host: &Host<F>) -> impl Future<Output = ()> {
+        async {}
+    }
+    /// Whether a signal waits for the thread, so that a call has to end.
+    fn signal_pending(&self, _host: &Host<F>) -> impl Future<Output = bool> {
+        async { false }
+    }
+}
+
+/// One slot of memory, never logged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PlainMemory;
+
+impl<F: Format> FaultHooks<F> for PlainMemory {}
+
+/// One slot of memory whose log is on while a variable is not 0; pages are counted by nobody.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Attempt {
-    /// The entry is in place.
-    Fixed,
-    /// Somebody else had put it there.
-    Spurious,
-    /// It must be tried again from the guest.
-    Retry,
+pub struct LoggedBy(pub Var);
+
+impl<F: Format> FaultHooks<F> for LoggedBy {
+    async fn logging(&self, host: &Host<F>, _gpa: Gpa) -> Logging {
+        if host.load_acquire(self.0).await == 0 { Logging::Off } else { Logging::On }
+    }
 }
 
 /// The root that a fault works on.
@@ -38,133 +117,230 @@ enum Attempt {
 pub struct FaultRoot {
     /// Its table.
     pub table: Hpa,
-    /// Not zero once the root is obsolete, when the fault must be tried again with another one; `None` asks nobody.
+    /// Not zero once the root is obsolete, when the fault must be tried again with another one; `None` asks nobody (X23).
     pub obsolete: Option<Var>,
 }
 
-/// Handles one fault below the VM's current root. The vCPU enters the guest afterwards and takes the fault again if it was not fixed.
-pub async fn handle<F: Format>(host: &Host<F>, fault: GuestFault, policy: FaultPolicy) {
-    handle_at(host, fault, policy, None).await;
+/// The fault handler of one vCPU, with what it keeps between faults.
+#[derive(Clone, Debug)]
+pub struct Faults<H> {
+    vcpu: VcpuId,
+    policy: FaultPolicy,
+    hooks: H,
+    cache: MemoryCache,
+    root: Option<FaultRoot>,
 }
 
-/// Handles one fault below a root of the caller's, who has a reference to it.
-pub async fn handle_below<F: Format>(host: &Host<F>, fault: GuestFault, policy: FaultPolicy, root: FaultRoot) {
-    handle_at(host, fault, policy, Some(root)).await;
-}
-
-async fn handle_at<F: Format>(host: &Host<F>, fault: GuestFault, policy: FaultPolicy, root: Option<FaultRoot>) {
-    host.spend(Work::Fault).await;
-    // The snapshot precedes the look-up of the host page; an invalidation after it will be seen.
-    let retry = &policy.retry;
-    let seq = snapshot(host, retry.snapshot).await;
-    // Only the notifier protects the page: no reference is taken.
-    let found = faultin_pfn(host, fault.gpa, HostAccess::Write, Reference::None).await;
-    let Faultin::Page { page: found, hva } = found else {
-        return host.count_retry().await;
-    };
-    let target = Target { gpa: fault.gpa, hva };
-    if retry_unlocked(host, retry, seq, target).await {
-        return host.count_retry().await;
+impl Faults<PlainMemory> {
+    /// The handler of a vCPU on plain memory.
+    pub fn new(vcpu: VcpuId, policy: FaultPolicy) -> Self {
+        Self::with_hooks(vcpu, policy, PlainMemory)
     }
-    let (page, host_page) = (policy.page.min(found.size), found.host);
-    host.lock(LockId::MMU, policy.lock).await;
-    let attempt = if is_obsolete(host, root).await || invalidate_retry(host, retry, seq, target).await {
-        Attempt::Retry
-    } else {
-        host.rcu_read_lock().await;
-        let table = match root {
+}
+
+impl<H> Faults<H> {
+    /// The handler of a vCPU on memory with hooks of its own.
+    pub fn with_hooks(vcpu: VcpuId, policy: FaultPolicy, hooks: H) -> Self {
+        Self { vcpu, policy, hooks, cache: MemoryCache::default(), root: None }
+    }
+
+    /// Faults work below this root from now on, to which the caller has a reference; without one below the VM's current root.
+    pub fn work_below(&mut self, root: FaultRoot) {
+        self.root = Some(root);
+    }
+
+    /// The table of the root that faults work on.
+    pub(super) async fn root_table<F: Format>(&self, host: &Host<F>) -> Hpa {
+        match self.root {
             Some(root) => root.table,
             None => host.root().await,
+        }
+    }
+
+    /// `is_obsolete_root`, under `mmu_lock`.
+    async fn is_obsolete<F: Format>(&self, host: &Host<F>) -> bool {
+        match self.root.and_then(|root| root.obsolete) {
+            Some(obsolete) => host.load(obsolete).await != 0,
+            None => false,
+        }
+    }
+
+    /// The hooks.
+    pub fn hooks(&self) -> &H {
+        &self.hooks
+    }
+
+    /// Gives back what the handler keeps; the vCPU's thread ends.
+    pub async fn release<F: Format>(mut self, host: &Host<F>) {
+        self.cache.release(host).await;
+    }
+
+    /// Handles one fault. The vCPU enters the guest afterwards and takes the fault again if it was not fixed.
+    pub async fn handle<F: Format>(&mut self, host: &Host<F>, fault: GuestFault) -> PfRet
+    where
+        H: FaultHooks<F>,
+    {
+        host.spend(Work::Fault).await;
+        let ret = match fault.class {
+            FaultClass::TlbConflict => self.conflict(host, fault).await,
+            _ => self.page_fault(host, fault).await,
         };
-        let attempt = map(host, table, fault.gpa, host_page, page).await;
+        match ret {
+            PfRet::Fixed => {}
+            PfRet::Spurious => host.count_spurious().await,
+            PfRet::Retry => host.count_retry().await,
+            PfRet::Emulate => {
+                host.user_exit().await;
+                host.emulated(self.vcpu).await;
+            }
+            PfRet::Invalid => host.count_failed_run().await,
+        }
+        ret
+    }
+
+    /// `handle_conflict_abort` of the TTRem series: a local invalidation suffices, because other processors find out for themselves.
+    async fn conflict<F: Format>(&self, host: &Host<F>, fault: GuestFault) -> PfRet {
+        let reach = match self.policy.conflict {
+            ConflictAbort::LocalFlush => Reach::Local,
+            ConflictAbort::BroadcastFlush => Reach::Everyone,
+            ConflictAbort::Unhandled => {
+                host.unhandled_conflict(self.vcpu, fault.gpa).await;
+                return PfRet::Invalid;
+            }
+        };
+        host.flush(Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach }).await;
+        PfRet::Fixed
+    }
+
+    /// A fault of the guest, or one that user space asks for in advance.
+    pub(super) async fn page_fault<F: Format>(&mut self, host: &Host<F>, fault: GuestFault) -> PfRet
+    where
+        H: FaultHooks<F>,
+    {
+        match self.hooks.slot(host, fault.gpa).await {
+            SlotState::Memory => {}
+            SlotState::Invalid => return PfRet::Retry,
+            SlotState::None => return PfRet::Emulate,
+        }
+        let mendable = matches!(fault.class, FaultClass::Permission | FaultClass::AccessFlag);
+        if self.policy.fast == FastPath::Lockless && mendable {
+            let root = self.root_table(host).await;
+            if let Some(ret) = fast_page_fault(host, root, &fault, &self.hooks).await {
+                return ret;
+            }
+        }
+        let mut top_up = self.tops_up(host, &fault).await;
+        loop {
+            if top_up && self.cache.top_up(host).await.is_err() {
+                return PfRet::Invalid;
+            }
+            match self.attempt(host, &fault).await {
+                Attempt::Fixed => return PfRet::Fixed,
+                Attempt::Spurious => return PfRet::Spurious,
+                Attempt::Retry => return PfRet::Retry,
+                Attempt::NoSlot => return PfRet::Emulate,
+                Attempt::NoPage => return PfRet::Invalid,
+                Attempt::NoTable if self.policy.top_up == TopUp::NotForPermission && !top_up => return PfRet::Invalid,
+                // Without locks allocating may sleep, and cannot fail but for a pool that is empty.
+                Attempt::NoTable => top_up = true,
+            }
+        }
+    }
+
+    /// Whether this fault fills the cache before it takes the lock.
+    async fn tops_up<F: Format>(&self, host: &Host<F>, fault: &GuestFault) -> bool
+    where
+        H: FaultHooks<F>,
+    {
+        match self.policy.top_up {
+            TopUp::EveryFault => true,
+            TopUp::UnderLock { .. } => false,
+            TopUp::NotForPermission => {
+                let logged_write = writes(fault.access) && self.hooks.logging(host, fault.gpa).await == Logging::On;
+                fault.class != FaultClass::Permission || logged_write
+            }
+        }
+    }
+
+    /// One attempt, from the snapshot of the sequence to the unlocked lock.
+    async fn attempt<F: Format>(&mut self, host: &Host<F>, fault: &GuestFault) -> Attempt
+    where
+        H: FaultHooks<F>,
+    {
+        let policy = self.policy;
+        let early = self.snapshot(host, SnapshotTime::BeforeLookup).await;
+        // Only the notifier protects the page: no reference is taken.
+        let (found, hva) = match faultin_pfn(host, fault.gpa, HostAccess::Write, Reference::None).await {
+            Faultin::Page { page, hva } => (page, hva),
+            Faultin::Invalid => return Attempt::Retry,
+            Faultin::NoSlot => return Attempt::NoSlot,
+            Faultin::Error(_) => return Attempt::NoPage,
+        };
+        let seq = match early {
+            Some(seq) => seq,
+            None => snapshot(host, policy.retry.snapshot).await,
+        };
+        let target = Target { gpa: fault.gpa, hva };
+        if retry_unlocked(host, &policy.retry, seq, target).await {
+            return Attempt::Retry;
+        }
+        let (host_page, goal) = (found.host, self.goal(host, fault.gpa, found.size).await);
+        let page = host.format().geometry().page_size(goal);
+        if policy.coalesce.maintenance == CacheMaintenance::PerFault && fault.class != FaultClass::Permission {
+            let block = Hpa::new(host_page.raw() - fault.gpa.offset_in(page));
+            clean_block(host, HpaRange::new(block, Bytes(page.bytes()))).await;
+        }
+        host.lock(LockId::MMU, policy.lock_for(fault)).await;
+        let stale = self.is_obsolete(host).await || invalidate_retry(host, &policy.retry, seq, target).await;
+        let attempt = if stale { Attempt::Retry } else { self.map(host, fault, goal, host_page).await };
+        host.unlock(LockId::MMU).await;
+        attempt
+    }
+
+    /// What is done under `mmu_lock`.
+    async fn map<F: Format>(&mut self, host: &Host<F>, fault: &GuestFault, goal: Level, host_page: Hpa) -> Attempt
+    where
+        H: FaultHooks<F>,
+    {
+        let GuestFault { gpa, access, class } = *fault;
+        let logging = self.hooks.logging(host, gpa).await;
+        let goal = if logging == Logging::On { Level::LAST } else { goal };
+        let request = Request { gpa, access, class, goal, host_page, logging };
+        host.rcu_read_lock().await;
+        let root = self.root_table(host).await;
+        let attempt = map(host, root, &request, &self.policy, &mut self.cache).await;
+        if attempt == Attempt::Fixed && logging == Logging::On && writes(access) {
+            self.hooks.mark_dirty(host, gpa).await;
+        }
         host.rcu_read_unlock().await;
         attempt
-    };
-    host.unlock(LockId::MMU).await;
-    match attempt {
-        Attempt::Fixed => {}
-        Attempt::Spurious => host.count_spurious().await,
-        Attempt::Retry => host.count_retry().await,
+    }
+
+    /// `mmu_invalidate_seq`, if this is the time to read it.
+    async fn snapshot<F: Format>(&self, host: &Host<F>, time: SnapshotTime) -> Option<Snapshot> {
+        if self.policy.snapshot != time {
+            return None;
+        }
+        Some(snapshot(host, self.policy.retry.snapshot).await)
+    }
+
+    /// Level of the page to map: `kvm_mmu_max_mapping_level`, `transparent_hugepage_adjust`. Never larger than what the host maps by one page.
+    async fn goal<F: Format>(&self, host: &Host<F>, gpa: Gpa, backing: PageSize) -> Level
+    where
+        H: FaultHooks<F>,
+    {
+        let geometry = *host.format().geometry();
+        let logged = self.policy.level == LevelChoice::ByBacking && self.hooks.logging(host, gpa).await == Logging::On;
+        if logged {
+            return Level::LAST;
+        }
+        let most = self.policy.page.min(backing);
+        let fits = |level: &Level| geometry.has_leaves_at(*level) && geometry.page_size(*level) <= most;
+        (0..geometry.levels() as u8).rev().map(Level::new).find(fits).unwrap_or(Level::LAST)
     }
 }
 
-/// `is_obsolete_root`
-async fn is_obsolete<F: Format>(host: &Host<F>, root: Option<FaultRoot>) -> bool {
-    match root.and_then(|root| root.obsolete) {
-        Some(obsolete) => host.load(obsolete).await != 0,
-        None => false,
-    }
-}
-
-/// Walks to the level of `page`, allocating missing tables, and installs the leaf.
-async fn map<F: Format>(host: &Host<F>, root: Hpa, gpa: Gpa, host_page: Hpa, page: PageSize) -> Attempt {
-    let format = *host.format();
-    let geometry = *format.geometry();
-    let goal = leaf_level(&geometry, page);
-    let mut table = root;
-    let mut level = geometry.root();
-    loop {
-        let at = table + 8 * geometry.index(level, gpa.raw()) as u64;
-        let word = host.read(at).await;
-        let present = format.is_mapped(word);
-        if level == goal || (present && format.is_leaf(level, word)) {
-            return install(host, at, word, level, gpa, host_page).await;
-        }
-        let Some(down) = level.down() else { return Attempt::Retry };
-        if present {
-            table = format.next_table(level, word);
-        } else {
-            if word != 0 {
-                // Frozen: its owner is tearing this part down.
-                return Attempt::Retry;
-            }
-            let Some(child) = host.alloc_table(down).await else { return Attempt::Retry };
-            let Ok(link) = format.encode_table(level, child) else { return Attempt::Retry };
-            match host.cmpxchg(at, 0, link).await {
-                Cmpxchg::Done => table = child,
-                Cmpxchg::Failed(_) => {
-                    // Somebody linked a table first; ours was never visible.
-                    let bytes = geometry.table_bytes(down);
-                    host.free_tables(crate::engine::Frames { first: child, count: 1, level: down, bytes }).await;
-                    return Attempt::Retry;
-                }
-            }
-        }
-        level = down;
-    }
-}
-
-/// The highest level whose leaves are no larger than a page.
-fn leaf_level(geometry: &Geometry, page: PageSize) -> Level {
-    let levels = (0..geometry.levels() as u8).map(Level::new);
-    let fits = levels.filter(|&level| geometry.page_size(level) <= page && geometry.has_leaves_at(level));
-    fits.last().unwrap_or(Level::LAST)
-}
-
-/// Puts the leaf in place, or makes what is there young and writable again.
-async fn install<F: Format>(host: &Host<F>, at: Hpa, word: u64, level: Level, gpa: Gpa, host_page: Hpa) -> Attempt {
-    let format = *host.format();
-    let size = format.geometry().page_size(level);
-    let new = if format.is_mapped(word) {
-        if !format.is_leaf(level, word) {
-            return Attempt::Spurious;
-        }
-        let young = format.mark_young(word).unwrap_or(word);
-        let writable = format.restore_write(young).unwrap_or(young);
-        if writable == word {
-            return Attempt::Spurious;
-        }
-        writable
-    } else if word != 0 {
-        return Attempt::Retry;
-    } else {
-        let output = Hpa::new(host_page.raw() - gpa.offset_in(size)).align_down(size);
-        let leaf = Leaf { output, perms: Perms::RWX.with(Perms::DIRTY), accessed: true, attrs: F::Attrs::default() };
-        let Ok(new) = format.encode_leaf(level, &leaf) else { return Attempt::Retry };
-        new
-    };
-    match host.cmpxchg(at, word, new).await {
-        Cmpxchg::Done => Attempt::Fixed,
-        Cmpxchg::Failed(_) => Attempt::Retry,
-    }
+/// Whether an access writes.
+pub(super) fn writes(access: AccessKind) -> bool {
+    matches!(access, AccessKind::Write | AccessKind::ReadWrite)
 }

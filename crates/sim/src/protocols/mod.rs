@@ -17,6 +17,9 @@
 //! | `roots` | the list of roots, their life cycles, fast zap and unmapping over all of them |
 //! | `workqueue` | kernel workers on shared processors |
 //! | `fault` | a second-stage fault from exit to installed entry |
+//! | `protect` | write-protecting a range when dirty logging starts |
+//! | `prefault` | `KVM_PRE_FAULT_MEMORY` |
+//! | `memory_cache` | tables taken in advance, so that nobody allocates under the lock |
 //! | `coalesce` | a table becomes a block again, a block a table |
 //! | `teardown` | freeing a subtree that nobody can reach |
 //! | `notifier` | mmu_notifier invalidation of a range around the primary MMU's change; the retry test; change_pte |
@@ -31,13 +34,19 @@ pub mod aging;
 pub mod coalesce;
 pub mod collapse;
 pub mod fault;
+pub(crate) mod fault_fast;
+mod fault_map;
+mod fault_policy;
 pub mod hpt_switch;
 pub mod iter;
+pub mod memory_cache;
 pub mod memslot;
 pub mod nested;
 pub mod notifier;
 pub mod pfncache;
 pub mod primary;
+pub mod prefault;
+pub mod protect;
 pub mod reclaim;
 pub mod roots;
 pub mod slots;

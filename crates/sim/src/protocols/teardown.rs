@@ -7,7 +7,7 @@
 use mmu_core::{Format, Hpa, Level};
 
 use super::coalesce::one_table;
-use crate::engine::{Apply, Atomicity, Host, ReschedCheck, RunOp};
+use crate::engine::{Apply, Atomicity, Host, ReschedCheck, RunOp, Work};
 
 /// Walks the subtree of `table`, standing at `level`, and frees its tables.
 pub async fn free_unlinked<F: Format>(host: &Host<F>, table: Hpa, level: Level) {
@@ -23,7 +23,7 @@ pub async fn free_unlinked<F: Format>(host: &Host<F>, table: Hpa, level: Level) 
                 Box::pin(free_unlinked(host, format.next_table(level, run.first), down)).await;
                 1
             }
-            None => look_at(host, at, run.len).await,
+            None => put_leaves(host, at, run.first, run.len).await,
         };
     }
     forget(host, table, level).await;
@@ -34,8 +34,9 @@ pub async fn forget<F: Format>(host: &Host<F>, table: Hpa, level: Level) {
     host.free_tables(one_table(host.format(), table, level)).await;
 }
 
-/// Leaves and empty entries: visited, and left as they are.
-async fn look_at<F: Format>(host: &Host<F>, at: Hpa, len: u64) -> u64 {
+/// Leaves put a reference each, empty entries none; the words stay as they are.
+async fn put_leaves<F: Format>(host: &Host<F>, at: Hpa, first: u64, len: u64) -> u64 {
     let (apply, atomicity) = (Apply::Nothing, Atomicity::Plain);
-    host.run(RunOp { at, len, apply, atomicity, work: None, check: ReschedCheck::Never }).await
+    let work = host.format().is_mapped(first).then_some(Work::PutReference);
+    host.run(RunOp { at, len, apply, atomicity, work, check: ReschedCheck::Never }).await
 }

@@ -28,7 +28,6 @@ use crate::engine::{GuestPaging, Host, HostCounters, LockMode, Sim, VcpuId};
 use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use crate::protocols::aging::{AgingPolicy, clear_young};
 use crate::protocols::fault::FaultPolicy;
-use crate::protocols::notifier::RetryPolicy;
 use crate::protocols::reclaim::{Scan, Scanned, scan};
 use crate::protocols::vcpu;
 use crate::protocols::young::{Convention, YoungBitmap};
@@ -256,7 +255,7 @@ fn spawn_vcpu<A: Arch>(
     notes: Rc<RefCell<Notes>>,
 ) {
     let (vcpu, tracking, policy) = (VcpuId(index), options.tracking, options.aging.policy());
-    let faults = FaultPolicy { lock: LockMode::Read, page: layout.page, retry: RetryPolicy::V6_8 };
+    let faults = FaultPolicy::new(LockMode::Read, layout.page);
     sim.spawn_vcpu(vcpu, move |host| {
         Box::pin(async move {
             let mut idle = YoungBitmap::new(layout.region(index), layout.page, Convention::V2);

@@ -7,17 +7,23 @@
 //! | --- | --- |
 //! | `access_tracking_perf` | `access_tracking_perf_test` |
 //! | `demand_paging` | `demand_paging_test` |
+//! | `page_table` | `kvm_page_table_test` |
+//! | `pre_fault` | `pre_fault_memory_test` |
+//! | `block_transitions` | `stage2_block_transitions` |
 //!
 //! `phases` is what tests with several phases have in common: vCPU threads that wait for the main thread and the other way round.
 
 pub mod access_tracking_perf;
+pub mod block_transitions;
 pub mod demand_paging;
+pub mod page_table;
 pub mod phases;
+pub mod pre_fault;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use mmu_core::Cycles;
+use mmu_core::{Cycles, Format, Level, PageSize};
 use serde::Serialize;
 
 use crate::arch::Arch;
@@ -162,4 +168,26 @@ pub fn finish<A: Arch>(sim: &mut Sim<A>) -> Result<(), SelftestError> {
         [] => Ok(()),
         found => Err(SelftestError::Violations(found.to_vec())),
     }
+}
+
+/// The page size of an option, or the smallest that the second stage has.
+///
+/// # Errors
+/// A size that the second stage has no leaves of.
+pub(crate) fn supported_page<A: Arch>(
+    platform: &Platform<A>,
+    page: Option<PageSize>,
+) -> Result<PageSize, SelftestError> {
+    let geometry = platform.arch.two().geometry();
+    let page = page.unwrap_or(geometry.page_size(Level::LAST));
+    if geometry.level_of(page).is_some() {
+        return Ok(page);
+    }
+    let sizes: Vec<String> = geometry.page_sizes().map(|size| size.to_string()).collect();
+    Err(option_error("-s", format!("the second stage has no pages of {page}; choose one of {}", sizes.join(", "))))
+}
+
+/// An option that cannot be used.
+pub(crate) fn option_error(option: &str, what: String) -> SelftestError {
+    SelftestError::Option { option: option.to_owned(), what }
 }

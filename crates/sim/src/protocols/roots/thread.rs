@@ -4,7 +4,7 @@ use mmu_core::Format;
 
 use super::{AddressSpace, ObsoleteTest, Root, Roots};
 use crate::engine::{ExitReason, Host, VcpuId};
-use crate::protocols::fault::{self, FaultPolicy, FaultRoot};
+use crate::protocols::fault::{FaultPolicy, FaultRoot, Faults, PlainMemory};
 use crate::workload::GuestWork;
 
 /// What a vCPU does next.
@@ -22,11 +22,12 @@ pub enum Step {
 pub async fn thread<F: Format>(host: Host<F>, vcpu: VcpuId, roots: Roots<F>, steps: Vec<Step>, policy: FaultPolicy) {
     let mut space = AddressSpace::NORMAL;
     let mut root = Some(roots.0.first);
+    let mut faults = Faults::new(vcpu, policy);
     for step in steps {
         match step {
             Step::Run(work) => {
                 host.assign(vcpu, work);
-                if !run(&host, vcpu, &roots, space, &mut root, policy).await {
+                if !run(&host, vcpu, &roots, space, &mut root, &mut faults).await {
                     break;
                 }
             }
@@ -38,6 +39,7 @@ pub async fn thread<F: Format>(host: Host<F>, vcpu: VcpuId, roots: Roots<F>, ste
         }
     }
     leave(&host, &roots, &mut root).await;
+    faults.release(&host).await;
     roots.task_ends(&host).await;
 }
 
@@ -54,7 +56,7 @@ async fn run<F: Format>(
     roots: &Roots<F>,
     space: AddressSpace,
     root: &mut Option<Root>,
-    policy: FaultPolicy,
+    faults: &mut Faults<PlainMemory>,
 ) -> bool {
     loop {
         // KVM_REQ_MMU_FREE_OBSOLETE_ROOTS. A request after this look turns the entry below back.
@@ -74,7 +76,9 @@ async fn run<F: Format>(
             ExitReason::Fault(fault) => {
                 let test = roots.policy().stale == ObsoleteTest::Tested;
                 let below = FaultRoot { table: loaded.table, obsolete: test.then_some(loaded.invalid) };
-                fault::handle_below(host, fault, policy, below).await;
+                faults.work_below(below);
+                // What could not be fixed is taken again; a run that failed is counted.
+                let _ = faults.handle(host, fault).await;
             }
             ExitReason::Kicked => {}
             ExitReason::Done => return true,

@@ -1,0 +1,28 @@
+//! Arguments of `pre_fault_memory_test`, which has none of its own.
+
+use clap::Args;
+use mmusim::sim::arch::Arch;
+use mmusim::sim::selftests::pre_fault::{Options, run};
+use mmusim::sim::selftests::{SelftestError, SelftestReport};
+use mmusim::{ByteUnits, Bytes, Platform};
+
+use super::{Common, Test};
+
+/// Arguments.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Test for Arguments {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+    fn memory(&self) -> Bytes {
+        Bytes(4.MiB())
+    }
+    fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError> {
+        run(platform, &Options::default())
+    }
+}
