@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use mmusim::trace::{Selection, TraceFormat};
 use mmusim::{Bytes, GuestPaging, PageSize};
 
-const EXIT_CODES: &str = "\
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  everything was done (also when the reader of a pipe had enough)
   1  a check failed: vectors disagree, an invariant is violated, a deadlock
@@ -41,6 +41,8 @@ pub enum Command {
     /// Memory traces: what is in them, and from one format to another
     #[command(subcommand)]
     Trace(Trace),
+    /// Replay a trace through TLBs alone and count hits, misses and page walks
+    Tlb(crate::tlb::TlbArgs),
     /// Machine sheets: which there are, what they say, whether they are right
     #[command(subcommand)]
     Machine(Machine),

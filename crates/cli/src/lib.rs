@@ -5,7 +5,7 @@
 //! | `args` | the command line |
 //! | `compare` | `compare zap`: from arguments to plans, runs and their report |
 //! | `selftest` | KVM's own tests by name |
-//! | `vectors`, `trace`, `machine` | the other commands |
+//! | `vectors`, `trace`, `tlb`, `machine` | the other commands |
 //! | `platform`, `record` | which machines a command runs on, and what it records |
 //! | `table`, `output`, `progress` | tables for people, where data goes, where talk goes |
 //! | `error` | what can go wrong, and the exit code of it |
@@ -23,6 +23,7 @@ mod progress;
 pub mod record;
 pub mod selftest;
 mod table;
+pub mod tlb;
 mod trace;
 mod vectors;
 
@@ -67,6 +68,7 @@ fn dispatch(command: &Command) -> Result<(), CliError> {
         Command::CheckMatrix(args) => vectors::check_matrix(args),
         Command::Trace(args::Trace::Info(args)) => trace::info(args),
         Command::Trace(args::Trace::Convert(args)) => trace::convert(args),
+        Command::Tlb(args) => tlb::replay(args),
         Command::Machine(args::Machine::List(args)) => machine::list(args),
         Command::Machine(args::Machine::Show(args)) => machine::show(args),
         Command::Machine(args::Machine::Check(args)) => machine::check(args),

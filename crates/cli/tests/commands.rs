@@ -6,9 +6,13 @@ use common::{Scratch, data, fails, mmusim, talk};
 
 #[test]
 fn help_lists_commands_and_exit_codes() {
-    for args in
-        [&["--help"][..], &["compare", "zap", "--help"], &["check-vectors", "--help"], &["trace", "info", "--help"]]
-    {
+    for args in [
+        &["--help"][..],
+        &["compare", "zap", "--help"],
+        &["check-vectors", "--help"],
+        &["trace", "info", "--help"],
+        &["tlb", "--help"],
+    ] {
         let help = data(args);
         assert!(help.contains("Exit codes:") && help.contains("2  bad usage or bad input"), "{args:?}: {help}");
     }

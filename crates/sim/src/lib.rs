@@ -8,6 +8,7 @@ pub mod experiment;
 pub mod protocols;
 pub mod rng;
 pub mod selftests;
+pub mod tlb_replay;
 pub mod workload;
 
 /// Rises whenever any statistic of an unchanged experiment may change; results carry it. The CHANGELOG says what changed.
