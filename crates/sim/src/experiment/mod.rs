@@ -1,5 +1,6 @@
 //! Experiments: a machine, a VM, what the host does, and the report.
 
+pub mod gpc;
 pub mod platform;
 pub mod vm;
 pub mod zap;

@@ -12,7 +12,7 @@ use mmu_core::{Bytes, Cycles, Format, Hva, HvaRange};
 use super::notifier::{ChangePte, Notifier, change_pte, range_end, range_start};
 use crate::engine::{
     Blockable, Faulted, Host, HostAccess, HvaError, Migration, Moved, Protection, Reference, Rescan, Resolved,
-    Unmapping, WaitQueue, Work,
+    Unmapping, Var, WaitQueue, Work,
 };
 
 /// Finds the host page of an address, waiting for whatever must be waited for: a move to end, swap, a handler in user space. May
@@ -141,21 +141,30 @@ pub async fn reclaim<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaR
 pub struct Storm {
     /// What it drops.
     pub range: HvaRange,
-    /// How often.
+    /// How often at most.
     pub times: u64,
-    /// How long each invalidation lasts beyond its own work, between start and end: a large range, or an invalidator that is preempted.
+    /// Ends early when this is not zero.
+    pub stop: Option<Var>,
+    /// How long each invalidation lasts beyond its own work, between start and end: a large range, or an invalidator that is
+    /// preempted.
     pub hold: Cycles,
     /// What it does in between.
     pub pause: Cycles,
 }
 
-/// Runs a storm: `times` rounds of dropping the range, without touching it again.
-pub async fn madvise_storm<F: Format>(host: &Host<F>, notifier: &Notifier, storm: Storm) {
-    for _ in 0..storm.times {
+/// Runs a storm, without touching the range in between. How often it was dropped.
+pub async fn madvise_storm<F: Format>(host: &Host<F>, notifier: &Notifier, storm: Storm) -> u64 {
+    for done in 0..storm.times {
+        if let Some(stop) = storm.stop
+            && host.load(stop).await != 0
+        {
+            return done;
+        }
         let invalidation = range_start(host, notifier, storm.range, Blockable::Yes).await;
         host.unmap_pages(storm.range, Unmapping::Discard).await;
         host.spend(Work::Exactly(storm.hold)).await;
         range_end(host, notifier, invalidation).await;
         host.spend(Work::Exactly(storm.pause)).await;
     }
+    storm.times
 }
