@@ -8,8 +8,8 @@ use mmusim::sim::experiment::zap::Target;
 use mmusim::sim::protocols::{memslot, notifier};
 use mmusim::trace::TraceReader;
 use mmusim::{
-    Arch, ByteUnits, Bytes, Cycles, Gpa, GpaRange, GuestPaging, Machine, PageSize, Platform, Populate, ReadOptions,
-    Seed, TraceSpec, VmSpec, Workload, arch, strategies,
+    Arch, ByteUnits, Bytes, Cycles, Gpa, GpaRange, GuestPaging, Machine, Mix, PageSize, PatternSpec, Platform,
+    Populate, ReadOptions, Seed, Threads, TraceSpec, VmSpec, Workload, arch, strategies,
 };
 
 use super::rounds::Rounds;
@@ -25,6 +25,7 @@ pub fn all(rounds: &mut Rounds) {
     let platform = Platform::new(arch::x86(&machine, Bytes(1.TiB())).expect("its own architecture"), &machine);
     zaps(rounds, &platform);
     micro_operations(rounds, &platform);
+    busy(rounds, &platform);
     traces(rounds, &platform);
 }
 
@@ -89,6 +90,31 @@ fn micro_operations<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {
     };
     rounds.case_on("sim", "micro-operation", MICRO_OPERATIONS, make, finish);
     rounds.goal("sim/micro-operation", 10.0);
+}
+
+/// One operation is one simulated cycle of one of eight vCPUs that touch a terabyte at random while the host takes ranges away.
+fn busy<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {
+    let pattern = PatternSpec { bytes: 128.GiB(), mix: Mix::Uniform, writes_percent: 30, accesses: 40_000 };
+    let spec = vm(1.TiB(), 8, GuestPaging::Flat, Workload::Pattern(pattern));
+    let make = || {
+        let mut sim = build(platform, &spec).expect("a legal machine");
+        sim.set_threads(Threads::Pool);
+        sim.spawn("notifier", Cycles(10_000), |host| {
+            Box::pin(async move {
+                let policy = strategies()[0].policy;
+                for step in 0..64 {
+                    let range = GpaRange::new(Gpa::new(step * 8.GiB()), Bytes(2.MiB()));
+                    notifier::invalidate_range(&host, range, &policy).await;
+                }
+            })
+        });
+        sim
+    };
+    let mut sim = make();
+    finish(&mut sim);
+    let cycles = sim.vcpu_stats().iter().map(|vcpu| vcpu.finished.0).sum();
+    rounds.case_on("sim", "busy vCPU cycle", cycles, make, finish);
+    rounds.goal("sim/busy vCPU cycle", 10.0);
 }
 
 fn traces<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {

@@ -102,9 +102,17 @@ impl TableMemory {
             if w.is_multiple_of(PIECE_WORDS) && end - w >= PIECE_WORDS && self.pieces[p].kind == Kind::Uniform {
                 self.free_uniform(p);
                 w += PIECE_WORDS;
-            } else {
+            } else if self.pieces[p].slots() == 1 {
                 self.free_slot(p, w);
                 w += words;
+            } else {
+                if self.pieces[p].kind == Kind::Uniform {
+                    self.break_piece(p);
+                }
+                let stop = end.min((w | (PIECE_WORDS - 1)) + 1);
+                let slot = self.pieces[p].slot(w);
+                self.free_slots(p, slot..slot + ((stop - w) / words) as u32);
+                w = stop;
             }
         }
         Ok(())
@@ -238,24 +246,19 @@ impl TableMemory {
             Kind::Uniform => self.break_piece(p),
             _ => {}
         }
+        let slot = self.pieces[p].slot(w);
+        self.free_slots(p, slot..slot + 1);
+    }
+
+    /// Frames of a recorded piece were freed.
+    pub(super) fn note_free(&mut self, p: usize) {
         let piece = self.pieces[p];
-        let slot = piece.slot(w);
-        let record = self.record(p, slot);
-        self.frames[record.level() as usize] -= 1;
-        self.drop_body(piece, record.body);
-        let slab = &mut self.slabs[piece.slab as usize];
-        slab.used -= 1;
-        let next = slab.free;
-        if self.reuse == Reuse::LastFreedFirst {
-            slab.free = slot;
-        }
-        let (used, bump, slots, has_room) = (slab.used, slab.bump, slab.slots, slab.has_room());
-        self.replace(p, slot, Record::new(Body::Freed { next }, 0, 0));
-        if used == 0 && bump == slots {
+        let slab = self.slabs[piece.slab as usize];
+        if slab.used == 0 && slab.bump == slab.slots {
             self.roomy[class(piece.shift)].remove(&(p as u32));
             self.drop_records(p);
             self.retire(p);
-        } else if has_room {
+        } else if slab.has_room() {
             self.roomy[class(piece.shift)].insert(p as u32);
         }
     }

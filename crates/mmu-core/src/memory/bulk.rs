@@ -167,16 +167,29 @@ impl TableMemory {
     }
 
     fn fill_frames(&mut self, p: usize, start: u64, end: u64, line: Line) {
-        if self.holding == Holding::Folding && self.line_run(line, start, end - start) == end - start {
+        if self.holding == Holding::Dense {
+            return self.fill_words(p, start, end, line);
+        }
+        if self.line_run(line, start, end - start) == end - start {
             return;
         }
-        self.for_frames(p, start, end, |memory, slot, w, stop| {
-            if memory.holding == Holding::Folding && stop - w == memory.pieces[p].words() {
-                memory.make_template(p, slot, line);
-            } else {
-                memory.rewrite(p, slot, w, stop, |w, _| line.word(w));
-            }
-        });
+        let words = self.pieces[p].words();
+        let (from, to) = (start.next_multiple_of(words), end / words * words);
+        if from >= to {
+            return self.fill_words(p, start, end, line);
+        }
+        self.fill_words(p, start, from, line);
+        // The words before may have made the piece uniform.
+        if self.pieces[p].kind == Kind::Uniform {
+            self.break_piece(p);
+        }
+        let slot = self.pieces[p].slot(from);
+        self.make_templates(p, slot..slot + ((to - from) / words) as u32, line);
+        self.fill_words(p, to, end, line);
+    }
+
+    fn fill_words(&mut self, p: usize, start: u64, end: u64, line: Line) {
+        self.for_frames(p, start, end, |memory, slot, w, stop| memory.rewrite(p, slot, w, stop, |w, _| line.word(w)));
     }
 
     /// Calls `change` with slot, first and last word index of every stretch of one frame; the piece is recorded by then.
@@ -262,12 +275,10 @@ impl TableMemory {
                 _ => {}
             }
         }
-        let mut changed = 0;
-        self.for_frames(p, start, end, |memory, slot, w, stop| changed += memory.map_frame(p, slot, w, stop, masks));
-        changed
+        self.map_frames(p, start, end, masks)
     }
 
-    fn map_frame(&mut self, p: usize, slot: u32, start: u64, end: u64, masks: Masks) -> u64 {
+    pub(super) fn map_frame(&mut self, p: usize, slot: u32, start: u64, end: u64, masks: Masks) -> u64 {
         let piece = self.pieces[p];
         let mask = self.present_mask;
         let new_word = |word: u64| if word & mask == 0 { word } else { masks.apply(word) };

@@ -111,31 +111,6 @@ impl TableMemory {
         }
     }
 
-    /// Replaces a record, keeps the count of links, and folds the piece when it has become uniform.
-    pub(super) fn replace(&mut self, p: usize, slot: u32, record: Record) {
-        let piece = self.pieces[p];
-        let before = self.links_near(p, slot);
-        *self.records.item_mut(piece.index, slot as usize) = record;
-        self.note_head(p, slot);
-        let after = self.links_near(p, slot);
-        let slab = &mut self.slabs[piece.slab as usize];
-        slab.links = slab.links + after - before;
-        if after > before || piece.slots() == 1 {
-            self.fold_piece(p);
-        }
-    }
-
-    fn links_near(&self, p: usize, slot: u32) -> u32 {
-        let shift = self.pieces[p].shift;
-        let here = self.record(p, slot).uniform(shift);
-        if here.is_none() {
-            return 0;
-        }
-        let below = slot > 0 && self.record(p, slot - 1).uniform(shift) == here;
-        let above = self.record(p, slot + 1).uniform(shift) == here;
-        u32::from(below) + u32::from(above)
-    }
-
     /// Gives back what a frame's body holds.
     pub(super) fn drop_body(&mut self, piece: Piece, body: Body) {
         match body {

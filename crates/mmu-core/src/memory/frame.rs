@@ -131,6 +131,16 @@ impl Record {
     pub(super) const fn is_live(self) -> bool {
         !matches!(self.body, Body::Never | Body::Freed { .. })
     }
+    /// Whether the frame behind this one continues its template.
+    #[inline]
+    pub(super) fn continues_in(&self, next: &Record) -> bool {
+        match (self.body, next.body) {
+            (Body::Template(line), Body::Template(other)) => {
+                line == other && self.refs == next.refs && self.level() == next.level()
+            }
+            _ => false,
+        }
+    }
     /// What this frame would contribute to a uniform piece.
     pub(super) const fn uniform(self, shift: u8) -> Option<Uniform> {
         match self.body {

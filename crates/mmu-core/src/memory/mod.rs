@@ -64,6 +64,7 @@
 
 mod alloc;
 mod arena;
+mod batch;
 mod bulk;
 mod compare;
 mod digest;

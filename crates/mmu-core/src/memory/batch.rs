@@ -1,0 +1,121 @@
+//! Many frames of one recorded piece, changed as one: the work of a frame is its record, links are counted once.
+
+use std::ops::Range;
+
+use super::frame::{Body, Kind, PIECE_WORDS, Record};
+use super::progression::{Line, Masks};
+use super::{Reuse, TableMemory};
+
+impl TableMemory {
+    /// Puts live frames on a line.
+    pub(super) fn make_templates(&mut self, p: usize, slots: Range<u32>, line: Line) {
+        self.drop_bodies(p, slots.clone());
+        self.replace_all(p, slots, |record| record.with_body(Body::Template(line)));
+    }
+
+    /// Frees live frames; the piece is recorded.
+    pub(super) fn free_slots(&mut self, p: usize, slots: Range<u32>) {
+        let piece = self.pieces[p];
+        let mut next = self.slabs[piece.slab as usize].free;
+        for slot in slots.clone() {
+            let level = self.record(p, slot).level();
+            self.frames[level as usize] -= 1;
+        }
+        self.drop_bodies(p, slots.clone());
+        let (count, mut slot, reuse) = (slots.len() as u32, slots.start, self.reuse);
+        self.replace_all(p, slots, |_| {
+            let freed = Record::new(Body::Freed { next }, 0, 0);
+            if reuse == Reuse::LastFreedFirst {
+                next = slot;
+            }
+            slot += 1;
+            freed
+        });
+        let slab = &mut self.slabs[piece.slab as usize];
+        slab.free = next;
+        slab.used -= count;
+        self.note_free(p);
+    }
+
+    fn drop_bodies(&mut self, p: usize, slots: Range<u32>) {
+        for slot in slots {
+            self.drop_body(self.pieces[p], self.record(p, slot).body);
+        }
+    }
+
+    /// Replaces a record, as [`Self::replace_all`] does.
+    pub(super) fn replace(&mut self, p: usize, slot: u32, record: Record) {
+        self.replace_all(p, slot..slot + 1, |_| record);
+    }
+
+    /// Replaces the records of consecutive slots, keeps the count of links, and folds the piece when it has become uniform.
+    fn replace_all(&mut self, p: usize, slots: Range<u32>, mut change: impl FnMut(Record) -> Record) {
+        let piece = self.pieces[p];
+        let before = self.links_in(p, &slots);
+        for slot in slots.clone() {
+            let record = self.record(p, slot);
+            *self.records.item_mut(piece.index, slot as usize) = change(record);
+            self.note_head(p, slot);
+        }
+        let after = self.links_in(p, &slots);
+        let slab = &mut self.slabs[piece.slab as usize];
+        slab.links = slab.links + after - before;
+        if after > before || piece.slots() == 1 {
+            self.fold_piece(p);
+        }
+    }
+
+    /// Links of consecutive slots among each other and to their neighbours.
+    fn links_in(&self, p: usize, slots: &Range<u32>) -> u32 {
+        let known = 1u32 << self.pieces[p].log;
+        let (first, end) = (slots.start.saturating_sub(1), (slots.end + 1).min(known));
+        let mut links = 0;
+        let mut left = self.record(p, first);
+        for slot in first + 1..end {
+            let right = self.record(p, slot);
+            links += u32::from(left.continues_in(&right));
+            left = right;
+        }
+        links
+    }
+
+    /// Applies masks to words of a recorded piece: frames that are one line together, together.
+    pub(super) fn map_frames(&mut self, p: usize, start: u64, end: u64, masks: Masks) -> u64 {
+        let (mut w, mut changed) = (start, 0);
+        while w < end {
+            if self.pieces[p].kind == Kind::Uniform {
+                self.break_piece(p);
+            }
+            let piece = self.pieces[p];
+            let alike = self.frames_alike(p, w, end);
+            if let Some((line, words)) = alike
+                && let Some(new) = line.masked(w, words, masks, self.present_mask)
+            {
+                if new != line {
+                    let slot = piece.slot(w);
+                    self.make_templates(p, slot..slot + (words >> piece.shift) as u32, new);
+                    changed += words;
+                }
+                w += words;
+                continue;
+            }
+            let stop = end.min((w | (piece.words() - 1)) + 1);
+            changed += self.map_frame(p, piece.slot(w), w, stop, masks);
+            w = stop;
+        }
+        changed
+    }
+
+    /// The line of the template that the frame at `w` is, and the words of whole frames from there on that are on it too.
+    fn frames_alike(&self, p: usize, w: u64, end: u64) -> Option<(Line, u64)> {
+        let piece = self.pieces[p];
+        if piece.offset(w) != 0 {
+            return None;
+        }
+        let slot = piece.slot(w);
+        let Body::Template(line) = self.record(p, slot).body else { return None };
+        let most = ((end.min((w | (PIECE_WORDS - 1)) + 1) - w) >> piece.shift) as u32;
+        let alike = (0..most).take_while(|n| self.record(p, slot + n).body == Body::Template(line)).count() as u64;
+        (alike > 0).then_some((line, alike << piece.shift))
+    }
+}
