@@ -6,6 +6,7 @@
 
 use mmu_core::{Format, Gpa, Hpa, Level};
 
+use super::aging::restore_access;
 use super::fault::{FaultHooks, Logging, PfRet, writes};
 use super::fault_map::allows;
 use crate::engine::{Cmpxchg, GuestFault, Host};
@@ -47,7 +48,7 @@ pub(super) async fn fast_page_fault<F: Format, H: FaultHooks<F>>(
 
 /// The leaf with what was taken from it, if that makes the access possible.
 fn mended<F: Format>(format: &F, level: Level, old: u64, fault: &GuestFault) -> Option<u64> {
-    let young = format.mark_young(old).unwrap_or(old);
+    let young = restore_access(format, old);
     let new = if writes(fault.access) { format.restore_write(young).unwrap_or(young) } else { young };
     (new != old && allows(format, level, new, fault.access)).then_some(new)
 }

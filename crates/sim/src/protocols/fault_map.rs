@@ -9,6 +9,7 @@ use mmu_core::{
     Reach, WalkCaches,
 };
 
+use super::aging::restore_access;
 use super::coalesce::{
     AfterReplace, CacheMaintenance, Changed, EntryAt, References, Walkers, block_to_table, clean_block, make,
     table_to_block,
@@ -251,7 +252,7 @@ fn needed(access: AccessKind) -> Perms {
 
 /// The leaf young, and allowing this access. `None` when it cannot be expressed.
 pub(super) fn relaxed<F: Format>(format: &F, level: Level, word: u64, access: AccessKind) -> Option<u64> {
-    let young = format.mark_young(word).unwrap_or(word);
+    let young = restore_access(format, word);
     let word = if writes(access) { format.restore_write(young).unwrap_or(young) } else { young };
     if allows(format, level, word, access) {
         return Some(word);
