@@ -38,6 +38,12 @@ pub enum Command {
     CheckVectors(CheckVectors),
     /// Check permission matrices and break-before-make rules against formats and walkers
     CheckMatrix(CheckVectors),
+    /// Run page-table litmus tests on an exhaustive model of entries, TLBs and invalidations
+    #[command(after_help = EXIT_CODES)]
+    Litmus(Litmus),
+    /// Replay traces of table updates through the protocol lint: break, DSB, TLBI, DSB, make
+    #[command(after_help = EXIT_CODES)]
+    Lint(Lint),
     /// Memory traces: what is in them, and from one format to another
     #[command(subcommand)]
     Trace(Trace),
@@ -174,6 +180,34 @@ impl FromStr for GuestPage {
 #[command(after_help = EXIT_CODES)]
 pub struct CheckVectors {
     /// Vector files of JSON lines, or matrices; plain or xz
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Write JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write to a file, which appears when it is complete
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `litmus`.
+#[derive(Args, Debug)]
+pub struct Litmus {
+    /// Files of litmus tests: JSON, plain or xz
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Write JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write to a file, which appears when it is complete
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `lint`.
+#[derive(Args, Debug)]
+pub struct Lint {
+    /// Files of protocol traces: JSON, plain or xz
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// Write JSON

@@ -5,7 +5,7 @@
 //! | `args` | the command line |
 //! | `compare` | `compare zap`: from arguments to plans, runs and their report |
 //! | `selftest` | KVM's own tests by name |
-//! | `vectors`, `trace`, `tlb`, `machine` | the other commands |
+//! | `vectors`, `litmus`, `trace`, `tlb`, `machine` | the other commands |
 //! | `platform`, `record` | which machines a command runs on, and what it records |
 //! | `table`, `output`, `progress` | tables for people, where data goes, where talk goes |
 //! | `error` | what can go wrong, and the exit code of it |
@@ -16,6 +16,7 @@
 pub mod args;
 mod compare;
 mod error;
+mod litmus;
 mod machine;
 mod output;
 mod platform;
@@ -66,6 +67,8 @@ fn dispatch(command: &Command) -> Result<(), CliError> {
         Command::Selftest(test) => selftest::run(test),
         Command::CheckVectors(args) => vectors::check(args),
         Command::CheckMatrix(args) => vectors::check_matrix(args),
+        Command::Litmus(args) => litmus::litmus(args),
+        Command::Lint(args) => litmus::lint(args),
         Command::Trace(args::Trace::Info(args)) => trace::info(args),
         Command::Trace(args::Trace::Convert(args)) => trace::convert(args),
         Command::Tlb(args) => tlb::replay(args),

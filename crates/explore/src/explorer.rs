@@ -168,7 +168,8 @@ pub fn explore<S: System>(
     bounds: Bounds,
     mut visit: impl FnMut(&S::State, &Trail<'_, S>) -> ControlFlow<()>,
 ) -> Exploration {
-    let mut search = Search { system, reduction, stats: Stats::default(), known: HashSet::default(), frames: Vec::new() };
+    let mut search =
+        Search { system, reduction, stats: Stats::default(), known: HashSet::default(), frames: Vec::new() };
     let mut extent = Extent::Exhaustive;
     let first = system.initial();
     search.known.insert(first.clone());
@@ -260,7 +261,10 @@ pub struct Diverged {
 impl fmt::Display for Diverged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { step, wanted, possible } = self;
-        write!(f, "step {step}: decision {wanted} of {possible}; the path was recorded with another test, model or version")
+        write!(
+            f,
+            "step {step}: decision {wanted} of {possible}; the path was recorded with another test, model or version"
+        )
     }
 }
 impl std::error::Error for Diverged {}

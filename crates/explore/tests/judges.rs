@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mmu_explore::litmus::{Defect, Judgement, Limits, Test, Use, explain, judge_all, read, summary, MemoryOrder};
+use mmu_explore::litmus::{Defect, Judgement, Limits, MemoryOrder, Test, Use, explain, judge_all, read, summary};
 use serde_json::Value;
 
 const CURATED: &[u8] = include_bytes!("../data/curated.json.xz");
@@ -28,10 +28,14 @@ fn every_gating_verdict_is_met_and_the_other_model_found_the_same() {
         if judgement.agrees() && judgement.same_as_other_model != Some(false) {
             continue;
         }
-        for (memory, found) in
-            [(MemoryOrder::SequentiallyConsistent, &judgement.sequential), (MemoryOrder::StoreBuffer, &judgement.store_buffer)]
-        {
-            println!("{} {} {memory:?}: reached {} {:?} {:?}", judgement.id, judgement.usage, found.reached, found.extent, found.stats);
+        for (memory, found) in [
+            (MemoryOrder::SequentiallyConsistent, &judgement.sequential),
+            (MemoryOrder::StoreBuffer, &judgement.store_buffer),
+        ] {
+            println!(
+                "{} {} {memory:?}: reached {} {:?} {:?}",
+                judgement.id, judgement.usage, found.reached, found.extent, found.stats
+            );
             for line in found.path.iter().flat_map(|path| explain(test, memory, None, path).unwrap()) {
                 println!("    {line}");
             }
@@ -88,10 +92,14 @@ fn each_defect_is_caught_by_the_tests_that_are_known_to_catch_it() {
     assert!(known.iter().all(|name| Defect::from_name(name).is_some()), "{known:?}");
     let mut missing = Vec::new();
     for (name, defect) in Defect::ALL {
-        let expected: BTreeSet<_> =
-            said.iter().filter(|(of, _)| of == name).map(|(_, test)| test.clone()).collect();
+        let expected: BTreeSet<_> = said.iter().filter(|(of, _)| of == name).map(|(_, test)| test.clone()).collect();
         let caught = caught(&tests, defect);
-        println!("{name}: {} caught, {} known, more: {:?}", caught.len(), expected.len(), caught.difference(&expected));
+        println!(
+            "{name}: {} caught, {} known, more: {:?}",
+            caught.len(),
+            expected.len(),
+            caught.difference(&expected).collect::<Vec<_>>()
+        );
         missing.extend(expected.difference(&caught).map(|test| format!("{name}: {test}")));
     }
     assert_eq!(missing, Vec::<String>::new());

@@ -8,6 +8,7 @@
 //! | `trace` | a trace of any format and compression | every byte string ends in records or an error, within the limits |
 //! | `machine_toml` | a machine sheet | refused with a place, a message and a remedy, or accepted |
 //! | `vectors` | JSON lines of recorded translations | refused with a message, or judged |
+//! | `litmus` | a file of litmus tests or protocol traces | refused with a message, or run to a verdict within its limits |
 //! | `decode_word` | words | decoding is total and agrees with every other question about the word |
 //! | `walk_raw_tables` | memory of arbitrary words | walks of one and two stages end in a bounded number of steps |
 //! | `tables_vs_dense` | operations on table memory | folding and word-by-word holding cannot be told apart |
@@ -25,8 +26,9 @@ mod words;
 pub type Check = fn(&[u8]);
 
 /// The targets, by the name of their corpus and their file under `fuzz/fuzz_targets/`.
-pub const TARGETS: [(&str, Check); 7] = [
+pub const TARGETS: [(&str, Check); 8] = [
     ("decode_word", words::decode_word),
+    ("litmus", parsers::litmus),
     ("machine_toml", parsers::machine_toml),
     ("tables_vs_dense", tables::tables_vs_dense),
     ("tlb_vs_model", tlb::tlb_vs_model),

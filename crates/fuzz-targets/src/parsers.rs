@@ -63,6 +63,35 @@ pub(crate) fn vectors(data: &[u8]) {
     }
 }
 
+/// Litmus tests, and the same bytes as protocol traces.
+pub(crate) fn litmus(data: &[u8]) {
+    use mmu_explore::explorer::{Bounds, Extent};
+    use mmu_explore::{lint, litmus};
+
+    const STATES: u64 = 500;
+    let bounds = Bounds { states: STATES, transitions: 5_000, depth: 300 };
+    let limits = litmus::Limits { bytes: 64 << 10, xz_memory_kib: 4 << 10, tests: 8, bounds, ..Default::default() };
+    match litmus::read_each("fuzz", Cursor::new(data), &limits) {
+        Ok(tests) => tests.iter().for_each(|test| match test {
+            Ok(test) => {
+                let judgement = litmus::judge(test, None, &limits);
+                for found in [&judgement.sequential, &judgement.store_buffer] {
+                    assert!(found.stats.states <= STATES, "{} states", found.stats.states);
+                    assert!(!found.stuck, "{}: somebody waits for ever", judgement.id);
+                    assert!(found.extent != Extent::Stopped || found.path.is_some(), "stopped without a reason");
+                }
+            }
+            Err(error) => explained(error),
+        }),
+        Err(error) => explained(&error),
+    }
+    let limits = lint::Limits { bytes: 64 << 10, xz_memory_kib: 4 << 10, traces: 64, steps: 1_000 };
+    match lint::judge_file("fuzz", Cursor::new(data), &limits) {
+        Ok(traces) => assert!(traces.len() <= limits.traces),
+        Err(error) => explained(&error),
+    }
+}
+
 fn explained(error: &dyn std::error::Error) {
     assert!(error.to_string().starts_with("fuzz"), "the error does not name its input: {error}");
 }

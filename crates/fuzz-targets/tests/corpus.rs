@@ -46,7 +46,7 @@ macro_rules! replayed {
     };
 }
 
-replayed! { decode_word machine_toml tables_vs_dense tlb_vs_model trace vectors walk_raw_tables }
+replayed! { decode_word litmus machine_toml tables_vs_dense tlb_vs_model trace vectors walk_raw_tables }
 
 #[test]
 fn a_misspelt_target_is_noticed() {

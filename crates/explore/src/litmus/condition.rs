@@ -12,12 +12,7 @@ const DEEPEST: usize = 50;
 
 impl Names {
     /// Reads `final`: the condition that an execution is searched for.
-    pub(crate) fn final_condition(
-        &mut self,
-        last: &Json,
-        usage: Use,
-        threads: &[Thread],
-    ) -> Result<Condition, Wrong> {
+    pub(crate) fn final_condition(&mut self, last: &Json, usage: Use, threads: &[Thread]) -> Result<Condition, Wrong> {
         let map = fields(last, &["quantifier", "condition"])?;
         let all = choice(map, "quantifier", &[("exists", false), ("forall", true)])?;
         let condition = map.get("condition").ok_or_else(|| Wrong::new("condition", "missing; add it"))?;
@@ -35,9 +30,12 @@ impl Names {
         depth: usize,
         budget: &mut usize,
     ) -> Result<Condition, Wrong> {
-        let expected = "and, or, not, reg, regpte, mem, pte, fault";
+        let expected = "and, or, not, true, false, reg, regpte, mem, pte, fault";
         let Some((Json::String(head), rest)) = tree.as_array().and_then(|list| list.split_first()) else {
-            return Err(Wrong::new("", format!("{}: a condition is a list that begins with one of {expected}", kind(tree))));
+            return Err(Wrong::new(
+                "",
+                format!("{}: a condition is a list that begins with one of {expected}", kind(tree)),
+            ));
         };
         if *budget == 0 || depth > DEEPEST {
             let most = self.limits.condition;
@@ -54,6 +52,8 @@ impl Names {
             rest.iter().map(part).collect::<Result<Vec<_>, _>>().map_err(inside)
         };
         match head.as_str() {
+            "true" => count(0).map(|()| Condition::And(Vec::new())),
+            "false" => count(0).map(|()| Condition::Or(Vec::new())),
             "and" => Ok(Condition::And(parts(self)?)),
             "or" => Ok(Condition::Or(parts(self)?)),
             "not" => {
@@ -95,7 +95,9 @@ impl Names {
         let label = match &operands[1] {
             Json::Null => None,
             Json::String(label) if thread.ops.iter().any(|op| op.label.as_ref() == Some(label)) => Some(label),
-            other => return Err(Wrong::new("", format!("{}: no operation of thread {number} has this label", kind(other)))),
+            other => {
+                return Err(Wrong::new("", format!("{}: no operation of thread {number} has this label", kind(other))));
+            }
         };
         let va = match &operands[2] {
             Json::Null => None,

@@ -7,8 +7,8 @@
 //! # The files
 //!
 //! `{"tests": [test, ..]}`, plain or xz. A test has `id`, `use`, `init`, `threads`, `final`; `init` gives `memory` (page: value),
-//! `stage1` (virtual page: entry), `stage2` (intermediate page: entry) and `stage1_level2` (table pointer: `valid`, `covers`). A register
-//! that was never set equals nothing in a condition and counts as 0 in an operation. What else may stand there is in the
+//! `stage1` (virtual page: entry), `stage2` (intermediate page: entry) and `stage1_level2` (table pointer: `valid`, `covers`). A virtual page without an
+//! entry has an invalid one; a page that is only mapped holds 0. A register that was never set equals nothing in a condition and counts as 0 in an operation. What else may stand there is in the
 //! errors of whoever gets it wrong.
 
 mod condition;
@@ -18,7 +18,7 @@ mod judge;
 mod model;
 mod names;
 mod ops;
-mod read;
+pub(crate) mod read;
 mod state;
 mod test;
 mod tlb;

@@ -96,7 +96,8 @@ impl<'a> Model<'a> {
     }
 
     fn holds(&self, condition: &Condition, state: &State) -> bool {
-        let reg = |thread: u8, reg: Option<u8>| reg.and_then(|reg| state.threads[usize::from(thread)].regs[usize::from(reg)]);
+        let reg =
+            |thread: u8, reg: Option<u8>| reg.and_then(|reg| state.threads[usize::from(thread)].regs[usize::from(reg)]);
         match condition {
             Condition::And(parts) => parts.iter().all(|part| self.holds(part, state)),
             Condition::Or(parts) => parts.iter().any(|part| self.holds(part, state)),
@@ -146,7 +147,9 @@ impl<'a> Model<'a> {
         let buffer = &state.threads[t].buffer;
         let Ordered { acquire, release } = op.ordered();
         let releasing = |buffered: &Buffered| matches!(buffered, Buffered::Store { release: true, .. });
-        if acquire && buffer.iter().any(releasing) || release && !matches!(op, OpKind::Write { .. }) && !buffer.is_empty() {
+        if acquire && buffer.iter().any(releasing)
+            || release && !matches!(op, OpKind::Write { .. }) && !buffer.is_empty()
+        {
             return false;
         }
         match op {

@@ -34,7 +34,10 @@ impl Registers {
             return Ok(found as u8);
         }
         if name.len() > limits.name || self.names.len() == 64 {
-            return Err(Wrong::new("", format!("more than 64 registers, or a name of more than {} bytes", limits.name)));
+            return Err(Wrong::new(
+                "",
+                format!("more than 64 registers, or a name of more than {} bytes", limits.name),
+            ));
         }
         self.names.push(name.to_owned());
         Ok((self.names.len() - 1) as u8)
@@ -55,7 +58,10 @@ impl Names {
         }
         let most = self.limits.pages.min(64);
         if self.pages.len() >= most || name.len() > self.limits.name {
-            return Err(Wrong::new("", format!("more than {most} pages, or a name of more than {} bytes", self.limits.name)));
+            return Err(Wrong::new(
+                "",
+                format!("more than {most} pages, or a name of more than {} bytes", self.limits.name),
+            ));
         }
         let number = self.pages.len() as u32;
         self.pages.insert(name.to_owned(), (number, 0));
@@ -106,6 +112,28 @@ impl Names {
             self.check_count(level.len()).map_err(|wrong| wrong.inside("stage1_level2"))?;
             for (name, table) in level {
                 self.table(name, table).map_err(|wrong| wrong.inside(name).inside("stage1_level2"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes known the virtual pages that threads name and `stage1` does not: their entries are invalid.
+    pub(crate) fn unmapped(&mut self, threads: &Json) -> Result<(), Wrong> {
+        let accesses = threads.as_array().into_iter().flatten().filter_map(|thread| thread.get("ops")?.as_array());
+        for access in accesses.flatten().filter_map(Json::as_object) {
+            let places = ["from", "to", "loc"].into_iter().filter_map(|key| access.get(key)?.as_object());
+            let named =
+                places.flatten().filter(|(what, _)| matches!(what.as_str(), "va" | "pte1")).map(|(_, name)| name);
+            let by_va = access.get("by").and_then(Json::as_str) == Some("va");
+            for name in named.chain(access.get("target").filter(|_| by_va)).filter_map(Json::as_str) {
+                if self.virtuals.iter().any(|(known, ..)| known == name) {
+                    continue;
+                }
+                self.check_count(self.virtuals.len() + 1)?;
+                if name.len() > self.limits.name {
+                    return Err(Wrong::new("", format!("a name of more than {} bytes; shorten it", self.limits.name)));
+                }
+                self.virtuals.push((name.to_owned(), 0, None));
             }
         }
         Ok(())
@@ -175,7 +203,9 @@ impl Names {
     }
 
     fn encode(&self, stage: StageNumber, spec: &EntrySpec) -> Result<u64, Wrong> {
-        self.words.encode(stage, spec).map_err(|what| Wrong::new("", format!("not an entry of {}: {what}", stage.other_name())))
+        self.words
+            .encode(stage, spec)
+            .map_err(|what| Wrong::new("", format!("not an entry of {}: {what}", stage.other_name())))
     }
 
     /// What an entry in a condition stands for.
@@ -208,9 +238,9 @@ impl Names {
     /// The word of a page, for conditions.
     pub(crate) fn page_word(&self, name: &Json) -> Result<Loc, Wrong> {
         let found = name.as_str().and_then(|text| self.pages.get(text));
-        found
-            .map(|&(number, _)| self.locations().pages + number as Loc)
-            .ok_or_else(|| Wrong::new("", format!("{}: no page of this name; init.memory gives it a value", kind(name))))
+        found.map(|&(number, _)| self.locations().pages + number as Loc).ok_or_else(|| {
+            Wrong::new("", format!("{}: no page of this name; init.memory gives it a value", kind(name)))
+        })
     }
 
     /// Where an access goes, and whose entries it would hold.
@@ -254,7 +284,9 @@ impl Names {
             return Ok(Value::Word(self.pointer(table, valid)?));
         }
         match at {
-            ValueFor::Data => Err(Wrong::new("", "an entry goes to a pte1 or pte2; data pages and pointers hold numbers and tables")),
+            ValueFor::Data => {
+                Err(Wrong::new("", "an entry goes to a pte1 or pte2; data pages and pointers hold numbers and tables"))
+            }
             ValueFor::Table(_) => {
                 let map = fields(value, &["valid"])?;
                 if flag(map, "valid", true)? {

@@ -22,14 +22,15 @@ impl Names {
         }
         (0..)
             .zip(threads)
-            .map(|(number, thread): (usize, _)| self.thread(thread).map_err(|wrong| wrong.inside(&format!("[{number}]"))))
+            .map(|(number, thread): (usize, _)| {
+                self.thread(thread).map_err(|wrong| wrong.inside(&format!("[{number}]")))
+            })
             .collect()
     }
 
     fn thread(&mut self, thread: &Json) -> Result<Thread, Wrong> {
         let map = fields(thread, &THREAD)?;
-        let privileges =
-            [("el0", Privilege::User), ("el1", Privilege::Supervisor), ("el2", Privilege::Supervisor)];
+        let privileges = [("el0", Privilege::User), ("el1", Privilege::Supervisor), ("el2", Privilege::Supervisor)];
         let mut regs = Registers::default();
         let mut initial = Vec::new();
         if let Some(values) = map.get("regs") {
@@ -180,7 +181,11 @@ impl Names {
             let bit = choice(map, "bit", &bits)?;
             let ValueFor::Entry(stage) = at else { return Err(Wrong::new("bit", "of a pte1 or pte2 only")) };
             let (clear, set) = self.words.set_bit(stage, bit);
-            return Ok(if kind == 2 { Change::Exactly { clear, set } } else { Change::Exactly { clear: set, set: clear } });
+            return Ok(if kind == 2 {
+                Change::Exactly { clear, set }
+            } else {
+                Change::Exactly { clear: set, set: clear }
+            });
         }
         let value = self.required(map, "value", at, regs)?;
         Ok(match kind {
@@ -217,7 +222,8 @@ impl Names {
             "tlbi" => OpKind::Tlbi(self.tlbi(map)?),
             "set_context" => OpKind::SetContext { asid: identifier(map, "asid")?, vmid: identifier(map, "vmid")? },
             "mov" => {
-                let reg = regs.number(text(map, "reg", &self.limits)?, &self.limits).map_err(|wrong| wrong.inside("reg"))?;
+                let reg =
+                    regs.number(text(map, "reg", &self.limits)?, &self.limits).map_err(|wrong| wrong.inside("reg"))?;
                 OpKind::Mov { reg, value: self.required(map, "value", ValueFor::Entry(StageNumber::One), regs)? }
             }
             _ => OpKind::Nothing,

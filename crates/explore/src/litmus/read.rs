@@ -218,9 +218,9 @@ fn one(test: &Json, words: Words, limits: &Limits) -> Result<Test, Wrong> {
     let field = |key: &str| map.get(key).ok_or_else(|| Wrong::new(key, "missing; add it"));
     let mut names = Names::new(words, *limits);
     names.init(field("init")?).map_err(|wrong| wrong.inside("init"))?;
+    names.unmapped(field("threads")?).map_err(|wrong| wrong.inside("threads"))?;
     let threads = names.threads(field("threads")?).map_err(|wrong| wrong.inside("threads"))?;
-    let wanted =
-        names.final_condition(field("final")?, usage, &threads).map_err(|wrong| wrong.inside("final"))?;
+    let wanted = names.final_condition(field("final")?, usage, &threads).map_err(|wrong| wrong.inside("final"))?;
     let layout = names.layout();
     Ok(Test { id, usage, research: research(map.get("research_model")), layout, threads, wanted, words })
 }

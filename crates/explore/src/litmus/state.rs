@@ -51,7 +51,11 @@ pub(crate) enum Flight {
 /// An element of a store buffer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Buffered {
-    Store { loc: Loc, value: u64, release: bool },
+    Store {
+        loc: Loc,
+        value: u64,
+        release: bool,
+    },
     /// Nothing behind it reaches memory before what is in front of it.
     Barrier,
 }

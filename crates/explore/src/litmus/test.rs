@@ -220,7 +220,10 @@ pub(crate) struct Ordered {
 /// What an invalidation is about.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) enum Selector {
-    Virtual { va: u8, asid: u16 },
+    Virtual {
+        va: u8,
+        asid: u16,
+    },
     Asid(u16),
     /// A page of stage 2, or nothing that stage 2 knows.
     Intermediate(Option<u32>),
@@ -278,19 +281,53 @@ pub(crate) struct Op {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum OpKind {
-    Read { from: Place, reg: u8, ordered: Ordered },
-    Write { to: Place, value: Value, ordered: Ordered },
-    Cas { at: Place, expect: Value, value: Value, reg: Option<u8>, ordered: Ordered },
-    Rmw { at: Place, change: Change, reg: Option<u8>, ordered: Ordered },
-    Ldx { from: Place, reg: u8, ordered: Ordered },
-    Stx { to: Place, value: Value, status: Option<u8>, ordered: Ordered },
+    Read {
+        from: Place,
+        reg: u8,
+        ordered: Ordered,
+    },
+    Write {
+        to: Place,
+        value: Value,
+        ordered: Ordered,
+    },
+    Cas {
+        at: Place,
+        expect: Value,
+        value: Value,
+        reg: Option<u8>,
+        ordered: Ordered,
+    },
+    Rmw {
+        at: Place,
+        change: Change,
+        reg: Option<u8>,
+        ordered: Ordered,
+    },
+    Ldx {
+        from: Place,
+        reg: u8,
+        ordered: Ordered,
+    },
+    Stx {
+        to: Place,
+        value: Value,
+        status: Option<u8>,
+        ordered: Ordered,
+    },
     Dsb(BarrierKind),
     Dmb(BarrierKind),
     /// Something that orders what this model never reorders.
     Nothing,
     Tlbi(TlbiOp),
-    SetContext { asid: Option<u16>, vmid: Option<u16> },
-    Mov { reg: u8, value: Value },
+    SetContext {
+        asid: Option<u16>,
+        vmid: Option<u16>,
+    },
+    Mov {
+        reg: u8,
+        value: Value,
+    },
 }
 
 impl OpKind {
@@ -338,12 +375,29 @@ pub(crate) enum Condition {
     Or(Vec<Condition>),
     Not(Box<Condition>),
     /// A register holds a value; one that was never set holds none.
-    Reg { thread: u8, reg: Option<u8>, value: u64 },
-    RegEntry { thread: u8, reg: Option<u8>, entry: EntryPattern },
-    Word { loc: Loc, value: u64 },
-    Entry { loc: Loc, entry: EntryPattern },
+    Reg {
+        thread: u8,
+        reg: Option<u8>,
+        value: u64,
+    },
+    RegEntry {
+        thread: u8,
+        reg: Option<u8>,
+        entry: EntryPattern,
+    },
+    Word {
+        loc: Loc,
+        value: u64,
+    },
+    Entry {
+        loc: Loc,
+        entry: EntryPattern,
+    },
     /// One of these operations (a bit each) has faulted.
-    Fault { thread: u8, ops: u64 },
+    Fault {
+        thread: u8,
+        ops: u64,
+    },
 }
 
 impl EntryPattern {

@@ -132,7 +132,9 @@ impl Model<'_> {
             }
             (Entry::Table(_) | Entry::Leaf { .. } | Entry::Combined { .. }, Selector::Vmid) => one,
             // By intermediate address nothing goes that holds stage 1.
-            (_, Selector::Intermediate(_)) | (Entry::Second { .. }, Selector::Virtual { .. } | Selector::Asid(_)) => false,
+            (_, Selector::Intermediate(_)) | (Entry::Second { .. }, Selector::Virtual { .. } | Selector::Asid(_)) => {
+                false
+            }
         }
     }
 

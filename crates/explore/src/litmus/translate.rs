@@ -76,6 +76,8 @@ struct Stage {
     home: Option<Loc>,
     /// The same, if the word is the current one and a walk gets there.
     current: Option<Loc>,
+    /// Defective hardware takes the word for accessed, which the entry in memory is not.
+    pretends: bool,
 }
 
 /// What one stage makes of an access.
@@ -103,11 +105,11 @@ impl Model<'_> {
         }
         let now = state.words[usize::from(page.leaf)];
         let reached = self.reached(&state.words, running, va);
-        let one = |word: u64| Stage {
-            number: StageNumber::One,
-            word,
-            home: Some(page.leaf),
-            current: (reached && word == now).then_some(page.leaf),
+        let one = |word: u64| {
+            // The table as it was in the beginning, which hides a clear flag.
+            let pretends = self.is(Defect::StaleWalkSnapshot) && word != now && word == self.test.words.accessed(now);
+            let current = (reached && (word == now || pretends)).then_some(page.leaf);
+            Stage { number: StageNumber::One, word, home: Some(page.leaf), current, pretends }
         };
         if reached {
             self.first(state, t, one(now), kind, out);
@@ -175,7 +177,13 @@ impl Model<'_> {
             _ => None,
         };
         let mut parts = Vec::new();
-        self.stage(t, Stage { number: StageNumber::Two, word, home: entry, current }, kind, &mut parts, out);
+        self.stage(
+            t,
+            Stage { number: StageNumber::Two, word, home: entry, current, pretends: false },
+            kind,
+            &mut parts,
+            out,
+        );
         for two in parts {
             self.arrive(one, &two, out);
         }
@@ -184,7 +192,7 @@ impl Model<'_> {
     /// What one entry makes of the access: pages go to `parts`, everything else is an outcome.
     fn stage(&self, t: usize, stage: Stage, kind: AccessKind, parts: &mut Vec<Part>, out: &mut Vec<Outcome>) {
         let (words, thread) = (&self.test.words, &self.test.threads[t]);
-        let Stage { number, word, home, current } = stage;
+        let Stage { number, word, home, current, pretends } = stage;
         let means = |word| words.meaning(number, word, kind, thread.privilege, thread.managed);
         let mut meaning = means(word);
         if self.is(Defect::Db0Writable)
@@ -195,9 +203,7 @@ impl Model<'_> {
         }
         let as_if_accessed = match meaning {
             Meaning::Access { .. } => self.is(Defect::HwAfNeverWritten) || self.is(Defect::TlbCachesAf0),
-            Meaning::Fault(FaultClass::AccessFlag) => {
-                self.is(Defect::Af0NotFaulting) || self.is(Defect::TlbCachesAf0)
-            }
+            Meaning::Fault(FaultClass::AccessFlag) => self.is(Defect::Af0NotFaulting) || self.is(Defect::TlbCachesAf0),
             _ => false,
         };
         if as_if_accessed && let Some(page) = words.page(number, word) {
@@ -214,11 +220,21 @@ impl Model<'_> {
         match (meaning, current) {
             (Meaning::Page(page), _) => parts.push(Part::Page(page)),
             (Meaning::Dirty { page, left }, Some(entry)) => {
-                parts.push(Part::Dirty { page, update: Update { entry, old: word, new: left } });
+                let dirty = |new| Part::Dirty { page, update: Update { entry, old: word, new } };
+                let unaccessed = pretends || !words.is_accessed(word);
+                let alone = unaccessed && (pretends || self.is(Defect::HwAfNeverWritten));
+                if alone || unaccessed && self.is(Defect::TlbCachesAf0) {
+                    parts.push(dirty(words.unaccessed(left)));
+                }
+                if !alone {
+                    parts.push(dirty(left));
+                }
             }
             // A cached clean entry is read again, which is the walk's own way.
             (Meaning::Dirty { page, left }, None) => {
-                if self.is(Defect::HwDirtyBlind) && let Some(entry) = home {
+                if self.is(Defect::HwDirtyBlind)
+                    && let Some(entry) = home
+                {
                     parts.push(Part::Dirty { page, update: Update { entry, old: word, new: left } });
                 }
             }
@@ -253,9 +269,7 @@ impl Model<'_> {
             out,
             match updates.iter().flatten().next() {
                 None => Outcome::Access(word),
-                Some(&Update { entry, old, new }) if torn => {
-                    Outcome::BeginUpdate { entry, old, new, page: Some(word) }
-                }
+                Some(&Update { entry, old, new }) if torn => Outcome::BeginUpdate { entry, old, new, page: Some(word) },
                 Some(_) => Outcome::SetDirty { entries: updates.map(|u| u.map(|u| (u.entry, u.new))), page: word },
             },
         );

@@ -102,7 +102,8 @@ impl Words {
         // What the encoders make of one property tells where it stands.
         let perm = EntryPerm { write: true, user: true };
         let full = EntrySpec { page: 0, perm, valid: true, accessed: true, dirty: true, dbm: true };
-        let differ = |a: EntrySpec, b: EntrySpec, stage| Ok::<u64, String>(words.encode(stage, &a)? ^ words.encode(stage, &b)?);
+        let differ =
+            |a: EntrySpec, b: EntrySpec, stage| Ok::<u64, String>(words.encode(stage, &a)? ^ words.encode(stage, &b)?);
         let (no_dbm, clean) = (EntrySpec { dbm: false, ..full }, EntrySpec { dirty: false, ..full });
         let found = [
             differ(full, no_dbm, StageNumber::One)?,
@@ -168,6 +169,11 @@ impl Words {
     /// The word as if hardware had marked it accessed.
     pub(crate) fn accessed(&self, word: u64) -> u64 {
         word | self.one[2].accessed_mask()
+    }
+
+    /// The word without its access flag.
+    pub(crate) fn unaccessed(&self, word: u64) -> u64 {
+        word & !self.one[2].accessed_mask()
     }
 
     /// The word as if its page were dirty.
