@@ -308,6 +308,7 @@ impl Format for Ept {
     type Tlbi = InvTlbi;
 
     const NAME: &'static str = "x86-ept";
+    const LOGS_MODIFICATIONS: bool = true;
     const UPDATE_TIME: UpdateTime = UpdateTime::BeforeNextStage;
 
     fn geometry(&self) -> &Geometry {

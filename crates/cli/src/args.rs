@@ -32,8 +32,8 @@ pub enum Command {
     #[command(subcommand)]
     Compare(Compare),
     /// Run one of KVM's own tests on simulated machines
-    #[command(subcommand)]
-    Selftest(crate::selftest::Selftest),
+    #[command(after_help = EXIT_CODES)]
+    Selftest(crate::selftest::Selftests),
     /// Replay translations that emulators recorded through the walkers
     CheckVectors(CheckVectors),
     /// Check permission matrices and break-before-make rules against formats and walkers

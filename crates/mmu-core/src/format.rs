@@ -377,6 +377,9 @@ pub trait Format: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// What it asks of a first stage's walk that sets flags in a table which this stage translates.
     const GUEST_UPDATES: GuestUpdates = GuestUpdates::NeedWrite;
 
+    /// Whether processors can log the pages that a walk of this stage makes dirty (Intel SDM vol. 3, 29.3.6, page-modification logging).
+    const LOGS_MODIFICATIONS: bool = false;
+
     // ---- shape ----
 
     /// The tree's shape as software builds it.

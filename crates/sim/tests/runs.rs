@@ -12,6 +12,10 @@ use mmu_sim::engine::{ActorStats, HostCounters, Runs, Sim, Stopped, VcpuStats};
 use mmu_sim::experiment::zap::{Target, strategies};
 use mmu_sim::experiment::{Platform, VmSpec, build};
 use mmu_sim::protocols::aging::AgingPolicy;
+use mmu_sim::protocols::dirty_log::{
+    DirtyLog, DirtyPages, DirtyPolicy, HarvestFlush, LogKind, Manual, SplitWhen, Tracking, clear_dirty_log, disable,
+    enable, get_dirty_log,
+};
 use mmu_sim::protocols::reclaim::{Scan, Scanned, pass, scan};
 use mmu_sim::protocols::unmap::{UnmapFlush, UnmapPolicy, unmap_range};
 use mmu_sim::protocols::young::{Convention, YoungBitmap};
@@ -185,5 +189,112 @@ proptest! {
         let range = (start << 12, (pages << 12).min(vm.memory.0 - (start << 12)));
         let run = |runs| zap(&platform, &vm, strategy.target, strategy.policy, range, runs);
         prop_assert_eq!(run(Runs::Whole), run(Runs::Single));
+    }
+}
+
+/// Switches logging on over part of a slot whose pages are of one size, marks a stretch dirty, and reads and clears the log.
+fn log_dirty(
+    vm: &VmSpec,
+    slice: u64,
+    policy: DirtyPolicy,
+    (start, pages): (u64, u64),
+    (first, count): (u64, u64),
+    runs: Runs,
+) -> (Outcome, Vec<DirtyPages>) {
+    let mut platform = x86();
+    platform.costs.tick_period = Cycles(slice);
+    let mut sim = build(&platform, vm).unwrap();
+    sim.set_runs(runs);
+    let slot = GpaRange::new(Gpa::new(start << 12), Bytes(pages << 12));
+    let log = DirtyLog::new(slot, sim.new_var(0), PageSize::SIZE_4K, LogKind::Bitmap);
+    let got = Rc::new(RefCell::new(Vec::new()));
+    let out = Rc::clone(&got);
+    sim.spawn("log", Cycles(10_000), move |host| {
+        Box::pin(async move {
+            enable(&host, &log, &policy).await.unwrap();
+            for page in first..(first + count).min(pages) {
+                let gpa = slot.start + (page << 12);
+                mmu_sim::protocols::dirty_log::mark_page_dirty(&host, &log, gpa).await;
+            }
+            for _ in 0..2 {
+                let dirty = get_dirty_log(&host, &log, &policy).await.unwrap();
+                if policy.manual == Manual::On {
+                    let cleared = clear_dirty_log(&host, &log, &policy, (first / 2, count), &dirty).await.unwrap();
+                    out.borrow_mut().push(cleared);
+                }
+                out.borrow_mut().push(dirty);
+            }
+            disable(&host, &log, &policy, PageSize::SIZE_2M).await.unwrap();
+        })
+    });
+    let outcome = outcome(&mut sim);
+    (outcome, got.take())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn any_dirty_log(
+        start in 0u64..3_000,
+        pages in 1u64..5_000,
+        dirty in (0u64..5_000, 0u64..400),
+        slice in 1_000u64..200_000,
+        which in 0usize..3,
+        manual: bool,
+        each: bool,
+        huge: bool,
+        busy: bool,
+    ) {
+        let page = if huge { PageSize::SIZE_2M } else { PageSize::SIZE_4K };
+        let accesses = if busy { 3_000 } else { 0 };
+        let vm = VmSpec { page, ..small_vm(32.MiB(), 1, accesses) };
+        let policy = DirtyPolicy {
+            tracking: [Tracking::WriteProtect, Tracking::ModificationLog, Tracking::Scan][which],
+            manual: if manual { Manual::On } else { Manual::Off },
+            flush: if each { HarvestFlush::EachEntry } else { HarvestFlush::Slot },
+            // Splits and collapses have properties of their own.
+            split: SplitWhen::Lazily,
+            collapse: None,
+            ..DirtyPolicy::X86_PML
+        };
+        let run = |runs| log_dirty(&vm, slice, policy, (start, pages), dirty, runs);
+        prop_assert_eq!(run(Runs::Whole), run(Runs::Single));
+    }
+}
+
+/// A terabyte of small pages is write-protected, read and cleared at the speed of runs.
+#[test]
+fn a_terabyte_is_logged_in_no_time() {
+    let vm = VmSpec { workload: Workload::Idle, ..small_vm(1.TiB(), 1, 0) };
+    for tracking in [Tracking::WriteProtect, Tracking::ModificationLog, Tracking::Scan] {
+        let policy = DirtyPolicy { tracking, split: SplitWhen::Lazily, collapse: None, ..DirtyPolicy::X86_PML };
+        let mut sim = build(&x86(), &vm).unwrap();
+        let slot = GpaRange::new(Gpa::new(0), Bytes(1.TiB()));
+        let log = DirtyLog::new(slot, sim.new_var(0), PageSize::SIZE_4K, LogKind::Bitmap);
+        let protected = Rc::new(RefCell::new(0));
+        let out = Rc::clone(&protected);
+        sim.spawn("log", Cycles(0), move |host| {
+            Box::pin(async move {
+                let policy = DirtyPolicy { initially: mmu_sim::protocols::dirty_log::Initially::Clean, ..policy };
+                *out.borrow_mut() = enable(&host, &log, &policy).await.unwrap().protected.leaves;
+                assert_eq!(get_dirty_log(&host, &log, &policy).await.unwrap().count(), 0);
+                disable(&host, &log, &policy, PageSize::SIZE_4K).await.unwrap();
+                // Again, with all pages dirty to begin with: one run of them.
+                let policy = DirtyPolicy {
+                    initially: mmu_sim::protocols::dirty_log::Initially::AllSet,
+                    manual: Manual::On,
+                    ..policy
+                };
+                enable(&host, &log, &policy).await.unwrap();
+                let dirty = get_dirty_log(&host, &log, &policy).await.unwrap();
+                if policy.tracking != Tracking::Scan {
+                    assert_eq!(dirty.runs(), [(0, 1.TiB() >> 12)]);
+                }
+                clear_dirty_log(&host, &log, &policy, (0, log.pages()), &dirty).await.unwrap();
+                disable(&host, &log, &policy, PageSize::SIZE_4K).await.unwrap();
+            })
+        });
+        outcome(&mut sim);
+        assert_eq!(*protected.borrow(), 1.TiB() >> 12, "{tracking:?}");
     }
 }

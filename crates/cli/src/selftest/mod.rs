@@ -1,17 +1,19 @@
 //! `selftest NAME`: KVM's own tests by their names and options.
 //!
 //! One file per test holds its arguments (a struct with the kernel test's option letters) and turns them into options of
-//! [`mmusim::sim::selftests`]; one line in [`Selftest`] and one in [`run`] make it a command.
+//! [`mmusim::sim::selftests`]; one line in [`Selftest`] and one in [`run`] make it a command. `report` writes what they found.
 
 mod access_tracking;
 mod block_transitions;
 mod demand_paging;
+mod dirty_log;
+mod dirty_log_page_splitting;
+mod dirty_log_perf;
 mod page_table;
 mod pre_fault;
+mod report;
 
-use std::fmt::Write;
-
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Command, Subcommand};
 use mmusim::sim::arch::Arch;
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
 use mmusim::{Bytes, Platform};
@@ -21,7 +23,18 @@ use crate::args::ArchName;
 use crate::output::Output;
 use crate::platform::{Formats, formats, machines};
 use crate::record::{Record, Recorder};
-use crate::table::{Columns, compact};
+
+/// `selftest`.
+#[derive(Args, Debug)]
+#[command(arg_required_else_help = true, subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+pub struct Selftests {
+    /// List the tests, one a line
+    #[arg(long, required = true)]
+    list: bool,
+    /// Which
+    #[command(subcommand)]
+    test: Option<Selftest>,
+}
 
 /// The tests.
 #[derive(Subcommand, Debug)]
@@ -31,6 +44,12 @@ pub enum Selftest {
     AccessTrackingPerfTest(access_tracking::Arguments),
     /// All vCPUs touch all pages of their regions for the first time
     DemandPagingTest(demand_paging::Arguments),
+    /// What dirty logging costs vCPUs that write all of their memory
+    DirtyLogPerfTest(dirty_log_perf::Arguments),
+    /// The log says what was written, while a guest never stops writing
+    DirtyLogTest(dirty_log::Arguments),
+    /// No large page is left while writes are logged, and they come back afterwards (x86)
+    DirtyLogPageSplittingTest(dirty_log_page_splitting::Arguments),
     /// All vCPUs create, split and rebuild the mappings of the same memory
     KvmPageTableTest(page_table::Arguments),
     /// Memory is faulted in ahead of the guest while its slot is deleted and recreated
@@ -42,6 +61,7 @@ pub enum Selftest {
 
 /// Arguments of every test.
 #[derive(Args, Debug)]
+#[command(group = ArgGroup::new("as").args(["json", "csv"]))]
 pub struct Common {
     /// Architectures to run on, in this order [default: all, or that of --machine]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST")]
@@ -52,6 +72,9 @@ pub struct Common {
     /// Write JSON
     #[arg(long)]
     pub json: bool,
+    /// Write CSV, one line per phase
+    #[arg(long)]
+    pub csv: bool,
     /// Write to a file instead of standard output
     #[arg(long, value_name = "FILE")]
     pub output: Option<std::path::PathBuf>,
@@ -70,11 +93,30 @@ pub(crate) trait Test {
     fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError>;
 }
 
-/// Runs a test on the machines asked for.
-pub(crate) fn run(test: &Selftest) -> Result<(), CliError> {
+/// Lists the tests, or runs one on the machines asked for.
+pub(crate) fn run(selftests: &Selftests) -> Result<(), CliError> {
+    match &selftests.test {
+        Some(test) => run_named(test),
+        None => list(),
+    }
+}
+
+fn list() -> Result<(), CliError> {
+    let mut output = Output::open(None)?;
+    for test in Selftest::augment_subcommands(Command::new("selftest")).get_subcommands() {
+        let about = test.get_about().map(ToString::to_string).unwrap_or_default();
+        output.write(&format!("{:<32} {about}\n", test.get_name()))?;
+    }
+    output.finish()
+}
+
+fn run_named(test: &Selftest) -> Result<(), CliError> {
     match test {
         Selftest::AccessTrackingPerfTest(test) => run_test(test),
         Selftest::DemandPagingTest(test) => run_test(test),
+        Selftest::DirtyLogPerfTest(test) => run_test(test),
+        Selftest::DirtyLogTest(test) => run_test(test),
+        Selftest::DirtyLogPageSplittingTest(test) => run_test(test),
         Selftest::KvmPageTableTest(test) => run_test(test),
         Selftest::PreFaultMemoryTest(test) => run_test(test),
         Selftest::Stage2BlockTransitions(test) => run_test(test),
@@ -107,11 +149,12 @@ fn run_test(test: &impl Test) -> Result<(), CliError> {
     recorder.finish()?;
     let mut output = Output::open(common.output.as_deref())?;
     if common.json {
-        let text = serde_json::to_string_pretty(&reports).map_err(CliError::input)?;
-        output.write(&format!("{text}\n"))?;
+        output.write(&report::as_json(&reports)?)?;
+    } else if common.csv {
+        output.write(&report::as_csv(&reports)?)?;
     } else {
         for report in &reports {
-            output.write(&draw(report))?;
+            output.write(&report::as_table(report))?;
         }
     }
     output.finish()?;
@@ -134,32 +177,4 @@ fn refused(error: SelftestError) -> CliError {
             CliError::Check(error.to_string())
         }
     }
-}
-
-fn draw(report: &SelftestReport) -> String {
-    let mut text = format!("{} on {} ({})\n", report.test, report.machine, report.arch);
-    let mut columns = Columns::new(
-        1,
-        &["phase", "seconds", "cycles", "visits", "remote\nflushes", "tables\nallocated", "retried\nfaults"],
-    );
-    for phase in &report.phases {
-        columns.row([
-            phase.name.clone(),
-            format!("{:.6}", report.seconds(phase.cycles)),
-            compact(phase.cycles.0),
-            compact(phase.host.visits),
-            compact(phase.host.remote_flushes),
-            compact(phase.host.tables_allocated),
-            compact(phase.host.retried_faults),
-        ]);
-    }
-    text += &columns.render();
-    for (name, value) in &report.figures {
-        let _ = writeln!(text, "{name}: {value:.3}");
-    }
-    for check in &report.checks {
-        let _ = writeln!(text, "{}: {}", if check.held { "ok" } else { "FAILED" }, check.what);
-    }
-    text.push('\n');
-    text
 }

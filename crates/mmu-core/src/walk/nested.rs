@@ -178,6 +178,11 @@ impl<F1: Format, F2: Format> NestedCursor<F1, F2> {
         self.host.as_ref()
     }
 
+    /// The guest-physical address that the second stage translates at the moment, or translated last.
+    pub fn translating(&self) -> Gpa {
+        Gpa::new(self.inner.walk().input)
+    }
+
     /// Makes one reference, or reports the end; after the end it repeats its answer.
     pub fn step<B: Bus + ?Sized, C: WalkCacheSet + ?Sized>(
         &mut self,

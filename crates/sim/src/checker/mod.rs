@@ -3,6 +3,8 @@
 //! A violation is a value with its place; it never stops the simulation by itself. Every invariant counts how often it was
 //! evaluated, because a check that never ran proves nothing.
 
+mod written;
+
 use std::fmt;
 
 use mmu_core::memory::{FrameError, TableFault};
@@ -11,6 +13,8 @@ use mmu_core::{Cycles, Gpa, Hpa};
 use crate::arch::Arch;
 use crate::engine::OffLimits;
 use crate::engine::vcpu::Vcpu;
+
+pub use written::Written;
 
 /// Something that must never happen.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -163,6 +167,13 @@ pub enum Violation {
         /// What is wrong.
         fault: FrameError,
     },
+    /// A2: a page was written while writes were logged, and never reported.
+    DirtyLost {
+        /// The page.
+        gpa: Gpa,
+        /// When everything should have been reported.
+        moment: Cycles,
+    },
     /// R3: tables were left when the VM was torn down.
     Leak {
         /// How many.
@@ -188,7 +199,10 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Violation::UseAfterFree { vcpu, input, at, moment } => {
-                write!(f, "T1: cycle {moment}: vCPU {vcpu} reached page {at}, taken back by the primary MMU, through address {input:#x}")
+                write!(
+                    f,
+                    "T1: cycle {moment}: vCPU {vcpu} reached page {at}, taken back by the primary MMU, through address {input:#x}"
+                )
             }
             Violation::StaleTranslation { vcpu, at, moment } => {
                 write!(f, "T1: cycle {moment}: page {at} taken back while vCPU {vcpu} still holds a translation to it")
@@ -229,12 +243,18 @@ impl fmt::Display for Violation {
                 write!(f, "R7: cycle {moment}: actor {actor} ended an invalidation that had not begun")
             }
             Violation::Blocked { actor, moment } => {
-                write!(f, "P5: cycle {moment}: actor {actor} gave the processor away in an invalidation that must not block")
+                write!(
+                    f,
+                    "P5: cycle {moment}: actor {actor} gave the processor away in an invalidation that must not block"
+                )
             }
             Violation::SlotsUse { actor, version, moment } => {
                 write!(f, "P4: cycle {moment}: actor {actor} used version {version} of the memslots, which is freed")
             }
             Violation::TableFree { at, fault } => write!(f, "R2: table {at} freed: {fault}"),
+            Violation::DirtyLost { gpa, moment } => {
+                write!(f, "A2: cycle {moment}: page {gpa} was written and no log has it")
+            }
             Violation::Leak { tables } => write!(f, "R3: {tables} tables were never freed"),
             Violation::UnbalancedLock { actor, at } => {
                 write!(f, "O3: cycle {at}: actor {actor} gave back a lock it does not hold")

@@ -11,6 +11,7 @@
 //! | `primary` | the primary MMU: mappings, host pages, memslots, and their operations |
 //! | `cleanliness` | which host pages were cleaned to the point of coherency |
 //! | `processors` | host processors that several actors share |
+//! | `dirty` | bitmaps and the processor's log of modified pages |
 //! | `lock`, `wait`, `rcu`, `flight` | lock and wait queues, grace periods, flushes in the air |
 //! | `srcu` | sleepable RCU out of variables |
 //! | `tap` | recording of what passes between actors and the engine |
@@ -20,6 +21,7 @@ mod age;
 mod bulk;
 mod cleanliness;
 mod costs;
+mod dirty;
 mod flight;
 mod guest;
 mod host;
@@ -41,6 +43,8 @@ pub(crate) mod world;
 pub(crate) use age::is_young;
 pub use cleanliness::{Cleanliness, GuestCaches};
 pub use costs::Costs;
+pub(crate) use dirty::words_at;
+pub use dirty::{DirtyOp, MODIFICATION_LOG_ENTRIES};
 pub use guest::{GuestError, GuestPaging, GuestShare, GuestTables};
 pub use host::{AgeBelowDone, AgeDone, Cmpxchg, EntryRun, Host};
 pub use lock::{LockKind, LockStats};

@@ -6,9 +6,10 @@
 
 use mmu_core::{Cycles, Flush, GpaRange, Hpa, Level, PageSize};
 
+use super::dirty::DirtyOp;
 use super::lock::LockKind;
-use super::upkeep::Upkeep;
 use super::primary::{PrimaryOp, SlotsOp};
+use super::upkeep::Upkeep;
 
 /// A lock by number; see the constants for the ones every VM has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -403,6 +404,8 @@ pub enum Op {
     Slots(SlotsOp),
     /// From here on, or no longer, the actor must not block: a notifier that is not blockable.
     MayBlock(Blockable),
+    /// Dirty logging.
+    Dirty(DirtyOp),
     /// Counts a second-stage fault that changed nothing (somebody else was first).
     CountSpurious,
     /// Counts a fault that has to be taken again.

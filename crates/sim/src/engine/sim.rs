@@ -26,9 +26,9 @@ use rayon::prelude::*;
 
 use super::host::{Host, Stage};
 use super::lock::{ActorId, Granted, LockKind};
-use super::op::{LockId, Op, Reply, Var, VcpuId, WaitQueue};
-use super::tap::Tap;
+use super::op::{Frames, LockId, Op, Reply, Var, VcpuId, WaitQueue};
 use super::primary::{Handover, Memslot, PrimaryMmu, SlotsVersion};
+use super::tap::Tap;
 use super::vcpu::{Exit, Mode, Vcpu, VcpuStats, View, Watch};
 use super::world::{ActorState, ActorStats, Horizon, HostCounters, Performed, Runs, World};
 use crate::arch::Arch;
@@ -246,6 +246,11 @@ impl<A: Arch> Sim<A> {
         self.stage.borrow().vcpus.len()
     }
 
+    /// Allocates words of zeros in host memory before the run, or `None` when the table pool is exhausted.
+    pub fn alloc_words(&mut self, words: u64) -> Option<Frames> {
+        self.stage.borrow_mut().world.take_words(words)
+    }
+
     /// Makes a shared variable before the run.
     pub fn new_var(&mut self, initial: u64) -> Var {
         let vars = &mut self.stage.borrow_mut().world.vars;
@@ -400,6 +405,9 @@ impl<A: Arch> Sim<A> {
                             world.checker.report(Violation::TableWalk { vcpu: i, at, fault, moment });
                         }
                     }
+                }
+                for gpa in std::mem::take(&mut vcpu.stores.pages) {
+                    world.written.wrote(gpa);
                 }
                 for violation in vcpu.violations.drain(..) {
                     world.checker.report(violation);

@@ -268,6 +268,10 @@ impl<A: Arch> World<A> {
             return;
         }
         let Ok(level) = self.tables.level(at) else { return };
+        if level > two.geometry().root() {
+            // Words that are no entries.
+            return;
+        }
         let leaves = (two.is_leaf(level, old), two.is_leaf(level, word));
         if leaves == (true, true) && two.output(level, old) == two.output(level, word) {
             return;

@@ -3,7 +3,7 @@
 //! In the parallel phase of a window a vCPU sees the tables as they were when the window began. It writes nothing: the
 //! accessed and dirty flags that its walks set go into a log which the host phase applies.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mmu_core::memory::TableMemory;
 use mmu_core::tlb::{Input, Invalidate, LatencyCache, Lookup, Port, TableCaches, Tag, TlbEntry, TranslationCaches};
@@ -13,11 +13,11 @@ use mmu_core::{
 };
 
 use super::cleanliness::{Cleanliness, GuestCaches};
-use super::primary::PrimaryMmu;
 use super::costs::Costs;
 use super::flight::FlightId;
 use super::guest::{GuestError, GuestTables};
 use super::lock::ActorId;
+use super::primary::PrimaryMmu;
 use super::walk::FlagLog;
 use crate::arch::Arch;
 use crate::checker::Violation;
@@ -41,6 +41,8 @@ pub enum ExitReason {
     Done,
     /// The host asked for it.
     Kicked,
+    /// Its log of modified pages is full.
+    LogFull,
 }
 
 impl ExitReason {
@@ -50,6 +52,7 @@ impl ExitReason {
             ExitReason::Fault(_) => "fault",
             ExitReason::Done => "done",
             ExitReason::Kicked => "kicked",
+            ExitReason::LogFull => "log full",
         }
     }
 }
@@ -196,6 +199,32 @@ pub enum Watch {
     Walks,
     /// Every access.
     Accesses,
+    /// Every access, and which pages are written.
+    Writes,
+}
+
+/// A processor's log of modified pages.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Modified {
+    /// Entries of the buffer; 0 while nothing is logged.
+    pub(super) capacity: u64,
+    /// What it holds, oldest first. A walk that is under way when it becomes full ends first.
+    pub(super) pages: VecDeque<Gpa>,
+}
+
+impl Modified {
+    fn is_full(&self) -> bool {
+        self.capacity != 0 && self.pages.len() as u64 >= self.capacity
+    }
+}
+
+/// Which pages guest code writes, if somebody wants to know.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stores {
+    /// Pages written in this window.
+    pub(super) pages: BTreeSet<Gpa>,
+    /// Guest page of each host page of 4 KiB that a walk of both stages has found: what hits the TLB says only the latter.
+    pub(super) guest_pages: BTreeMap<Hpa, Gpa>,
 }
 
 /// One vCPU.
@@ -226,6 +255,8 @@ pub struct Vcpu<A: Arch> {
     overlapped: bool,
     /// Interruptions of this window, if somebody records.
     pub(super) served: Option<Vec<Served>>,
+    pub(super) modified: Modified,
+    pub(super) stores: Stores,
     reload: bool,
     /// Asked to leave while it was out: the next entry is turned back.
     pub(crate) kicked: bool,
@@ -240,6 +271,8 @@ pub(super) enum Outcome {
     Done,
     GuestFault,
     Fault(GuestFault),
+    /// The access is done, and the log of modified pages is full.
+    LogFull,
 }
 
 impl<A: Arch> Vcpu<A> {
@@ -275,6 +308,8 @@ impl<A: Arch> Vcpu<A> {
             guest_caches: GuestCaches::On,
             overlapped: false,
             served: None,
+            modified: Modified::default(),
+            stores: Stores::default(),
             reload: false,
             kicked: false,
             owed: None,
@@ -511,6 +546,11 @@ impl<A: Arch> Vcpu<A> {
                         self.current = None;
                     }
                 }
+                Outcome::LogFull => {
+                    self.stats.accesses += 1;
+                    self.leave(ExitReason::LogFull, view.costs);
+                    return;
+                }
                 Outcome::Fault(fault) => {
                     self.current = Some(access);
                     self.stats.faults += 1;
@@ -551,13 +591,13 @@ impl<A: Arch> Vcpu<A> {
         match self.caches.tlb.lookup(port, self.tag, input) {
             Lookup::L1(entry) if entry.perms.contains(need) => {
                 self.stats.l1_hits += 1;
-                self.watch(view, &entry, input);
+                self.watch(view, &entry, input, access.kind);
                 return Outcome::Done;
             }
             Lookup::L2(entry) if entry.perms.contains(need) => {
                 self.stats.l2_hits += 1;
                 self.clock += self.caches.tlb.l2_hit_extra(port);
-                self.watch(view, &entry, input);
+                self.watch(view, &entry, input, access.kind);
                 return Outcome::Done;
             }
             Lookup::L1(entry) | Lookup::L2(entry) => {
@@ -593,10 +633,24 @@ impl<A: Arch> Vcpu<A> {
     }
 
     #[inline]
-    fn watch(&mut self, view: View<'_>, entry: &TlbEntry, input: Input) {
-        if view.watch == Watch::Accesses || self.guest_caches == GuestCaches::Off {
+    fn watch(&mut self, view: View<'_>, entry: &TlbEntry, input: Input, access: AccessKind) {
+        if view.watch != Watch::Walks || self.guest_caches == GuestCaches::Off {
             self.check_page(view, entry.translate(input), input);
+            self.note_store(view, entry.translate(input), input, access);
         }
+    }
+
+    /// Notes a store for the checker's account of written pages.
+    fn note_store(&mut self, view: View<'_>, at: Hpa, input: Input, access: AccessKind) {
+        if view.watch != Watch::Writes || !matches!(access, AccessKind::Write | AccessKind::ReadWrite) {
+            return;
+        }
+        let page = |raw: u64| raw & !0xfff;
+        let gpa = match input {
+            Input::GuestPhysical(gpa) => Some(Gpa::new(page(gpa.raw()))),
+            Input::Combined(_) | Input::Linear(_) => self.stores.guest_pages.get(&Hpa::new(page(at.raw()))).copied(),
+        };
+        self.stores.pages.extend(gpa);
     }
 
     fn check_page(&mut self, view: View<'_>, at: Hpa, input: Input) {
@@ -634,7 +688,8 @@ impl<A: Arch> Vcpu<A> {
                     self.caches.tlb.fill(port, self.tag, input, entry);
                 }
                 self.check_page(view, found.output, input);
-                Outcome::Done
+                self.note_store(view, found.output, input, access.kind);
+                if self.modified.is_full() { Outcome::LogFull } else { Outcome::Done }
             }
             Err(outcome) => outcome,
         }

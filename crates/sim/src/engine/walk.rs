@@ -11,7 +11,7 @@ use mmu_core::{Access, AccessKind, Cycles, FaultReport, Format, Gpa, Gva, Hpa};
 
 use super::costs::Costs;
 use super::guest::GuestTables;
-use super::vcpu::{GuestFault, Outcome, Vcpu, View};
+use super::vcpu::{GuestFault, Outcome, Vcpu, View, Watch};
 use crate::arch::Arch;
 use crate::checker::Violation;
 
@@ -35,6 +35,10 @@ struct WindowBus<'a, F> {
     log: &'a mut FlagLog,
     guest: Option<&'a mut GuestTables<F>>,
     broken: Option<(Hpa, TableFault)>,
+    /// The dirty flag, while pages that become dirty are logged; else 0.
+    dirty: u64,
+    /// The last exchange made its entry dirty.
+    dirtied: bool,
 }
 
 impl<F: Format> Bus for WindowBus<'_, F> {
@@ -56,6 +60,7 @@ impl<F: Format> Bus for WindowBus<'_, F> {
         if found != old {
             return Ok(Exchange::Found(found));
         }
+        self.dirtied = !old & new & self.dirty != 0;
         self.log.0.insert(at.raw(), new);
         Ok(Exchange::Done)
     }
@@ -79,16 +84,22 @@ impl<F: Format> Bus for WindowBus<'_, F> {
 
 impl<A: Arch> Vcpu<A> {
     pub(super) fn walk_nested(&mut self, gva: Gva, access: Access, view: View<'_>) -> Result<Translation, Outcome> {
-        let Self { arch, guest, caches, memory, log, tag, root, .. } = self;
+        let dirty = self.logged_flag();
+        let Self { arch, guest, caches, memory, log, tag, root, modified, stores, .. } = self;
         let Some(guest) = guest.as_mut() else { return Err(Outcome::GuestFault) };
         let mut cursor = NestedCursor::new(*arch.one(), guest.root(), *arch.two(), *root, fold(arch, gva), access);
-        let mut bus = WindowBus { tables: view.tables, log, guest: Some(guest), broken: None };
+        let mut bus = WindowBus { tables: view.tables, log, guest: Some(guest), broken: None, dirty, dirtied: false };
         let mut cached = caches.for_walk(*tag, Kind::Combined);
         let mut meter = Meter::new(view.costs, memory);
         let end = loop {
             match cursor.step(&mut bus, &mut cached) {
                 Step::Read(reference) => meter.read(reference.stage, reference.at),
-                Step::Update(_) | Step::Restart(_) => meter.update(),
+                Step::Update(_) | Step::Restart(_) => {
+                    meter.update();
+                    if std::mem::take(&mut bus.dirtied) {
+                        modified.pages.push_back(page_of(cursor.translating()));
+                    }
+                }
                 Step::Done(translation) => break Ok(translation),
                 Step::Fault(NestedFault::One(fault)) => break Err((fault.class(), None)),
                 Step::Fault(NestedFault::Two { fault, gpa, table }) => {
@@ -96,6 +107,12 @@ impl<A: Arch> Vcpu<A> {
                 }
             }
         };
+        if view.watch == Watch::Writes
+            && let (Ok(found), Some(mapped)) = (&end, cursor.first_stage())
+        {
+            let gpa = Gpa::new(mapped.output.raw() + (gva.raw() & (mapped.size.bytes() - 1)));
+            stores.guest_pages.insert(Hpa::new(found.output.raw() & !0xfff), page_of(gpa));
+        }
         let (meter, broken) = (meter.spent, bus.broken);
         self.charge(meter, broken);
         end.map_err(|(class, second)| match second {
@@ -109,13 +126,15 @@ impl<A: Arch> Vcpu<A> {
     }
 
     pub(super) fn walk_flat(&mut self, gpa: Gpa, access: Access, view: View<'_>) -> Result<Translation, Outcome> {
-        let Self { arch, caches, memory, log, tag, root, .. } = self;
+        let dirty = self.logged_flag();
+        let Self { arch, caches, memory, log, tag, root, modified, .. } = self;
         let mut cursor = WalkCursor::new(*arch.two(), *root, gpa.raw(), access);
         let mut cached = caches.for_walk(*tag, Kind::Combined);
         if let Some(found) = cached.deepest(Stage::Two, gpa.raw()) {
             cursor = cursor.resume_at(found.level, found.table, found.acc);
         }
-        let mut bus = WindowBus::<A::One> { tables: view.tables, log, guest: None, broken: None };
+        let mut bus =
+            WindowBus::<A::One> { tables: view.tables, log, guest: None, broken: None, dirty, dirtied: false };
         let mut meter = Meter::new(view.costs, memory);
         let end = loop {
             match cursor.step(&mut bus) {
@@ -128,7 +147,12 @@ impl<A: Arch> Vcpu<A> {
                         cached.fill(Stage::Two, gpa.raw(), found);
                     }
                 }
-                Step::Update(_) | Step::Restart(_) => meter.update(),
+                Step::Update(_) | Step::Restart(_) => {
+                    meter.update();
+                    if std::mem::take(&mut bus.dirtied) {
+                        modified.pages.push_back(page_of(gpa));
+                    }
+                }
                 Step::Done(translation) => break Ok(translation),
                 Step::Fault(fault) => break Err(fault.class()),
             }
@@ -136,6 +160,11 @@ impl<A: Arch> Vcpu<A> {
         let (meter, broken) = (meter.spent, bus.broken);
         self.charge(meter, broken);
         end.map_err(|class| Outcome::Fault(GuestFault { gpa, access: access.kind, class }))
+    }
+
+    /// The dirty flag of the second stage, while this vCPU logs pages that get it; else 0.
+    fn logged_flag(&self) -> u64 {
+        if self.modified.capacity == 0 { 0 } else { self.arch.two().dirty_mask() }
     }
 
     fn charge(&mut self, spent: Spent, broken: Option<(Hpa, TableFault)>) {
@@ -147,6 +176,11 @@ impl<A: Arch> Vcpu<A> {
             self.violations.push(Violation::TableWalk { vcpu: self.index, at, fault, moment: self.clock });
         }
     }
+}
+
+/// First byte of the 4 KiB page of an address.
+fn page_of(gpa: Gpa) -> Gpa {
+    Gpa::new(gpa.raw() & !0xfff)
 }
 
 /// A guest-virtual address cut to what the first stage's tables index.

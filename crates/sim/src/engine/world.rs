@@ -13,7 +13,7 @@ use super::upkeep::UpkeepState;
 use super::vcpu::{Exit, ExitReason, Mode, Vcpu};
 use super::wait::WaitQueues;
 use crate::arch::Arch;
-use crate::checker::{Checker, Violation};
+use crate::checker::{Checker, Violation, Written};
 
 /// Counters of the whole run; each names what one increment is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
@@ -213,6 +213,8 @@ pub struct World<A: Arch> {
     pub(super) upkeep: UpkeepState,
     pub(crate) runs: Runs,
     pub(crate) handover: Handover,
+    /// What was written, by the checker's account.
+    pub(crate) written: Written,
     /// Actors that may go on, with when.
     pub(crate) woken: Vec<Granted>,
     /// Somebody else's next moment may have come closer since this was last cleared.
@@ -241,6 +243,7 @@ impl<A: Arch> World<A> {
             upkeep: UpkeepState::default(),
             runs: Runs::default(),
             handover: Handover::default(),
+            written: Written::default(),
             woken: Vec::new(),
             disturbed: false,
         }
@@ -497,6 +500,7 @@ impl<A: Arch> World<A> {
                 actor.blockable = blockable;
                 done(0)
             }
+            Op::Dirty(op) => Performed::Done(self.dirty(op, actor, vcpus)),
             Op::Spend(work) => {
                 actor.now += self.cost_of(work);
                 done(0)
@@ -554,7 +558,7 @@ impl<A: Arch> World<A> {
     // ---- table words ----
 
     #[inline]
-    fn visit(&mut self, actor: &mut ActorState, entries: u64) {
+    pub(super) fn visit(&mut self, actor: &mut ActorState, entries: u64) {
         self.counters.visits += entries;
         actor.now += self.costs.visit.times(entries);
     }

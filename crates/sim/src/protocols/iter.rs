@@ -215,7 +215,10 @@ impl<F: Format> TdpIter<F> {
         let max = if whole { in_table.min(in_range).max(1) } else { 1 };
         let run = host.read_run(self.sptep, max).await;
         self.old = run.first;
-        self.len = if self.descends(run.first) { 1 } else { run.len };
+        // Two words are always a progression: leaves are alike only if nothing but their address differs.
+        let leaf = self.format.is_mapped(run.first) && self.format.is_leaf(self.level, run.first);
+        let alike = !leaf || run.step == page.bytes();
+        self.len = if alike && !self.descends(run.first) { run.len } else { 1 };
         self.next_last_level = Gpa::new(self.next_last_level.raw().max(self.gpa.raw()));
     }
 

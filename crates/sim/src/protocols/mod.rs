@@ -33,6 +33,7 @@
 pub mod aging;
 pub mod coalesce;
 pub mod collapse;
+pub mod dirty_log;
 pub mod fault;
 pub(crate) mod fault_fast;
 mod fault_map;

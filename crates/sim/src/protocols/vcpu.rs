@@ -40,7 +40,7 @@ pub async fn run<F: Format, H: FaultHooks<F>>(host: &Host<F>, vcpu: VcpuId, faul
                 }
             }
             // Whatever it was kicked for is made good by the entry.
-            ExitReason::Kicked => {}
+            ExitReason::Kicked | ExitReason::LogFull => {}
             ExitReason::Done => return Ran::Done,
         }
     }

@@ -7,6 +7,9 @@
 //! | --- | --- |
 //! | `access_tracking_perf` | `access_tracking_perf_test` |
 //! | `demand_paging` | `demand_paging_test` |
+//! | `dirty_log` | `dirty_log_test` |
+//! | `dirty_log_perf` | `dirty_log_perf_test` |
+//! | `dirty_log_page_splitting` | `dirty_log_page_splitting_test` |
 //! | `page_table` | `kvm_page_table_test` |
 //! | `pre_fault` | `pre_fault_memory_test` |
 //! | `block_transitions` | `stage2_block_transitions` |
@@ -16,6 +19,10 @@
 pub mod access_tracking_perf;
 pub mod block_transitions;
 pub mod demand_paging;
+mod dirty_bed;
+pub mod dirty_log;
+pub mod dirty_log_page_splitting;
+pub mod dirty_log_perf;
 pub mod page_table;
 pub mod phases;
 pub mod pre_fault;

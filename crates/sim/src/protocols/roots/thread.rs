@@ -80,7 +80,7 @@ async fn run<F: Format>(
                 // What could not be fixed is taken again; a run that failed is counted.
                 let _ = faults.handle(host, fault).await;
             }
-            ExitReason::Kicked => {}
+            ExitReason::Kicked | ExitReason::LogFull => {}
             ExitReason::Done => return true,
         }
     }

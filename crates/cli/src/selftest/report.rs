@@ -1,0 +1,116 @@
+//! Reports of selftests: tables for people, JSON, CSV.
+
+use std::fmt::Write;
+
+use mmusim::sim::MODEL_VERSION;
+use mmusim::sim::selftests::SelftestReport;
+use serde_json::json;
+
+use crate::table::{Columns, compact};
+use crate::{CliError, SCHEMA_VERSION};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// All reports as one document.
+pub(super) fn as_json(reports: &[SelftestReport]) -> Result<String, CliError> {
+    let document = json!({
+        "schema_version": SCHEMA_VERSION,
+        "versions": { "mmusim": VERSION, "model": MODEL_VERSION },
+        "experiment": "selftest",
+        "reports": reports,
+    });
+    let text = serde_json::to_string_pretty(&document);
+    text.map(|text| text + "\n").map_err(|error| CliError::Write { to: "JSON".to_owned(), why: error.into() })
+}
+
+const CSV_COLUMNS: [&str; 15] = [
+    "schema_version",
+    "mmusim_version",
+    "model_version",
+    "test",
+    "arch",
+    "machine",
+    "clock_hz",
+    "phase",
+    "seconds",
+    "cycles",
+    "entries_visited",
+    "remote_flushes",
+    "ipis",
+    "tables_allocated",
+    "retried_faults",
+];
+
+/// One line per phase. Figures and assertions of a whole test are in the JSON only.
+pub(super) fn as_csv(reports: &[SelftestReport]) -> Result<String, CliError> {
+    let failed = |why: csv::Error| CliError::Write { to: "CSV".to_owned(), why: why.into() };
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(CSV_COLUMNS).map_err(failed)?;
+    for report in reports {
+        for phase in &report.phases {
+            let host = &phase.host;
+            let row: [String; CSV_COLUMNS.len()] = [
+                SCHEMA_VERSION.to_string(),
+                VERSION.to_owned(),
+                MODEL_VERSION.to_string(),
+                report.test.to_owned(),
+                report.arch.to_owned(),
+                report.machine.clone(),
+                report.clock_hz.to_string(),
+                phase.name.clone(),
+                format!("{:.9}", report.seconds(phase.cycles)),
+                phase.cycles.0.to_string(),
+                host.visits.to_string(),
+                host.remote_flushes.to_string(),
+                host.ipis.to_string(),
+                host.tables_allocated.to_string(),
+                host.retried_faults.to_string(),
+            ];
+            writer.write_record(row).map_err(failed)?;
+        }
+    }
+    let bytes = writer.into_inner().map_err(|error| failed(error.into_error().into()))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A report for people.
+pub(super) fn as_table(report: &SelftestReport) -> String {
+    let mut text = format!("{} on {} ({})\n", report.test, report.machine, report.arch);
+    let headings = ["phase", "seconds", "cycles", "visits", "remote\nflushes", "tables\nallocated", "retried\nfaults"];
+    let mut columns = Columns::new(1, &headings);
+    for phase in &report.phases {
+        columns.row([
+            phase.name.clone(),
+            format!("{:.6}", report.seconds(phase.cycles)),
+            compact(phase.cycles.0),
+            compact(phase.host.visits),
+            compact(phase.host.remote_flushes),
+            compact(phase.host.tables_allocated),
+            compact(phase.host.retried_faults),
+        ]);
+    }
+    text += &columns.render();
+    for (name, &value) in &report.figures {
+        let _ = writeln!(text, "{name}: {}", figure(value));
+    }
+    for check in &report.checks {
+        let _ = writeln!(text, "{}: {}", if check.held { "ok" } else { "FAILED" }, check.what);
+    }
+    text.push('\n');
+    text
+}
+
+/// Whole numbers exactly, others with six decimals.
+fn figure(value: f64) -> String {
+    if value.fract() == 0.0 && value.abs() < 1e15 { format!("{value:.0}") } else { format!("{value:.6}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_keep_what_they_say() {
+        assert_eq!([figure(3.0), figure(0.001_5), figure(-2.5)], ["3", "0.001500", "-2.500000"]);
+    }
+}

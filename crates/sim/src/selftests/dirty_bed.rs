@@ -1,0 +1,169 @@
+//! What the dirty logging tests have in common: a VM with a log over all of its memory, vCPU threads that go through phases, and a main thread
+//! that times each.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use mmu_core::{Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Level, PageSize};
+
+use super::phases::Phases;
+use super::{Phase, SelftestError, SelftestReport};
+use crate::arch::Arch;
+use crate::engine::{Apply, GuestPaging, Host, ReschedCheck, RunBelow, Sim, Var, VcpuId, Watch};
+use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
+use crate::protocols::dirty_log::ring::{Collector, DirtyRing, reset_dirty_rings};
+use crate::protocols::dirty_log::vcpu::{LoggedSlot, run};
+use crate::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind, Manual, clear_dirty_log, get_dirty_log};
+use crate::protocols::fault::{FaultPolicy, Faults};
+use crate::protocols::iter::{TdpIter, skip_run};
+use crate::rng::Seed;
+use crate::workload::{GuestWork, Workload};
+
+/// A simulation with a dirty log, before its main thread is spawned.
+pub(super) struct Bed<A: Arch> {
+    pub(super) sim: Sim<A>,
+    pub(super) log: DirtyLog,
+    pub(super) phases: Phases,
+}
+
+/// A VM of `memory` whose host backs it by pages of `page`, with nothing mapped.
+pub(super) fn vm(memory: Bytes, vcpus: usize, page: PageSize) -> VmSpec {
+    VmSpec {
+        memory,
+        vcpus,
+        page,
+        guest: GuestPaging::Flat,
+        populate: Populate::ByFaults,
+        workload: Workload::Idle,
+        seed: Seed(0),
+    }
+}
+
+impl<A: Arch> Bed<A> {
+    pub(super) fn new(platform: &Platform<A>, spec: &VmSpec, kind: LogKind) -> Result<Self, SelftestError> {
+        let mut sim = build_without_threads(platform, spec)?;
+        sim.set_watch(Watch::Writes);
+        let page = platform.arch.two().geometry().page_size(Level::LAST);
+        let log = DirtyLog::new(GpaRange::new(Gpa::new(0), spec.memory), sim.new_var(0), page, kind);
+        let phases = Phases::new(&mut sim);
+        Ok(Self { sim, log, phases })
+    }
+
+    /// The thread of a vCPU: `work` says what it does in each phase, from 1 on; `None` is the end.
+    pub(super) fn vcpu(
+        &mut self,
+        vcpu: VcpuId,
+        policy: FaultPolicy,
+        ring: Option<DirtyRing>,
+        work: impl Fn(u64) -> Option<GuestWork> + 'static,
+    ) {
+        let (log, phases) = (self.log, self.phases);
+        self.sim.spawn_vcpu(vcpu, |host| {
+            Box::pin(async move {
+                let slot = LoggedSlot { log, ring };
+                let mut faults = Faults::with_hooks(vcpu, policy, slot);
+                let mut phase = 1;
+                while let Some(work) = work(phase) {
+                    phases.wait_for(&host, phase).await;
+                    host.assign(vcpu, work);
+                    // A failed run is counted, and asserted at the end.
+                    let _ = run(&host, vcpu, &slot, &mut faults).await;
+                    phases.done(&host).await;
+                    phase += 1;
+                }
+                faults.release(&host).await;
+            })
+        });
+    }
+}
+
+/// Phases as the main thread times them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Timed(Rc<RefCell<Vec<Phase>>>);
+
+impl Timed {
+    /// Times `work` as a phase.
+    pub(super) async fn phase<F: Format, T>(&self, host: &Host<F>, name: String, work: impl Future<Output = T>) -> T {
+        let (begun, before) = (host.now().await, host.counters());
+        let result = work.await;
+        let cycles = host.now().await.since(begun);
+        self.0.borrow_mut().push(Phase { name, cycles, host: host.counters().since(&before) });
+        result
+    }
+
+    /// Moves the phases into a report, with the average of those whose name begins like each of `average`.
+    pub(super) fn report(&self, report: &mut SelftestReport, average: &[&str]) {
+        report.phases = self.0.take();
+        for prefix in average {
+            let times: Vec<Cycles> =
+                report.phases.iter().filter(|phase| phase.name.starts_with(prefix)).map(|phase| phase.cycles).collect();
+            if let Some(count) = u64::try_from(times.len()).ok().filter(|&count| count > 0) {
+                let sum: Cycles = times.into_iter().sum();
+                report.figures.insert(format!("{prefix}, average seconds"), report.seconds(sum) / count as f64);
+            }
+        }
+    }
+}
+
+/// Leaves by level, as the VM statistics `pages_4k`, `pages_2m`, `pages_1g` have them.
+pub(super) async fn count_leaves<F: Format>(host: &Host<F>, root: Hpa, range: GpaRange) -> [u64; Level::MAX_LEVELS] {
+    let mut leaves = [0; Level::MAX_LEVELS];
+    let geometry = *host.format().geometry();
+    let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
+    while iter.next(host).await {
+        let ahead = iter.tables_ahead();
+        if ahead > 0 {
+            let check = ReschedCheck::Never;
+            let (at, level, apply) = (iter.sptep, iter.level, Apply::Nothing);
+            let tables = host.run_below(RunBelow { at, len: ahead, level, apply, work: None, check }).await;
+            if tables > 0 {
+                leaves[0] += tables * geometry.entries(Level::LAST) as u64;
+                iter.skip_below(tables);
+                continue;
+            }
+        }
+        if iter.is_leaf() {
+            leaves[iter.level.index()] += iter.len;
+        }
+        skip_run(host, &mut iter, ReschedCheck::Never).await;
+    }
+    leaves
+}
+
+/// Who reads the log.
+pub(super) struct Reader {
+    log: DirtyLog,
+    policy: DirtyPolicy,
+    rings: Vec<DirtyRing>,
+    collectors: Vec<Collector>,
+}
+
+impl Reader {
+    pub(super) fn new(log: DirtyLog, policy: DirtyPolicy, rings: &[DirtyRing]) -> Self {
+        let collectors = rings.iter().copied().map(Collector::new).collect();
+        Self { log, policy, rings: rings.to_vec(), collectors }
+    }
+
+    /// Reads the log once and makes its pages clean; how many they were.
+    pub(super) async fn read<F: Format>(&mut self, host: &Host<F>) -> u64 {
+        if self.log.kind == LogKind::Rings {
+            for collector in &mut self.collectors {
+                collector.collect(host).await;
+            }
+            return reset_dirty_rings(host, &self.log, &self.policy, &self.rings).await;
+        }
+        let dirty = get_dirty_log(host, &self.log, &self.policy).await.unwrap_or_default();
+        if self.policy.manual == Manual::On {
+            let _ = clear_dirty_log(host, &self.log, &self.policy, (0, self.log.pages()), &dirty).await;
+        }
+        dirty.count()
+    }
+
+    /// Waits for the guest, which may be waiting for a ring.
+    pub(super) async fn until_stopped<F: Format>(&mut self, host: &Host<F>, pending: Var) {
+        while host.load_acquire(pending).await != 0 {
+            self.read(host).await;
+            host.sleep(Cycles(100_000)).await;
+        }
+    }
+}

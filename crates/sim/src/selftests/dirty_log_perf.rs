@@ -1,0 +1,275 @@
+//! `dirty_log_perf_test`: what dirty logging costs vCPUs that write all of their memory, and whoever reads the log.
+
+use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gva, Level, PageSize};
+use serde::{Deserialize, Serialize};
+
+use super::dirty_bed::{Bed, Reader, Timed, vm};
+use super::{SelftestError, SelftestReport, finish, option_error, supported_page};
+use crate::arch::Arch;
+use crate::engine::VcpuId;
+use crate::experiment::Platform;
+use crate::protocols::dirty_log::ring::{DirtyRing, RingOrder};
+use crate::protocols::dirty_log::{
+    DirtyPages, DirtyPolicy, Initially, LogKind, Manual, SplitWhen, Tracking, clear_dirty_log, disable, enable,
+    get_dirty_log,
+};
+use crate::protocols::fault::FaultPolicy;
+use crate::rng::Seed;
+use crate::workload::{GuestWork, Mix, PatternSpec};
+
+/// In which order a vCPU goes over its pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// One after the other.
+    #[default]
+    Sequential,
+    /// At random (`-a`).
+    Random,
+}
+
+/// Whose memory a vCPU writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Regions {
+    /// Its own.
+    #[default]
+    Partitioned,
+    /// The same as all others (`-o`).
+    Overlapping,
+}
+
+/// What vCPUs do while logging is disabled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Disabling {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// They go on writing (`-e`).
+    Running,
+}
+
+/// Options of the test.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// `-v`: vCPUs.
+    pub vcpus: usize,
+    /// `-b`: bytes of each vCPU.
+    pub bytes_per_vcpu: Bytes,
+    /// `-i`: iterations of writing and reading the log.
+    pub iterations: u64,
+    /// `-s`: size of the pages that back the memory; `None` is the smallest that the second stage has.
+    pub page: Option<PageSize>,
+    /// `-w`: pages among a hundred that are written in an iteration; the others are read.
+    pub write_percent: u32,
+    /// `-a`: order.
+    pub order: Order,
+    /// `-o`: whose memory is written.
+    pub regions: Regions,
+    /// `-e`: what vCPUs do while logging is disabled.
+    pub disabling: Disabling,
+    /// `-r`: seed of what is random.
+    pub seed: u64,
+    /// `-g` is [`Manual::Off`]: pages become clean when the log is read, and logging begins with a walk. Else the log begins with all pages and is cleared by
+    /// a call of its own.
+    pub manual: Manual,
+    /// `-k` (proposed): how much is cleared by one call; `None` for all at once.
+    pub clear_chunk: Option<Bytes>,
+    /// Ours: entries of a ring for each vCPU, read while they write, instead of a bitmap that is read afterwards.
+    pub ring: Option<u64>,
+    /// How writes are noticed; `None` is what Linux 6.6 does on the architecture.
+    pub tracking: Option<Tracking>,
+    /// When large pages are split; `None` is what Linux 6.6 does on the architecture.
+    pub split: Option<SplitWhen>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            bytes_per_vcpu: Bytes(1.GiB()),
+            iterations: 2,
+            page: None,
+            write_percent: 100,
+            order: Order::Sequential,
+            regions: Regions::Partitioned,
+            disabling: Disabling::Idle,
+            seed: 1,
+            manual: Manual::On,
+            clear_chunk: None,
+            ring: None,
+            tracking: None,
+            split: None,
+        }
+    }
+}
+
+impl Options {
+    /// Guest memory that the test needs.
+    pub fn memory(&self) -> Bytes {
+        match self.regions {
+            Regions::Partitioned => Bytes(self.bytes_per_vcpu.0.saturating_mul(self.vcpus as u64)),
+            Regions::Overlapping => self.bytes_per_vcpu,
+        }
+    }
+
+    /// How logging is done on a format.
+    fn policy<F: Format>(&self, format: &F) -> Result<DirtyPolicy, SelftestError> {
+        let kernel = DirtyPolicy::linux_6_6(format);
+        // Rings begin empty, and what they hold is clean when they are reset.
+        let manual = if self.ring.is_some() { Manual::Off } else { self.manual };
+        let initially = if manual == Manual::On { Initially::AllSet } else { Initially::Clean };
+        let policy = DirtyPolicy {
+            tracking: self.tracking.unwrap_or(kernel.tracking),
+            split: self.split.unwrap_or(kernel.split),
+            manual,
+            initially,
+            ..kernel
+        };
+        policy.check(format).map_err(|error| option_error("--tracking", error.to_string()))?;
+        Ok(policy)
+    }
+
+    /// What a vCPU does in a phase: populates, then one phase per iteration, then perhaps one while logging is disabled.
+    fn work(&self, vcpu: usize, phase: u64, page: PageSize) -> Option<GuestWork> {
+        let last = 1 + self.iterations + u64::from(self.disabling == Disabling::Running);
+        if phase > last {
+            return None;
+        }
+        let bytes = self.bytes_per_vcpu.0;
+        let base = if self.regions == Regions::Partitioned { bytes * vcpu as u64 } else { 0 };
+        let mix = match self.order {
+            Order::Random if phase > 1 => Mix::Uniform,
+            Order::Random | Order::Sequential => Mix::Strided { stride: page.bytes() },
+        };
+        let writes_percent = if phase == 1 { 100 } else { self.write_percent };
+        let spec = PatternSpec { bytes, mix, writes_percent, accesses: bytes / page.bytes() };
+        Some(GuestWork::Pattern { spec, base: Gva::new(base), seed: Seed(self.seed.wrapping_add(phase)) })
+    }
+}
+
+/// Runs the test.
+///
+/// # Errors
+/// Options that do not fit together, a VM that cannot be built, or a run that goes wrong.
+pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<SelftestReport, SelftestError> {
+    let format = platform.arch.two();
+    let policy = options.policy(format)?;
+    let page = supported_page(platform, options.page)?;
+    let small = format.geometry().page_size(Level::LAST);
+    if options.bytes_per_vcpu.0 == 0 || !options.bytes_per_vcpu.0.is_multiple_of(page.bytes()) {
+        return Err(option_error("-b", format!("the memory of a vCPU must be a multiple of the backing page, {page}")));
+    }
+    let spec = vm(options.memory(), options.vcpus, page);
+    let kind = if options.ring.is_some() { LogKind::Rings } else { LogKind::Bitmap };
+    let mut bed = Bed::new(platform, &spec, kind)?;
+    let rings = rings(&mut bed, options, &policy)?;
+    let faults = FaultPolicy::linux_6_6(format, page);
+    for index in 0..options.vcpus {
+        let options = options.clone();
+        bed.vcpu(VcpuId(index), faults, rings.get(index).copied(), move |phase| options.work(index, phase, small));
+    }
+    let timed = Timed::default();
+    let (log, phases, main, options_of) = (bed.log, bed.phases, timed.clone(), options.clone());
+    bed.sim.spawn("main", Cycles::ZERO, move |host| {
+        Box::pin(async move {
+            main.phase(&host, "populate memory".into(), phases.run(&host)).await;
+            // The policy has been checked and the pool is large enough: what fails nevertheless shows as a page that is lost.
+            let _ = main.phase(&host, "enable dirty logging".into(), enable(&host, &log, &policy)).await;
+            let mut reader = Reader::new(log, policy, &rings);
+            for n in 1..=options_of.iterations {
+                if !rings.is_empty() {
+                    phases.start(&host).await;
+                    let read = reader.until_stopped(&host, phases.pending());
+                    main.phase(&host, format!("iteration {n} dirty memory"), read).await;
+                    main.phase(&host, format!("iteration {n} get log"), reader.read(&host)).await;
+                    continue;
+                }
+                main.phase(&host, format!("iteration {n} dirty memory"), phases.run(&host)).await;
+                let got =
+                    main.phase(&host, format!("iteration {n} get log"), get_dirty_log(&host, &log, &policy)).await;
+                let dirty = got.unwrap_or_default();
+                if policy.manual == Manual::On {
+                    let chunk =
+                        options_of.clear_chunk.map_or(log.pages(), |chunk| (chunk.0 >> log.page.shift()).max(1));
+                    let clear = async {
+                        let mut first = 0;
+                        while first < log.pages() {
+                            let _: Result<DirtyPages, _> =
+                                clear_dirty_log(&host, &log, &policy, (first, chunk), &dirty).await;
+                            first += chunk;
+                        }
+                    };
+                    main.phase(&host, format!("iteration {n} clear log"), clear).await;
+                }
+            }
+            host.dirty_log_settled().await;
+            if options_of.disabling == Disabling::Running {
+                phases.start(&host).await;
+            }
+            let _ = main.phase(&host, "disable dirty logging".into(), disable(&host, &log, &policy, page)).await;
+            if options_of.disabling == Disabling::Running {
+                main.phase(&host, "write on after disabling".into(), phases.finished(&host)).await;
+            }
+            for ring in rings {
+                ring.release(&host).await;
+            }
+        })
+    });
+    finish(&mut bed.sim)?;
+    let mut report = SelftestReport::new("dirty_log_perf_test", platform);
+    timed.report(&mut report, &[]);
+    averages(&mut report, options.iterations);
+    checks(&mut report, &bed, options, small);
+    Ok(report)
+}
+
+/// The rings that are asked for.
+fn rings<A: Arch>(bed: &mut Bed<A>, options: &Options, policy: &DirtyPolicy) -> Result<Vec<DirtyRing>, SelftestError> {
+    let Some(size) = options.ring else { return Ok(Vec::new()) };
+    let full = bed.sim.new_wait_queue();
+    let rings = DirtyRing::create(&mut bed.sim, size, policy.tracking, RingOrder::ReleaseAcquire, full);
+    rings.ok_or_else(|| {
+        option_error("--ring", "give a power of two above the reserved entries: 64, and 512 more with PML".into())
+    })
+}
+
+fn averages(report: &mut SelftestReport, iterations: u64) {
+    for what in ["dirty memory", "get log", "clear log"] {
+        let of = report.phases.iter().filter(|phase| phase.name.starts_with("iteration") && phase.name.ends_with(what));
+        let sum: u64 = of.map(|phase| phase.cycles.0).sum();
+        if sum > 0 {
+            let seconds = report.seconds(Cycles(sum)) / iterations.max(1) as f64;
+            report.figures.insert(format!("{what}, average seconds"), seconds);
+        }
+    }
+}
+
+fn checks<A: Arch>(report: &mut SelftestReport, bed: &Bed<A>, options: &Options, page: PageSize) {
+    let stats = bed.sim.vcpu_stats();
+    let accesses: u64 = stats.iter().map(|vcpu| vcpu.accesses).sum();
+    let phases = 1 + options.iterations + u64::from(options.disabling == Disabling::Running);
+    let wanted = phases * options.vcpus as u64 * (options.bytes_per_vcpu.0 / page.bytes());
+    report.check(accesses == wanted, format!("every access of every phase completes: {accesses} of {wanted}"));
+    let world = bed.sim.world();
+    let written = world.written();
+    // A page that is lost is a violation, which ends the test as an error before it comes here.
+    report.check(written.reported_pages() > 0, format!("the log reports pages: {}", written.reported_pages()));
+    report.figures.insert("pages of 4K reported".into(), written.reported_pages() as f64);
+    report.figures.insert("pages of 4K reported and not written".into(), written.needless_pages() as f64);
+    report.figures.insert("second-stage faults".into(), stats.iter().map(|vcpu| vcpu.faults).sum::<u64>() as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_the_kernels() {
+        let options = Options::default();
+        assert_eq!((options.vcpus, options.iterations, options.write_percent), (1, 2, 100));
+        assert_eq!((options.bytes_per_vcpu.0, options.manual), (1.GiB(), Manual::On));
+    }
+}
