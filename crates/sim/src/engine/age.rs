@@ -7,9 +7,10 @@
 use mmu_core::memory::Masks;
 use mmu_core::{Format, Level};
 
+use super::actor::ActorState;
 use super::bulk::Holds;
 use super::op::{AgeBelow, AgeRun, AgeWrite, Reply};
-use super::world::{ActorState, Horizon, Runs, World};
+use super::world::{Horizon, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
 

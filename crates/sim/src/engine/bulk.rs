@@ -6,9 +6,10 @@
 use mmu_core::memory::{Masks, Progression};
 use mmu_core::{Bytes, Cycles, Format, Hpa, HpaRange, Level};
 
+use super::actor::ActorState;
 use super::op::{Apply, Atomicity, Frames, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work};
 use super::primary::{Handover, PageState};
-use super::world::{ActorState, Horizon, Runs, World};
+use super::world::{Horizon, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
 

@@ -8,10 +8,11 @@
 use mmu_core::memory::Progression;
 use mmu_core::{Cycles, Gpa, GpaRange, Hpa, Level};
 
+use super::actor::ActorState;
 use super::host::Host;
 use super::op::{Frames, Op, Reply, VcpuId};
 use super::vcpu::Vcpu;
-use super::world::{ActorState, World};
+use super::world::World;
 use crate::arch::Arch;
 use crate::checker::Violation;
 

@@ -9,14 +9,13 @@ use std::task::{Context, Poll};
 
 use mmu_core::{Cycles, Flush, FlushScope, Gpa, GpaRange, Hpa, Level, PageSize, Reach, WalkCaches};
 
+use super::counters::HostCounters;
 use super::lock::LockKind;
 use super::op::{
-    AgeBelow, AgeRun, Blockable, Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RunBelow, RunOp, Var, VcpuId,
-    WaitQueue, Wake,
-    Work,
+    AgeBelow, AgeRun, Blockable, Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RunBelow, RunOp,
+    Var, VcpuId, WaitQueue, Wake, Work,
 };
 use super::vcpu::Exit;
-use super::world::HostCounters;
 use crate::events::Trace;
 use crate::workload::GuestWork;
 

@@ -6,7 +6,9 @@
 //! | `op` | micro-operations as values |
 //! | `host` | the handle that protocol code awaits them on |
 //! | `world`, `bulk`, `upkeep`, `age` | what each operation does and costs; operations on runs; aging |
-//! | `vcpu`, `walk` | guest accesses, TLB look-ups, exits; walks |
+//! | `reach` | how the host reaches vCPUs: flushes, kicks, entering the guest |
+//! | `vcpu`, `walk`, `requests` | guest accesses, TLB look-ups, exits; walks; what the host asks of a vCPU |
+//! | `actor`, `counters` | what is kept of an actor; what the host counts |
 //! | `guest` | the guest's own page tables, filled on first touch |
 //! | `primary` | the primary MMU: mappings, host pages, memslots, and their operations |
 //! | `cleanliness` | which host pages were cleaned to the point of coherency |
@@ -17,10 +19,12 @@
 //! | `tap` | recording of what passes between actors and the engine |
 //! | `costs` | the machine's figures in cycles |
 
+mod actor;
 mod age;
 mod bulk;
 mod cleanliness;
 mod costs;
+mod counters;
 mod dirty;
 mod flight;
 mod guest;
@@ -30,19 +34,23 @@ mod op;
 mod primary;
 mod processors;
 mod rcu;
+mod reach;
+mod requests;
 mod sim;
-mod stretches;
-mod upkeep;
-mod tap;
 mod srcu;
+mod stretches;
+mod tap;
+mod upkeep;
 pub(crate) mod vcpu;
 mod wait;
 mod walk;
 pub(crate) mod world;
 
+pub use actor::ActorStats;
 pub(crate) use age::is_young;
 pub use cleanliness::{Cleanliness, GuestCaches};
 pub use costs::Costs;
+pub use counters::HostCounters;
 pub(crate) use dirty::words_at;
 pub use dirty::{DirtyOp, MODIFICATION_LOG_ENTRIES};
 pub use guest::{GuestError, GuestPaging, GuestShare, GuestTables};
@@ -51,8 +59,8 @@ pub use lock::{LockKind, LockStats};
 pub use op::*;
 pub use primary::*;
 pub use rcu::RcuStats;
-pub use upkeep::Upkeep;
 pub use sim::{ActorFuture, Sim, Stopped, Threads};
 pub use srcu::SrcuIndex;
+pub use upkeep::Upkeep;
 pub use vcpu::{Exit, ExitReason, GuestFault, Vcpu, VcpuStats, Watch};
-pub use world::{ActorStats, HostCounters, Runs, World};
+pub use world::{Runs, World};

@@ -5,8 +5,9 @@
 //! queue first come first served, and the holder gives it up where it reschedules. That is a kernel without full preemption:
 //! the wait for a processor is the longest stretch of its holder without `cond_resched`.
 
+use super::actor::ActorState;
 use super::op::{LockId, LockMode};
-use super::world::{ActorState, Performed, World};
+use super::world::{Performed, World};
 use crate::arch::Arch;
 
 impl<A: Arch> World<A> {

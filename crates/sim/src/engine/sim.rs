@@ -24,13 +24,15 @@ use std::task::{Context, Waker};
 use mmu_core::Cycles;
 use rayon::prelude::*;
 
+use super::actor::{ActorState, ActorStats};
+use super::counters::HostCounters;
 use super::host::{Host, Stage};
 use super::lock::{ActorId, Granted, LockKind};
 use super::op::{Frames, LockId, Op, Reply, Var, VcpuId, WaitQueue};
 use super::primary::{Handover, Memslot, PrimaryMmu, SlotsVersion};
 use super::tap::Tap;
 use super::vcpu::{Exit, Mode, Vcpu, VcpuStats, View, Watch};
-use super::world::{ActorState, ActorStats, Horizon, HostCounters, Performed, Runs, World};
+use super::world::{Horizon, Performed, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
 use crate::events::Recorder;

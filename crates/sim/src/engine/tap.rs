@@ -10,12 +10,12 @@ use std::rc::Rc;
 
 use mmu_core::{AccessKind, Cycles, Delivery, FaultClass, Flush, FlushScope, Format, Gpa, Hpa, PageSize, WalkCaches};
 
+use super::counters::HostCounters;
 use super::host::Stage;
 use super::lock::ActorId;
 use super::op::{LockId, LockMode, Op, Reply, VcpuId};
 use super::sim::{Parked, Timed};
 use super::vcpu::{Exit, ExitReason, GuestFault, Served};
-use super::world::HostCounters;
 use crate::arch::Arch;
 use crate::events::{Open, Places, Recorder, Trace, Track};
 use crate::workload::GuestWork;

@@ -8,12 +8,13 @@
 
 use mmu_core::{BreakRule, Bytes, Cycles, Format, Gpa, GpaRange, Hpa, HpaRange, Level};
 
+use super::actor::ActorState;
 use super::cleanliness::{Cleanliness, GuestCaches};
 use super::host::Host;
 use super::op::{Frames, Op, Reply, VcpuId};
 use super::rcu::Subtree;
 use super::vcpu::Vcpu;
-use super::world::{ActorState, World};
+use super::world::World;
 use crate::arch::Arch;
 use crate::checker::Violation;
 

@@ -1,171 +1,21 @@
 //! Everything host actors share, and what each micro-operation does to it.
 
 use mmu_core::memory::{Run, TableMemory};
-use mmu_core::{Cycles, Delivery, Flush, Format, Gpa, Hpa, Level};
+use mmu_core::{Cycles, Format, Gpa, Hpa, Level};
 
+use super::actor::ActorState;
 use super::costs::Costs;
-use super::flight::{Flight, FlightId};
-use super::lock::{ActorId, Granted, LockKind, SimLock};
-use super::op::{Blockable, Frames, LockId, Op, Reply, Var, VcpuId, WaitQueue, Wake, Work};
+use super::counters::HostCounters;
+use super::flight::Flight;
+use super::lock::{Granted, LockKind, SimLock};
+use super::op::{Blockable, Frames, LockId, Op, Reply, Var, WaitQueue, Wake, Work};
 use super::primary::{Handover, Memslots, PrimaryMmu, Unmapping};
 use super::rcu::Rcu;
 use super::upkeep::UpkeepState;
-use super::vcpu::{Exit, ExitReason, Mode, Vcpu};
+use super::vcpu::Vcpu;
 use super::wait::WaitQueues;
 use crate::arch::Arch;
 use crate::checker::{Checker, Violation, Written};
-
-/// Counters of the whole run; each names what one increment is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
-pub struct HostCounters {
-    /// Table entries that host actors looked at.
-    pub visits: u64,
-    /// Leaves that became non-present, their state handed to the primary MMU.
-    pub zapped_leaves: u64,
-    /// Tables unlinked and given to RCU.
-    pub zapped_tables: u64,
-    /// Flushes that had to reach other processors.
-    pub remote_flushes: u64,
-    /// Interrupts sent to vCPUs.
-    pub ipis: u64,
-    /// Broadcast invalidation instructions.
-    pub broadcasts: u64,
-    /// Tables allocated.
-    pub tables_allocated: u64,
-    /// Tables freed.
-    pub tables_freed: u64,
-    /// Times an actor gave the processor away.
-    pub reschedules: u64,
-    /// Faults that found their entry in place.
-    pub spurious_faults: u64,
-    /// Faults that had to be taken again.
-    pub retried_faults: u64,
-    /// Cycles spent waiting for flushes to complete.
-    pub flush_wait: Cycles,
-    /// Bytes cleaned to the point of coherency, each time counted.
-    pub cleaned_bytes: u64,
-    /// Entries that were broken and made again.
-    pub breaks: u64,
-    /// Cycles during which such an entry mapped nothing.
-    pub break_cycles: Cycles,
-    /// The longest of these.
-    pub longest_break: Cycles,
-    /// Runs of vCPUs that ended with an error to user space.
-    pub failed_runs: u64,
-}
-
-impl HostCounters {
-    /// What came since an earlier moment of the same run; the longest figures are those of the whole run.
-    pub fn since(&self, earlier: &HostCounters) -> HostCounters {
-        HostCounters {
-            visits: self.visits - earlier.visits,
-            zapped_leaves: self.zapped_leaves - earlier.zapped_leaves,
-            zapped_tables: self.zapped_tables - earlier.zapped_tables,
-            remote_flushes: self.remote_flushes - earlier.remote_flushes,
-            ipis: self.ipis - earlier.ipis,
-            broadcasts: self.broadcasts - earlier.broadcasts,
-            tables_allocated: self.tables_allocated - earlier.tables_allocated,
-            tables_freed: self.tables_freed - earlier.tables_freed,
-            reschedules: self.reschedules - earlier.reschedules,
-            spurious_faults: self.spurious_faults - earlier.spurious_faults,
-            retried_faults: self.retried_faults - earlier.retried_faults,
-            flush_wait: self.flush_wait.since(earlier.flush_wait),
-            cleaned_bytes: self.cleaned_bytes - earlier.cleaned_bytes,
-            breaks: self.breaks - earlier.breaks,
-            break_cycles: self.break_cycles.since(earlier.break_cycles),
-            longest_break: self.longest_break,
-            failed_runs: self.failed_runs - earlier.failed_runs,
-        }
-    }
-}
-
-/// What one actor went through.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
-pub struct ActorStats {
-    /// When it started.
-    pub started: Cycles,
-    /// When it finished.
-    pub finished: Cycles,
-    /// Longest stretch between two opportunities to reschedule.
-    pub longest_unscheduled: Cycles,
-    /// Longest RCU read section.
-    pub longest_rcu: Cycles,
-    /// Time spent waiting for locks.
-    pub lock_wait: Cycles,
-}
-
-/// The part of an actor that operations change.
-#[derive(Clone, Debug)]
-pub(crate) struct ActorState {
-    pub(crate) id: ActorId,
-    pub(crate) now: Cycles,
-    pub(crate) stats: ActorStats,
-    /// Last opportunity to reschedule.
-    pub(super) scheduled: Cycles,
-    /// Start of the current time slice.
-    slice: Cycles,
-    /// The lock that stands for the processor it shares with others.
-    pub(super) processor: Option<LockId>,
-    rcu_since: Option<Cycles>,
-    waiting_since: Option<Cycles>,
-    /// Gave the processor away until it is woken.
-    pub(super) asleep: bool,
-    blockable: Blockable,
-}
-
-impl ActorState {
-    pub(crate) fn new(id: ActorId, now: Cycles) -> Self {
-        let stats = ActorStats { started: now, ..ActorStats::default() };
-        Self {
-            id,
-            now,
-            stats,
-            scheduled: now,
-            slice: now,
-            processor: None,
-            rcu_since: None,
-            waiting_since: None,
-            asleep: false,
-            blockable: Blockable::Yes,
-        }
-    }
-
-    /// An opportunity to reschedule: the stretch since the last one ends.
-    pub(super) fn breathe(&mut self) {
-        let stretch = self.now.since(self.scheduled);
-        self.stats.longest_unscheduled = self.stats.longest_unscheduled.max(stretch);
-        self.scheduled = self.now;
-    }
-
-    /// A time slice begins now.
-    pub(super) fn start_slice(&mut self) {
-        self.slice = self.now;
-        self.scheduled = self.now;
-    }
-
-    /// A run of checks has been made: the first so long after the last opportunity, the others so far apart, the last one
-    /// `since` cycles ago.
-    pub(super) fn checked(&mut self, first: Cycles, apart: Cycles, since: Cycles) {
-        self.stats.longest_unscheduled = self.stats.longest_unscheduled.max(first).max(apart);
-        self.scheduled = Cycles(self.now.0.saturating_sub(since.0));
-    }
-
-    pub(crate) fn finish(&mut self) {
-        self.breathe();
-        self.stats.finished = self.now;
-    }
-
-    /// The actor slept or waited until `now`; waiting for a lock is counted as such.
-    pub(crate) fn resume(&mut self, now: Cycles) {
-        if let Some(since) = self.waiting_since.take() {
-            self.stats.lock_wait += now.since(since);
-        }
-        self.now = now;
-        if std::mem::take(&mut self.asleep) {
-            self.start_slice();
-        }
-    }
-}
 
 /// What became of an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -351,7 +201,8 @@ impl<A: Arch> World<A> {
                 actor.now += self.costs.atomic;
                 let value = self.vars[var.0 as usize].wrapping_add_signed(delta);
                 self.vars[var.0 as usize] = value;
-                if delta < 0 && value > i64::MAX as u64 && [Var::IN_PROGRESS, Var::ACTIVE_INVALIDATIONS].contains(&var) {
+                if delta < 0 && value > i64::MAX as u64 && [Var::IN_PROGRESS, Var::ACTIVE_INVALIDATIONS].contains(&var)
+                {
                     self.checker.report(Violation::InvalidateCount { actor: actor.id, moment: actor.now });
                 }
                 done(value)
@@ -640,6 +491,11 @@ impl<A: Arch> World<A> {
         Performed::Done(Reply::default())
     }
 
+    pub(crate) fn new_lock(&mut self, kind: LockKind) -> LockId {
+        self.locks.push(SimLock::new(kind));
+        LockId(self.locks.len() as u32 - 1)
+    }
+
     // ---- time ----
 
     pub(super) fn slice_end(&self, actor: &ActorState) -> Cycles {
@@ -660,115 +516,6 @@ impl<A: Arch> World<A> {
             Work::SplitChild => self.costs.split_child,
             Work::Relax => self.costs.lock_handoff,
             Work::Exactly(cycles) => cycles,
-        }
-    }
-
-    // ---- translations ----
-
-    fn flush(&mut self, flush: Flush, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
-        let plan = self.arch.two().flush_plan(flush);
-        self.counters.remote_flushes += u64::from(plan.delivery != Delivery::LocalInstruction);
-        match plan.delivery {
-            Delivery::LocalInstruction => {
-                actor.now += self.costs.invalidate_local.times(plan.repeats);
-                // The processor of a vCPU's thread is that vCPU's.
-                if let Some(vcpu) = vcpus.iter_mut().find(|vcpu| vcpu.thread == Some(actor.id)) {
-                    vcpu.flush_here(plan.covers);
-                }
-                Performed::Done(Reply::default())
-            }
-            Delivery::Interrupt => {
-                actor.now += self.costs.invalidate_local;
-                self.launch(actor, vcpus, |id, at, vcpu| vcpu.interrupt_for_flush(id, at, plan.covers))
-            }
-            Delivery::Broadcast => {
-                self.counters.broadcasts += plan.repeats;
-                actor.now += self.costs.broadcast_issue.times(plan.repeats) + self.costs.broadcast_barrier;
-                let at = actor.now + self.costs.broadcast_latency;
-                for vcpu in vcpus.iter_mut() {
-                    vcpu.receive_broadcast(at, plan.covers);
-                }
-                actor.now = at;
-                self.counters.flush_wait += self.costs.broadcast_latency;
-                Performed::Done(Reply::default())
-            }
-        }
-    }
-
-    /// The thread of a vCPU enters the guest, with whatever was asked of the vCPU meanwhile.
-    fn enter_guest(&mut self, id: VcpuId, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
-        let vcpu = &mut vcpus[id.0];
-        vcpu.thread = Some(actor.id);
-        actor.breathe();
-        if std::mem::take(&mut vcpu.kicked) {
-            // `kvm_request_pending` with interrupts off: what was asked since the thread looked last comes first.
-            vcpu.exit = Exit { reason: ExitReason::Kicked, at: actor.now };
-            return Performed::Done(Reply::default());
-        }
-        actor.asleep = true;
-        if vcpu.mode == Mode::Fresh {
-            // It comes out of its creation as if it had been entered just before.
-            vcpu.clock = actor.now;
-            vcpu.mode = Mode::Guest;
-            return Performed::Blocked;
-        }
-        let left = vcpu.clock;
-        vcpu.clock = actor.now + self.costs.entry;
-        if vcpu.wants_reload() {
-            vcpu.load_root(self.root, self.root_generation);
-        }
-        vcpu.enter(&self.costs);
-        vcpu.account_exit(left, &self.costs);
-        Performed::Blocked
-    }
-
-    pub(crate) fn new_lock(&mut self, kind: LockKind) -> LockId {
-        self.locks.push(SimLock::new(kind));
-        LockId(self.locks.len() as u32 - 1)
-    }
-
-    /// Interrupts every vCPU that runs guest code and waits for all of them.
-    fn launch(
-        &mut self,
-        actor: &mut ActorState,
-        vcpus: &mut [Vcpu<A>],
-        interrupt: impl Fn(FlightId, Cycles, &mut Vcpu<A>) -> bool,
-    ) -> Performed {
-        let id = FlightId(self.flights.len());
-        let mut waiting = 0;
-        for vcpu in vcpus.iter_mut() {
-            let at = actor.now + self.costs.ipi_latency + self.costs.ipi_extra.times(waiting);
-            if interrupt(id, at, vcpu) {
-                waiting += 1;
-            }
-        }
-        self.counters.ipis += waiting;
-        if waiting == 0 {
-            return Performed::Done(Reply::default());
-        }
-        self.flights.push(Flight { actor: actor.id, started: actor.now, waiting, last: actor.now });
-        Performed::Blocked
-    }
-
-    /// Who sent a flight, and when.
-    pub(super) fn sender(&self, id: FlightId) -> Option<(ActorId, Cycles)> {
-        self.flights.get(id.0).map(|flight| (flight.actor, flight.started))
-    }
-
-    /// A vCPU has done what a flight asked of it.
-    pub(crate) fn acknowledge(&mut self, id: FlightId, at: Cycles) {
-        let ack = self.costs.ipi_ack;
-        let Some(flight) = self.flights.get_mut(id.0) else { return };
-        flight.last = flight.last.max(at);
-        flight.waiting = flight.waiting.saturating_sub(1);
-        if flight.waiting == 0 {
-            let at = flight.last + ack;
-            self.counters.flush_wait += at.since(flight.started);
-            self.woken.push(Granted { actor: flight.actor, at });
-        }
-        // Numbers are reused only when nothing is in the air, so that no late acknowledgement meets a new flight.
-        if self.flights.iter().all(|flight| flight.waiting == 0) {
-            self.flights.clear();
         }
     }
 }

@@ -11,10 +11,11 @@ use super::{
 };
 use crate::arch::Arch;
 use crate::checker::Violation;
+use crate::engine::actor::ActorState;
 use crate::engine::host::Host;
 use crate::engine::op::{Op, Reply, Var, WaitQueue, Wake};
 use crate::engine::vcpu::Vcpu;
-use crate::engine::world::{ActorState, World};
+use crate::engine::world::World;
 
 /// What becomes of pages whose entries are taken away.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -1,0 +1,115 @@
+//! How the host reaches vCPUs: flushes, kicks, entering the guest, and waiting for answers.
+
+use mmu_core::{Cycles, Delivery, Flush, Format};
+
+use super::actor::ActorState;
+use super::flight::{Flight, FlightId};
+use super::lock::{ActorId, Granted};
+use super::op::{Reply, VcpuId};
+use super::vcpu::{Exit, ExitReason, Mode, Vcpu};
+use super::world::{Performed, World};
+use crate::arch::Arch;
+
+impl<A: Arch> World<A> {
+    pub(super) fn flush(&mut self, flush: Flush, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
+        let plan = self.arch.two().flush_plan(flush);
+        self.counters.remote_flushes += u64::from(plan.delivery != Delivery::LocalInstruction);
+        match plan.delivery {
+            Delivery::LocalInstruction => {
+                actor.now += self.costs.invalidate_local.times(plan.repeats);
+                // The processor of a vCPU's thread is that vCPU's.
+                if let Some(vcpu) = vcpus.iter_mut().find(|vcpu| vcpu.thread == Some(actor.id)) {
+                    vcpu.flush_here(plan.covers);
+                }
+                Performed::Done(Reply::default())
+            }
+            Delivery::Interrupt => {
+                actor.now += self.costs.invalidate_local;
+                self.launch(actor, vcpus, |id, at, vcpu| vcpu.interrupt_for_flush(id, at, plan.covers))
+            }
+            Delivery::Broadcast => {
+                self.counters.broadcasts += plan.repeats;
+                actor.now += self.costs.broadcast_issue.times(plan.repeats) + self.costs.broadcast_barrier;
+                let at = actor.now + self.costs.broadcast_latency;
+                for vcpu in vcpus.iter_mut() {
+                    vcpu.receive_broadcast(at, plan.covers);
+                }
+                actor.now = at;
+                self.counters.flush_wait += self.costs.broadcast_latency;
+                Performed::Done(Reply::default())
+            }
+        }
+    }
+
+    /// The thread of a vCPU enters the guest, with whatever was asked of the vCPU meanwhile.
+    pub(super) fn enter_guest(&mut self, id: VcpuId, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
+        let vcpu = &mut vcpus[id.0];
+        vcpu.thread = Some(actor.id);
+        actor.breathe();
+        if std::mem::take(&mut vcpu.kicked) {
+            // `kvm_request_pending` with interrupts off: what was asked since the thread looked last comes first.
+            vcpu.exit = Exit { reason: ExitReason::Kicked, at: actor.now };
+            return Performed::Done(Reply::default());
+        }
+        actor.asleep = true;
+        if vcpu.mode == Mode::Fresh {
+            // It comes out of its creation as if it had been entered just before.
+            vcpu.clock = actor.now;
+            vcpu.mode = Mode::Guest;
+            return Performed::Blocked;
+        }
+        let left = vcpu.clock;
+        vcpu.clock = actor.now + self.costs.entry;
+        if vcpu.wants_reload() {
+            vcpu.load_root(self.root, self.root_generation);
+        }
+        vcpu.enter(&self.costs);
+        vcpu.account_exit(left, &self.costs);
+        Performed::Blocked
+    }
+
+    /// Interrupts every vCPU that runs guest code and waits for all of them.
+    pub(super) fn launch(
+        &mut self,
+        actor: &mut ActorState,
+        vcpus: &mut [Vcpu<A>],
+        interrupt: impl Fn(FlightId, Cycles, &mut Vcpu<A>) -> bool,
+    ) -> Performed {
+        let id = FlightId(self.flights.len());
+        let mut waiting = 0;
+        for vcpu in vcpus.iter_mut() {
+            let at = actor.now + self.costs.ipi_latency + self.costs.ipi_extra.times(waiting);
+            if interrupt(id, at, vcpu) {
+                waiting += 1;
+            }
+        }
+        self.counters.ipis += waiting;
+        if waiting == 0 {
+            return Performed::Done(Reply::default());
+        }
+        self.flights.push(Flight { actor: actor.id, started: actor.now, waiting, last: actor.now });
+        Performed::Blocked
+    }
+
+    /// Who sent a flight, and when.
+    pub(super) fn sender(&self, id: FlightId) -> Option<(ActorId, Cycles)> {
+        self.flights.get(id.0).map(|flight| (flight.actor, flight.started))
+    }
+
+    /// A vCPU has done what a flight asked of it.
+    pub(crate) fn acknowledge(&mut self, id: FlightId, at: Cycles) {
+        let ack = self.costs.ipi_ack;
+        let Some(flight) = self.flights.get_mut(id.0) else { return };
+        flight.last = flight.last.max(at);
+        flight.waiting = flight.waiting.saturating_sub(1);
+        if flight.waiting == 0 {
+            let at = flight.last + ack;
+            self.counters.flush_wait += at.since(flight.started);
+            self.woken.push(Granted { actor: flight.actor, at });
+        }
+        // Numbers are reused only when nothing is in the air, so that no late acknowledgement meets a new flight.
+        if self.flights.iter().all(|flight| flight.waiting == 0) {
+            self.flights.clear();
+        }
+    }
+}
