@@ -114,7 +114,11 @@ proptest! {
                 let found = tlb.lookup(port, Tag::default(), input);
                 prop_assert_eq!(found, expected);
                 if found == Lookup::Miss {
-                    tlb.fill(port, Tag::default(), input, entry);
+                    if page % 2 == 0 {
+                        tlb.fill(port, Tag::default(), input, entry);
+                    } else {
+                        tlb.fill_missed(port, Tag::default(), input, entry);
+                    }
                 }
                 prop_assert!(first.agrees(&tlb.l1()) && second.agrees(&tlb.l2()));
             }

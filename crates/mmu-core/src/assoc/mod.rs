@@ -475,7 +475,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         let Some(row) = self.rows.get_mut(set as usize) else { return K::EMPTY };
         let now = self.stamps.tick();
         let way = if self.on_fill == OnFill::Oldest {
-            self.stamps.renew_oldest(set, self.set_shift, now)
+            self.stamps.renew_oldest(set, self.shape.ways(), now)
         } else {
             let way = packed::at(row.order, self.shape.ways() - 1);
             row.order = packed::last_to_front(row.order, way, self.order_mask);

@@ -455,6 +455,17 @@ impl Tlb {
     /// Puts the result of a walk in. An entry with the same page, tag and reach is replaced; one that differs in reach
     /// (global or not) or size stays beside it until it is invalidated, as hardware allows.
     pub fn fill(&mut self, port: Port, tag: Tag, input: Input, entry: TlbEntry) {
+        self.fill_known(port, tag, input, entry, Known::Unknown);
+    }
+
+    /// The same after a look-up of this address by this port under this tag has missed and nothing has been filled since:
+    /// what is known to be absent is not looked for again.
+    pub fn fill_missed(&mut self, port: Port, tag: Tag, input: Input, entry: TlbEntry) {
+        self.fill_known(port, tag, input, entry, Known::Absent);
+    }
+
+    #[inline(always)]
+    fn fill_known(&mut self, port: Port, tag: Tag, input: Input, entry: TlbEntry, known: Known) {
         let context = self.rules.context(tag, input.kind());
         if self.inclusion != Inclusion::NonInclusive {
             if self.inclusion == Inclusion::Inclusive {
@@ -463,8 +474,8 @@ impl Tlb {
             return self.fill_related(port, input, context, entry);
         }
         let (shift, entry) = (entry.size.shift(), Stored::pack(&entry));
-        let second = self.l2.put_quietly(port, input, context, shift, entry, Known::Unknown);
-        let first = self.l1.put_quietly(port, input, context, shift, entry, Known::Unknown);
+        let second = self.l2.put_quietly(port, input, context, shift, entry, known);
+        let first = self.l1.put_quietly(port, input, context, shift, entry, known);
         if first || second {
             self.unpair();
         }

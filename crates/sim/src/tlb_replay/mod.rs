@@ -360,7 +360,7 @@ impl TlbReplay {
         }
         self.pte_reads += (start + 1 - self.leaf) as u64;
         let entry = TlbEntry::new(Hpa::new(input.raw()), self.page, Perms::RWX);
-        self.tlb.fill(port, Tag::default(), input, entry);
+        self.tlb.fill_missed(port, Tag::default(), input, entry);
     }
 
     /// What has been counted so far.
