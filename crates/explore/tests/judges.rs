@@ -44,6 +44,10 @@ fn every_gating_verdict_is_met_and_the_other_model_found_the_same() {
     for class in summary(&judgements) {
         println!("{class:?}");
     }
+    let runs = || judgements.iter().flat_map(|judgement| [&judgement.sequential, &judgement.store_buffer]);
+    let states: u64 = runs().map(|found| found.stats.states).sum();
+    let most = runs().map(|found| found.stats.states).max();
+    println!("{states} states, {most:?} in the largest");
     let ids = |judgements: Vec<&Judgement>| judgements.iter().map(|j| j.id.clone()).collect::<Vec<_>>();
     assert_eq!(ids(disagreeing(&judgements)), Vec::<String>::new());
     let other: Vec<_> = judgements.iter().filter(|j| j.same_as_other_model == Some(false)).collect();
@@ -119,4 +123,44 @@ fn our_own_tests_catch_what_no_other_does() {
             wanted.iter().filter(|(_, of)| *of == defect).map(|(test, _)| (*test).to_owned()).collect();
         assert_eq!(caught(&tests, defect), expected, "{name}");
     }
+}
+
+#[test]
+fn reduction_loses_no_ending_and_threads_change_nothing() {
+    use mmu_explore::explorer::{Bounds, Extent, Reduction};
+    use mmu_explore::litmus::endings;
+
+    let tests = tests();
+    let bounds = Bounds { states: 20_000, ..Bounds::default() };
+    let limits = Limits { bounds, ..Limits::default() };
+    let (mut compared, mut full_states, mut reduced_states) = (0, 0, 0);
+    // Each test in one memory order and with one defect or none, taken in turn.
+    let defects: Vec<_> = std::iter::once(None).chain(Defect::ALL.map(|(_, defect)| Some(defect))).collect();
+    for (number, test) in tests.iter().enumerate() {
+        for (memory, defect) in [
+            (MemoryOrder::SequentiallyConsistent, None),
+            (MemoryOrder::StoreBuffer, None),
+            (MemoryOrder::SequentiallyConsistent, defects[number % defects.len()]),
+        ] {
+            let (all, full) = endings(test, memory, defect, Reduction::None, &limits);
+            if full.extent != Extent::Exhaustive {
+                continue;
+            }
+            let (same, reduced) = endings(test, memory, defect, Reduction::Ample, &limits);
+            assert_eq!(all, same, "{} {memory:?} {defect:?}", test.id());
+            assert_eq!(reduced.extent, Extent::Exhaustive);
+            compared += 1;
+            full_states += full.stats.states;
+            reduced_states += reduced.stats.states;
+        }
+    }
+    println!("{compared} explorations compared, {full_states} states, {reduced_states} with reduction");
+    assert!(compared > tests.len() * 2, "{compared} of {} were small enough", tests.len() * 3);
+    assert!(reduced_states * 2 < full_states);
+
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| judge_all(&tests, None, &Limits::default()))
+    };
+    assert_eq!(on(1), on(4));
 }

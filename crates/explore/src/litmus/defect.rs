@@ -9,7 +9,7 @@ pub enum Defect {
     Af0NotFaulting,
     /// A broadcast invalidation reaches the issuer only.
     BroadcastIsLocal,
-    /// A clean entry is written through without becoming dirty.
+    /// A clean entry that hardware does not manage is written through. In real words a read-only entry looks the same.
     Db0Writable,
     /// A DSB completes before the invalidations of its thread do.
     DsbDoesNotWaitTlbi,

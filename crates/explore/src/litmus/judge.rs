@@ -1,15 +1,16 @@
 //! Verdicts.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::defect::Defect;
-use super::model::{MemoryOrder, Model};
+use super::model::{MemoryOrder, Model, TestState};
 use super::read::Limits;
 use super::test::{Test, Use};
-use crate::explorer::{Extent, Reduction, Stats, explore, replay};
+use crate::explorer::{Exploration, Extent, Reduction, Stats, explore, replay};
 
 /// What an exploration of one test in one memory order has found.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -93,6 +94,33 @@ pub fn judge(test: &Test, defect: Option<Defect>, limits: &Limits) -> Judgement 
 /// Judges many tests, in parallel; the result does not depend on the number of threads.
 pub fn judge_all(tests: &[Test], defect: Option<Defect>, limits: &Limits) -> Vec<Judgement> {
     tests.par_iter().map(|test| judge(test, defect, limits)).collect()
+}
+
+/// How an execution can end.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Ending {
+    /// Every word of memory: leaf entries, table pointers, entries of stage 2, pages.
+    pub words: Vec<u64>,
+    /// The registers of each thread, and which of its operations have faulted, one bit each.
+    pub threads: Vec<(Vec<Option<u64>>, u64)>,
+}
+
+/// All ways in which a test can end, and how much of it was seen.
+pub fn endings(
+    test: &Test,
+    memory: MemoryOrder,
+    defect: Option<Defect>,
+    reduction: Reduction,
+    limits: &Limits,
+) -> (BTreeSet<Ending>, Exploration) {
+    let model = Model::new(test, memory, defect);
+    let mut endings = BTreeSet::new();
+    let explored = explore(&model, reduction, limits.bounds, |TestState(state), _| {
+        let threads = state.threads.iter().map(|running| (running.regs.clone(), running.faults)).collect();
+        endings.insert(Ending { words: state.words.clone(), threads });
+        ControlFlow::Continue(())
+    });
+    (endings, explored)
 }
 
 /// Each step of a path, for people.

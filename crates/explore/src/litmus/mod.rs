@@ -26,7 +26,7 @@ mod translate;
 mod words;
 
 pub use defect::Defect;
-pub use judge::{ClassCount, Found, Judgement, explain, judge, judge_all, run, summary};
+pub use judge::{ClassCount, Ending, Found, Judgement, endings, explain, judge, judge_all, run, summary};
 pub use model::{Decision, MemoryOrder, Model, TestState};
 pub use read::{Limits, LitmusError, read, read_each};
 pub use test::{Test, Use};

@@ -383,9 +383,10 @@ impl Locations {
     }
 }
 
-/// A number; a negative one in two's complement.
+/// A number, or one in hexadecimal as text; a negative one in two's complement.
 pub(crate) fn number_of(value: &Json) -> Result<u64, Wrong> {
-    let number = value.as_u64().or_else(|| value.as_i64().map(|signed| signed as u64));
+    let hexadecimal = || u64::from_str_radix(value.as_str()?.strip_prefix("0x")?, 16).ok();
+    let number = value.as_u64().or_else(|| value.as_i64().map(|signed| signed as u64)).or_else(hexadecimal);
     number.ok_or_else(|| Wrong::new("", format!("{} where a whole number of 64 bits is expected", kind(value))))
 }
 

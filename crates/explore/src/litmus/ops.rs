@@ -200,10 +200,10 @@ impl Names {
         let barriers = [("full", BarrierKind::Full), ("st", BarrierKind::Stores), ("ld", BarrierKind::Loads)];
         let known: &[&str] = match name {
             "dsb" | "dmb" => &["op", "label", "kind", "domain"],
-            "isb" | "nop" => &["op", "label"],
+            "isb" | "nop" => &["op", "label", "domain"],
             "context_sync" => &["op", "label", "via"],
             "ctrl_dep" => &["op", "label", "on"],
-            "tlbi" => &["op", "label", "stage", "scope", "by", "target", "asid", "vmid"],
+            "tlbi" => &["op", "label", "stage", "scope", "by", "target", "asid", "vmid", "domain"],
             "set_context" => &["op", "label", "asid", "vmid"],
             "mov" => &["op", "label", "reg", "value"],
             other => {

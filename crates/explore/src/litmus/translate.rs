@@ -195,10 +195,7 @@ impl Model<'_> {
         let Stage { number, word, home, current, pretends } = stage;
         let means = |word| words.meaning(number, word, kind, thread.privilege, thread.managed);
         let mut meaning = means(word);
-        if self.is(Defect::Db0Writable)
-            && kind.writes()
-            && matches!(meaning, Meaning::Dirty { .. } | Meaning::Fault(FaultClass::Permission))
-        {
+        if self.is(Defect::Db0Writable) && kind.writes() && meaning == Meaning::Fault(FaultClass::Permission) {
             meaning = means(words.dirtied(number, word));
         }
         let as_if_accessed = match meaning {
