@@ -32,7 +32,7 @@ fn survive(bytes: &[u8]) {
                 }
             }
         }
-        Err(error) => assert!(error.to_string().starts_with("f"), "{error}"),
+        Err(error) => assert!(error.to_string().starts_with('f'), "{error}"),
     }
 }
 

@@ -43,9 +43,12 @@ impl Names {
         }
         *budget -= 1;
         let inside = |wrong: Wrong| wrong.inside(head);
-        let count = |wanted: usize| match rest.len() == wanted {
-            true => Ok(()),
-            false => Err(Wrong::new(head, format!("{} operands where {wanted} are expected", rest.len()))),
+        let count = |wanted: usize| {
+            if rest.len() == wanted {
+                Ok(())
+            } else {
+                Err(Wrong::new(head, format!("{} operands where {wanted} are expected", rest.len())))
+            }
         };
         let mut parts = |names: &mut Self| {
             let part = |part| names.condition(part, threads, depth + 1, budget);
@@ -105,10 +108,7 @@ impl Names {
         };
         let mut ops = 0;
         for (bit, op) in thread.ops.iter().enumerate() {
-            let accessed = match op.kind.place() {
-                Some(Place::Virtual(va)) => va,
-                _ => continue,
-            };
+            let Some(Place::Virtual(accessed)) = op.kind.place() else { continue };
             if label.is_none_or(|label| op.label.as_ref() == Some(label)) && va.is_none_or(|va| va == accessed) {
                 ops |= 1 << bit;
             }

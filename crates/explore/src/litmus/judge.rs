@@ -157,18 +157,23 @@ pub struct ClassCount {
 }
 
 /// The classes that occur, in their order.
-pub fn summary<'a>(judgements: impl IntoIterator<Item = &'a Judgement> + Clone) -> Vec<ClassCount> {
-    let count = |usage: Use| {
-        let mut class =
-            ClassCount { usage, tests: 0, reached_sequential: 0, reached_store_buffer: 0, agreeing: 0, disagreeing: 0 };
-        for judgement in judgements.clone().into_iter().filter(|judgement| judgement.usage == usage) {
+pub fn summary<'a>(judgements: impl IntoIterator<Item = &'a Judgement>) -> Vec<ClassCount> {
+    let mut classes = Use::ALL.map(|usage| ClassCount {
+        usage,
+        tests: 0,
+        reached_sequential: 0,
+        reached_store_buffer: 0,
+        agreeing: 0,
+        disagreeing: 0,
+    });
+    for judgement in judgements {
+        if let Some(class) = classes.iter_mut().find(|class| class.usage == judgement.usage) {
             class.tests += 1;
             class.reached_sequential += usize::from(judgement.sequential.reached);
             class.reached_store_buffer += usize::from(judgement.store_buffer.reached);
             class.agreeing += usize::from(judgement.agrees());
             class.disagreeing += usize::from(!judgement.agrees());
         }
-        class
-    };
-    Use::ALL.into_iter().map(count).filter(|class| class.tests > 0).collect()
+    }
+    classes.into_iter().filter(|class| class.tests > 0).collect()
 }

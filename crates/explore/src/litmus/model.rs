@@ -130,7 +130,7 @@ impl<'a> Model<'a> {
             (Flight::Translated(loc), _) | (Flight::None, Some(Place::Word(loc))) => out.push(Outcome::Access(loc)),
             (Flight::None, Some(Place::Virtual(va))) => self.translate(state, t, va, access_kind(op), out),
         }
-        out.retain(|outcome| self.possible(running, op, outcome));
+        out.retain(|outcome| Self::possible(running, op, outcome));
         if let OpKind::Stx { .. } = op {
             let stores = |outcome: &Outcome| match *outcome {
                 Outcome::Access(loc) | Outcome::SetDirty { page: loc, .. } => running.monitor == Some(loc),
@@ -164,7 +164,7 @@ impl<'a> Model<'a> {
     }
 
     /// Whether the store buffer lets an access happen now.
-    fn possible(&self, running: &Running, op: &OpKind, outcome: &Outcome) -> bool {
+    fn possible(running: &Running, op: &OpKind, outcome: &Outcome) -> bool {
         let barrier = running.buffer.contains(&Buffered::Barrier);
         match *outcome {
             Outcome::Access(loc) => match op {
@@ -200,7 +200,7 @@ impl<'a> Model<'a> {
             Outcome::Fault(level) => self.fault(state, t, level),
             Outcome::SetAccessed { entry, new } => self.write(state, t, entry, new),
             Outcome::SetDirty { entries, page } => {
-                if self.changes(state, t, &op, page) {
+                if Self::changes(state, t, &op, page) {
                     for (entry, new) in entries.into_iter().flatten() {
                         self.write(state, t, entry, new);
                     }
@@ -216,14 +216,14 @@ impl<'a> Model<'a> {
             }
             Outcome::FinishUpdate(after) => self.finish_update(state, t, after),
             Outcome::FailExclusive => {
-                self.set_status(state, t, &op, 1);
+                Self::set_status(state, t, &op, 1);
                 self.advance(state, t);
             }
         }
     }
 
     /// Whether the access is going to store: a compare-and-swap or an exclusive store may find that it does not.
-    fn changes(&self, state: &State, t: usize, op: &OpKind, page: Loc) -> bool {
+    fn changes(state: &State, t: usize, op: &OpKind, page: Loc) -> bool {
         match *op {
             OpKind::Cas { expect, .. } => state.words[usize::from(page)] == value(&state.threads[t], expect),
             OpKind::Stx { .. } => state.threads[t].monitor == Some(page),
@@ -328,14 +328,14 @@ impl<'a> Model<'a> {
                 if stores {
                     self.write(state, t, loc, word);
                 }
-                self.set_status(state, t, op, u64::from(!stores));
+                Self::set_status(state, t, op, u64::from(!stores));
             }
             _ => {}
         }
         self.advance(state, t);
     }
 
-    fn set_status(&self, state: &mut State, t: usize, op: &OpKind, word: u64) {
+    fn set_status(state: &mut State, t: usize, op: &OpKind, word: u64) {
         if let OpKind::Stx { status, .. } = *op {
             set(&mut state.threads[t], status, word);
             state.threads[t].monitor = None;

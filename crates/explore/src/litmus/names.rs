@@ -47,8 +47,8 @@ impl Registers {
 const ENTRY: [&str; 6] = ["map", "perm", "valid", "af", "db", "dbm"];
 
 impl Names {
-    pub(crate) fn new(words: Words, limits: Limits) -> Self {
-        Self { words, limits, pages: BTreeMap::new(), virtuals: Vec::new(), tables: Vec::new(), second: None }
+    pub(crate) fn new(words: &Words, limits: Limits) -> Self {
+        Self { words: *words, limits, pages: BTreeMap::new(), virtuals: Vec::new(), tables: Vec::new(), second: None }
     }
 
     /// Number of a page, which becomes known by being named.

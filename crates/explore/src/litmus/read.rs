@@ -122,9 +122,8 @@ pub fn read_each(
     let bytes = decompressed(reader, limits.bytes, limits.xz_memory_kib).map_err(|what| whole(None, what))?;
     let mut document: Json = serde_json::from_slice(&bytes)
         .map_err(|error| whole(None, format!("not JSON: {error}; fetch the file again")))?;
-    let tests = match document.get_mut("tests").map(Json::take) {
-        Some(Json::Array(tests)) => tests,
-        _ => return Err(whole(Some("tests"), "missing, or no list; a litmus file is {\"tests\": [..]}".to_owned())),
+    let Some(Json::Array(tests)) = document.get_mut("tests").map(Json::take) else {
+        return Err(whole(Some("tests"), "missing, or no list; a litmus file is {\"tests\": [..]}".to_owned()));
     };
     if tests.len() > limits.tests {
         return Err(whole(Some("tests"), format!("{} tests, limit {}; split the file", tests.len(), limits.tests)));
@@ -134,7 +133,7 @@ pub fn read_each(
         .iter()
         .enumerate()
         .map(|(number, test)| {
-            one(test, words, limits).map_err(|Wrong { field, what }| {
+            one(test, &words, limits).map_err(|Wrong { field, what }| {
                 let id = test.get("id").and_then(Json::as_str).filter(|id| id.len() <= limits.name);
                 let test = id.map_or_else(|| format!("number {}", number + 1), str::to_owned);
                 LitmusError { file: name.to_owned(), test: Some(test), field: Some(field), what }
@@ -210,7 +209,7 @@ pub(crate) fn choice<T: Copy>(map: &Map<String, Json>, key: &str, known: &[(&str
     })
 }
 
-fn one(test: &Json, words: Words, limits: &Limits) -> Result<Test, Wrong> {
+fn one(test: &Json, words: &Words, limits: &Limits) -> Result<Test, Wrong> {
     let Json::Object(map) = test else { return Err(Wrong::new("", "a test is an object")) };
     let uses: Vec<_> = Use::ALL.into_iter().map(|usage| (usage.name(), usage)).collect();
     let id = text(map, "id", limits)?.to_owned();
@@ -222,7 +221,7 @@ fn one(test: &Json, words: Words, limits: &Limits) -> Result<Test, Wrong> {
     let threads = names.threads(field("threads")?).map_err(|wrong| wrong.inside("threads"))?;
     let wanted = names.final_condition(field("final")?, usage, &threads).map_err(|wrong| wrong.inside("final"))?;
     let layout = names.layout();
-    Ok(Test { id, usage, research: research(map.get("research_model")), layout, threads, wanted, words })
+    Ok(Test { id, usage, research: research(map.get("research_model")), layout, threads, wanted, words: *words })
 }
 
 /// Unknown words of the other model mean that it says nothing.

@@ -139,13 +139,13 @@ impl Model<'_> {
             }
             let running = &state.threads[t];
             let now = self.test.layout.second_entry(page).map_or(0, |loc| state.words[usize::from(loc)]);
-            self.second(state, t, &part, page, now, kind, out);
+            self.second(state, t, &part, now, kind, out);
             for cached in running.tlb.iter().filter(|cached| self.tagged(running, cached)) {
                 if let Entry::Second { page: other, word } = cached.what
                     && other == page
                     && word != now
                 {
-                    self.second(state, t, &part, page, word, kind, out);
+                    self.second(state, t, &part, word, kind, out);
                 }
             }
         }
@@ -156,21 +156,12 @@ impl Model<'_> {
         let mut parts = Vec::new();
         self.stage(t, one, kind, &mut parts, out);
         for part in parts {
-            let (Part::Page(page) | Part::Dirty { page, .. }) = part;
-            self.second(state, t, &part, page, two, kind, out);
+            self.second(state, t, &part, two, kind, out);
         }
     }
 
-    fn second(
-        &self,
-        state: &State,
-        t: usize,
-        one: &Part,
-        page: u32,
-        word: u64,
-        kind: AccessKind,
-        out: &mut Vec<Outcome>,
-    ) {
+    fn second(&self, state: &State, t: usize, one: &Part, word: u64, kind: AccessKind, out: &mut Vec<Outcome>) {
+        let (Part::Page(page) | Part::Dirty { page, .. }) = *one;
         let entry = self.test.layout.second_entry(page);
         let current = match entry {
             Some(loc) if state.words[usize::from(loc)] == word => Some(loc),
@@ -239,9 +230,10 @@ impl Model<'_> {
                 let torn = self.is(Defect::HwAfOrUnchecked) || self.is(Defect::HwAfTwoStep);
                 add(
                     out,
-                    match torn {
-                        true => Outcome::BeginUpdate { entry, old: word, new: left, page: None },
-                        false => Outcome::SetAccessed { entry, new: left },
+                    if torn {
+                        Outcome::BeginUpdate { entry, old: word, new: left, page: None }
+                    } else {
+                        Outcome::SetAccessed { entry, new: left }
                     },
                 );
             }
