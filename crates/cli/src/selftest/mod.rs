@@ -11,6 +11,10 @@ mod dirty_log_page_splitting;
 mod dirty_log_perf;
 mod page_table;
 mod pre_fault;
+mod max_guest_memory;
+mod mmu_stress;
+mod nx_huge_pages;
+mod nx_huge_pages_perf;
 mod report;
 
 use clap::{ArgGroup, Args, Command, Subcommand};
@@ -57,6 +61,14 @@ pub enum Selftest {
     /// Pages become blocks and blocks become pages, and every run succeeds (arm64)
     #[command(name = "stage2_block_transitions")]
     Stage2BlockTransitions(block_transitions::Arguments),
+    /// All memory is written, the roots are reset, all is written again, and taken apart
+    MaxGuestMemoryTest(max_guest_memory::Arguments),
+    /// The same, and writes to memory that becomes read-only
+    MmuStressTest(mmu_stress::Arguments),
+    /// Executing in a huge page splits it, recovery puts it back (x86)
+    NxHugePagesTest(nx_huge_pages::Arguments),
+    /// How long faults wait while split pages are recovered (x86)
+    NxHugePagesPerfTest(nx_huge_pages_perf::Arguments),
 }
 
 /// Arguments of every test.
@@ -120,6 +132,10 @@ fn run_named(test: &Selftest) -> Result<(), CliError> {
         Selftest::KvmPageTableTest(test) => run_test(test),
         Selftest::PreFaultMemoryTest(test) => run_test(test),
         Selftest::Stage2BlockTransitions(test) => run_test(test),
+        Selftest::MaxGuestMemoryTest(test) => run_test(test),
+        Selftest::MmuStressTest(test) => run_test(test),
+        Selftest::NxHugePagesTest(test) => run_test(test),
+        Selftest::NxHugePagesPerfTest(test) => run_test(test),
     }
 }
 

@@ -125,7 +125,7 @@ impl<A: Arch> Stage for Timed<A> {
     }
 
     fn assign(&mut self, vcpu: VcpuId, work: GuestWork) {
-        self.vcpus[vcpu.0].stream = work.stream(vcpu.0 as u64);
+        self.vcpus[vcpu.0].assign(work.stream(vcpu.0 as u64));
     }
 }
 

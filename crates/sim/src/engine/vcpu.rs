@@ -293,6 +293,11 @@ impl<A: Arch> Vcpu<A> {
         }
     }
 
+    /// New work, in place of what is left of the old.
+    pub(crate) fn assign(&mut self, stream: GuestStream) {
+        (self.stream, self.current) = (stream, None);
+    }
+
     // ---- the parallel phase ----
 
     /// Runs guest code to `end` or the first exit.

@@ -16,6 +16,9 @@
 //! | `split`, `collapse` | huge leaves into tables, eagerly and lazily; tables back into huge leaves |
 //! | `roots` | the list of roots, their life cycles, fast zap and unmapping over all of them |
 //! | `workqueue` | kernel workers on shared processors |
+//! | `nx` | NX huge pages: splitting for execution, and recovery |
+//! | `census` | how many leaves of which size a tree holds |
+//! | `walkers` | write-protecting walkers that yield to each other |
 //! | `fault` | a second-stage fault from exit to installed entry |
 //! | `protect` | write-protecting a range when dirty logging starts |
 //! | `prefault` | `KVM_PRE_FAULT_MEMORY` |
@@ -31,6 +34,7 @@
 //! | `vm` | the end of a VM |
 
 pub mod aging;
+pub mod census;
 pub mod coalesce;
 pub mod collapse;
 pub mod dirty_log;
@@ -44,6 +48,7 @@ pub mod memory_cache;
 pub mod memslot;
 pub mod nested;
 pub mod notifier;
+pub mod nx;
 pub mod pfncache;
 pub mod primary;
 pub mod prefault;
@@ -57,6 +62,7 @@ pub mod unmap;
 pub mod vcpu;
 pub mod visit;
 pub mod vm;
+pub mod walkers;
 pub mod workqueue;
 pub mod young;
 pub mod zap;

@@ -13,6 +13,10 @@
 //! | `page_table` | `kvm_page_table_test` |
 //! | `pre_fault` | `pre_fault_memory_test` |
 //! | `block_transitions` | `stage2_block_transitions` |
+//! | `max_guest_memory` | `max_guest_memory_test` |
+//! | `mmu_stress` | `mmu_stress_test` |
+//! | `nx_huge_pages` | `nx_huge_pages_test` |
+//! | `nx_huge_pages_perf` | `nx_huge_pages_perf_test` |
 //!
 //! `phases` is what tests with several phases have in common: vCPU threads that wait for the main thread and the other way round.
 
@@ -24,6 +28,10 @@ pub mod dirty_log;
 pub mod dirty_log_page_splitting;
 pub mod dirty_log_perf;
 pub mod page_table;
+pub mod max_guest_memory;
+pub mod mmu_stress;
+pub mod nx_huge_pages;
+pub mod nx_huge_pages_perf;
 pub mod phases;
 pub mod pre_fault;
 

@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 pub use policy::{
     DebtScope, LastPut, LifeCycle, ObsoleteTest, ReaderRoots, RootPolicy, UnmapRoots, WalkerPut, ZapGift,
 };
-pub use thread::{Step, thread};
+pub use thread::{RanTo, RootedVcpu, Step, thread};
 
 use super::fault::FaultPolicy;
 use super::workqueue::{ProcessorId, Workqueue};
@@ -394,8 +394,24 @@ impl<F: Format> Roots<F> {
     /// Starts the thread of a vCPU, with the first root loaded.
     pub fn spawn_vcpu<A: Arch<Two = F>>(&self, sim: &mut Sim<A>, vcpu: VcpuId, steps: Vec<Step>, policy: FaultPolicy) {
         let roots = self.clone();
+        self.spawn_vcpu_task(sim, vcpu, move |host| Box::pin(thread(host, vcpu, roots, steps, policy)));
+    }
+
+    /// Starts a thread of one's own for a vCPU: the VM does not end before it does.
+    pub fn spawn_vcpu_task<A: Arch<Two = F>>(
+        &self,
+        sim: &mut Sim<A>,
+        vcpu: VcpuId,
+        thread: impl FnOnce(Host<F>) -> ActorFuture + 'static,
+    ) {
+        let roots = self.clone();
         self.0.started.set(self.0.started.get() + 1);
-        sim.spawn_vcpu(vcpu, move |host| Box::pin(thread(host, vcpu, roots, steps, policy)));
+        sim.spawn_vcpu(vcpu, move |host| {
+            Box::pin(async move {
+                thread(host.clone()).await;
+                roots.task_ends(&host).await;
+            })
+        });
     }
 
     /// Starts a task that uses the VM: the VM does not end before it does.

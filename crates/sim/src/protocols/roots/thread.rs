@@ -1,9 +1,10 @@
 //! A vCPU's thread that loads and leaves roots by itself.
 
 use mmu_core::Format;
+use serde::{Deserialize, Serialize};
 
 use super::{AddressSpace, ObsoleteTest, Root, Roots};
-use crate::engine::{ExitReason, Host, VcpuId};
+use crate::engine::{ExitReason, GuestFault, Host, VcpuId};
 use crate::protocols::fault::{FaultPolicy, FaultRoot, Faults, PlainMemory};
 use crate::workload::GuestWork;
 
@@ -18,77 +19,110 @@ pub enum Step {
     Enter(AddressSpace),
 }
 
+/// How a stretch of guest code ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RanTo {
+    /// Its work is done.
+    Done,
+    /// There was no table for a root: the vCPU cannot run.
+    NoRoot,
+}
+
+/// A vCPU with the root that it has loaded.
+#[derive(Debug)]
+pub struct RootedVcpu<F> {
+    roots: Roots<F>,
+    vcpu: VcpuId,
+    space: AddressSpace,
+    root: Option<Root>,
+    faults: Faults<PlainMemory>,
+}
+
+impl<F: Format> RootedVcpu<F> {
+    /// A vCPU that has the VM's first root loaded: once for each vCPU.
+    pub fn new(roots: Roots<F>, vcpu: VcpuId, policy: FaultPolicy) -> Self {
+        let root = Some(roots.0.first);
+        Self { roots, vcpu, space: AddressSpace::NORMAL, root, faults: Faults::new(vcpu, policy) }
+    }
+
+    /// Leaves the root, if one is loaded (`kvm_mmu_unload`); the next entry looks one up.
+    pub async fn leave(&mut self, host: &Host<F>) {
+        if let Some(root) = self.root.take() {
+            self.roots.unload(host, root).await;
+        }
+    }
+
+    /// The vCPU's thread ends: leaves the root and gives back what the fault handler keeps.
+    pub async fn release(mut self, host: &Host<F>) {
+        self.leave(host).await;
+        self.faults.release(host).await;
+    }
+
+    /// Leaves the root for that of another address space.
+    pub async fn enter_space(&mut self, host: &Host<F>, space: AddressSpace) {
+        self.leave(host).await;
+        self.space = space;
+    }
+
+    /// Runs the guest until its work is done, handling its faults.
+    pub async fn run(&mut self, host: &Host<F>) -> RanTo {
+        loop {
+            match self.run_once(host).await {
+                None => return RanTo::NoRoot,
+                Some(ExitReason::Fault(fault)) => self.handle(host, fault).await,
+                Some(ExitReason::Kicked) => {}
+                Some(ExitReason::Done) => return RanTo::Done,
+            }
+        }
+    }
+
+    /// `vcpu_run`: loads a root if it must and runs the guest up to the next exit; `None` when there was no table for a root.
+    pub async fn run_once(&mut self, host: &Host<F>) -> Option<ExitReason> {
+        // KVM_REQ_MMU_FREE_OBSOLETE_ROOTS. A request after this look turns the entry below back.
+        if host.xchg_var(self.roots.0.requests[self.vcpu.0], 0).await != 0 && self.is_obsolete(host).await {
+            self.leave(host).await;
+        }
+        if self.root.is_none() {
+            let loaded = self.roots.load(host, self.space).await?;
+            host.load_root(self.vcpu, loaded.table, loaded.serial as u16).await;
+            self.root = Some(loaded);
+        }
+        Some(host.vcpu_run(self.vcpu).await.reason)
+    }
+
+    async fn is_obsolete(&self, host: &Host<F>) -> bool {
+        match self.root {
+            Some(root) => host.load(root.invalid).await != 0,
+            None => false,
+        }
+    }
+
+    /// Handles a fault below the loaded root.
+    pub async fn handle(&mut self, host: &Host<F>, fault: GuestFault) {
+        let Some(root) = self.root else { return };
+        let test = self.roots.policy().stale == ObsoleteTest::Tested;
+        let below = FaultRoot { table: root.table, obsolete: test.then_some(root.invalid) };
+        self.faults.work_below(below);
+        // What could not be fixed is taken again; a run that failed is counted.
+        let _ = self.faults.handle(host, fault).await;
+    }
+}
+
 /// The thread of one vCPU: does its steps, then leaves its root and ends. A vCPU that gets no root for want of tables ends early.
 pub async fn thread<F: Format>(host: Host<F>, vcpu: VcpuId, roots: Roots<F>, steps: Vec<Step>, policy: FaultPolicy) {
-    let mut space = AddressSpace::NORMAL;
-    let mut root = Some(roots.0.first);
-    let mut faults = Faults::new(vcpu, policy);
+    let mut rooted = RootedVcpu::new(roots, vcpu, policy);
     for step in steps {
         match step {
             Step::Run(work) => {
                 host.assign(vcpu, work);
-                if !run(&host, vcpu, &roots, space, &mut root, &mut faults).await {
+                if rooted.run(&host).await == RanTo::NoRoot {
                     break;
                 }
             }
-            Step::ToggleWriteProtect => leave(&host, &roots, &mut root).await,
-            Step::Enter(entered) => {
-                leave(&host, &roots, &mut root).await;
-                space = entered;
-            }
+            Step::ToggleWriteProtect => rooted.leave(&host).await,
+            Step::Enter(space) => rooted.enter_space(&host, space).await,
         }
     }
-    leave(&host, &roots, &mut root).await;
-    faults.release(&host).await;
-    roots.task_ends(&host).await;
-}
-
-async fn leave<F: Format>(host: &Host<F>, roots: &Roots<F>, root: &mut Option<Root>) {
-    if let Some(root) = root.take() {
-        roots.unload(host, root).await;
-    }
-}
-
-/// `vcpu_run`: until the guest has done its work; false when there was no root to run on.
-async fn run<F: Format>(
-    host: &Host<F>,
-    vcpu: VcpuId,
-    roots: &Roots<F>,
-    space: AddressSpace,
-    root: &mut Option<Root>,
-    faults: &mut Faults<PlainMemory>,
-) -> bool {
-    loop {
-        // KVM_REQ_MMU_FREE_OBSOLETE_ROOTS. A request after this look turns the entry below back.
-        if host.xchg_var(roots.0.requests[vcpu.0], 0).await != 0 && is_obsolete(host, *root).await {
-            leave(host, roots, root).await;
-        }
-        let loaded = match *root {
-            Some(loaded) => loaded,
-            None => {
-                let Some(loaded) = roots.load(host, space).await else { return false };
-                host.load_root(vcpu, loaded.table, loaded.serial as u16).await;
-                *root = Some(loaded);
-                loaded
-            }
-        };
-        match host.vcpu_run(vcpu).await.reason {
-            ExitReason::Fault(fault) => {
-                let test = roots.policy().stale == ObsoleteTest::Tested;
-                let below = FaultRoot { table: loaded.table, obsolete: test.then_some(loaded.invalid) };
-                faults.work_below(below);
-                // What could not be fixed is taken again; a run that failed is counted.
-                let _ = faults.handle(host, fault).await;
-            }
-            ExitReason::Kicked | ExitReason::LogFull => {}
-            ExitReason::Done => return true,
-        }
-    }
-}
-
-async fn is_obsolete<F: Format>(host: &Host<F>, root: Option<Root>) -> bool {
-    match root {
-        Some(root) => host.load(root.invalid).await != 0,
-        None => false,
-    }
+    rooted.release(&host).await;
 }

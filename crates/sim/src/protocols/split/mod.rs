@@ -23,12 +23,12 @@ mod lazy;
 use std::fmt;
 
 use mmu_core::{
-    BreakRule, Bytes, Cycles, Entry, Format, Gpa, GpaRange, Hpa, Leaf, Level, NotPresent, PageSize, WalkCaches,
+    BreakRule, Bytes, Cycles, Entry, Format, Gpa, GpaRange, Hpa, Leaf, Level, NotPresent, PageSize, Perms, WalkCaches,
 };
 use serde::{Deserialize, Serialize};
 
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, check_each, cond_resched, skip_run};
-use super::zap::ZapLock;
+use super::zap::{LinkedTable, ZapLock};
 use crate::engine::{Apply, Atomicity, Cmpxchg, Frames, Host, LockId, ReschedCheck, RunOp, Work};
 
 pub use lazy::{LazilySplit, LazySplit, lazy_split};
@@ -328,15 +328,27 @@ pub async fn split_leaf<F: Format>(
     policy: &SplitPolicy,
 ) -> Linked {
     let Some(children) = Children::of(host.format(), level, old) else { return Linked::Unsplittable };
-    let Ok(link) = host.format().encode_table(level, table) else { return Linked::Unsplittable };
+    link_children(host, LinkedTable { sptep: at, level, gpa, table }, old, children, policy).await
+}
+
+/// Fills `link.table` with `children` and puts it in place of the leaf `old`: [`split_leaf`] for somebody who wants other children.
+pub async fn link_children<F: Format>(
+    host: &Host<F>,
+    link: LinkedTable,
+    old: u64,
+    children: Children<F::Attrs>,
+    policy: &SplitPolicy,
+) -> Linked {
+    let LinkedTable { sptep, level, gpa, table } = link;
+    let Ok(word) = host.format().encode_table(level, table) else { return Linked::Unsplittable };
     if policy.publish == Publish::FillThenLink {
         children.fill(host, table).await;
     }
-    let linked = replace(host, at, level, gpa, old, link, policy.breaking).await;
+    let linked = replace(host, sptep, level, gpa, old, word, policy.breaking).await;
     if linked && policy.publish == Publish::LinkThenFill {
         children.fill(host, table).await;
     }
-    if linked { Linked::Table(link) } else { Linked::Raced }
+    if linked { Linked::Table(word) } else { Linked::Raced }
 }
 
 /// Replaces a live entry by another one: in one step where the format allows it, else broken, invalidated and made. False
@@ -399,6 +411,11 @@ impl<A: Copy + Eq + Default + fmt::Debug> Children<A> {
         };
         let children = Self { level: child, leaf, state };
         children.word(format, leaf.output).map(|_| children)
+    }
+
+    /// The same with execute permission.
+    pub fn executable(self) -> Self {
+        Self { leaf: Leaf { perms: self.leaf.perms.with(Perms::X), ..self.leaf }, ..self }
     }
 
     /// The word of the child that maps `output`.
