@@ -34,7 +34,7 @@ fn recover(policy: NxPolicy, pages: u64, logged: Option<GpaRange>) -> (Recovered
     if let Some(slot) = logged {
         nx.start_logging(slot);
     }
-    let access = |page: u64, kind| GuestAccess { gva: Gva::new(page * huge.bytes()), kind };
+    let access = move |page: u64, kind| GuestAccess { gva: Gva::new(page * huge.bytes()), kind };
     let touch =
         (0..pages).flat_map(|page| [access(page, AccessKind::Write), access(page, AccessKind::Execute)]).collect();
     let faults = nx.clone();

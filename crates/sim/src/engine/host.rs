@@ -67,6 +67,17 @@ pub struct EntryRun {
     pub len: u64,
 }
 
+/// Why an actor should give way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GiveWay {
+    /// Nobody wants anything.
+    No,
+    /// Somebody waits for the lock (`rwlock_needbreak`): dropping it for a moment will do.
+    Lock,
+    /// The time slice is over, or another task waits for the processor (`need_resched`).
+    Processor,
+}
+
 /// Outcome of an atomic compare-and-swap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "a failed compare-and-swap changed nothing"]
@@ -247,6 +258,14 @@ impl<F: Copy> Host<F> {
     /// `need_resched() || rwlock_needbreak(lock)`
     pub async fn need_resched(&self, lock: LockId) -> bool {
         self.op(Op::NeedResched(lock)).await.a != 0
+    }
+    /// Why a walk under `lock` should give way now, if it should. Costs as much as [`need_resched`](Self::need_resched).
+    pub async fn give_way(&self, lock: LockId) -> GiveWay {
+        match self.op(Op::NeedResched(lock)).await.a {
+            0 => GiveWay::No,
+            1 => GiveWay::Lock,
+            _ => GiveWay::Processor,
+        }
     }
     /// `cond_resched()`: gives the processor away once.
     pub async fn reschedule(&self) {

@@ -11,11 +11,15 @@ use super::world::{Performed, World};
 use crate::arch::Arch;
 
 impl<A: Arch> World<A> {
-    /// Whether an actor should give way: its time slice is over, somebody waits for `lock`, or for the processor that it shares.
+    /// Whether an actor should give way: 2 when its time slice is over or somebody waits for the processor that it shares, 1 when somebody
+    /// waits for `lock` only, else 0.
     #[inline]
-    pub(super) fn should_give_way(&self, lock: LockId, actor: &ActorState) -> bool {
+    pub(super) fn should_give_way(&self, lock: LockId, actor: &ActorState) -> u64 {
         let wanted = |lock: LockId| self.locks[lock.0 as usize].is_contended();
-        self.slice_is_over(actor) || wanted(lock) || actor.processor.is_some_and(wanted)
+        if self.slice_is_over(actor) || actor.processor.is_some_and(wanted) {
+            return 2;
+        }
+        u64::from(wanted(lock))
     }
 
     /// The actor has taken the lock that stands for its processor, and gives it away wherever it reschedules.

@@ -222,7 +222,7 @@ impl<A: Arch> World<A> {
             Op::NeedResched(lock) => {
                 actor.now += self.costs.resched_check;
                 actor.breathe();
-                done(u64::from(self.should_give_way(lock, actor)))
+                done(self.should_give_way(lock, actor))
             }
             Op::Now => done(actor.now.0),
             Op::Root => done(self.root.raw()),
