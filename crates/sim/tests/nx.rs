@@ -54,7 +54,7 @@ fn recover(policy: NxPolicy, pages: u64, logged: Option<GpaRange>) -> (Recovered
     });
     let (recovery, splits) = (nx.clone(), Rc::new(RefCell::new(0)));
     let found = Rc::clone(&splits);
-    sim.spawn("recovery", Cycles(1_000_000), move |host| {
+    sim.spawn("recovery", Cycles(2_500_000), move |host| {
         Box::pin(async move {
             *found.borrow_mut() = recovery.splits(&host).await;
             recovery.recover(&host).await;

@@ -54,7 +54,7 @@ pub use counters::HostCounters;
 pub(crate) use dirty::words_at;
 pub use dirty::{DirtyOp, MODIFICATION_LOG_ENTRIES};
 pub use guest::{GuestError, GuestPaging, GuestShare, GuestTables};
-pub use host::{AgeBelowDone, AgeDone, Cmpxchg, EntryRun, Host};
+pub use host::{AgeBelowDone, AgeDone, Cmpxchg, EntryRun, GiveWay, Host};
 pub use lock::{LockKind, LockStats};
 pub use op::*;
 pub use primary::*;

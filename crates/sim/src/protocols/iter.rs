@@ -10,7 +10,7 @@
 
 use mmu_core::{Format, Gpa, Hpa, Level};
 
-use crate::engine::{Apply, Atomicity, Host, LockId, LockMode, ReschedCheck, RunOp, Work};
+use crate::engine::{Apply, Atomicity, GiveWay, Host, LockId, LockMode, ReschedCheck, RunOp, Work};
 
 /// When a walk gives the processor away.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
@@ -321,7 +321,8 @@ pub async fn cond_resched<F: Format>(
         Yield::YieldedGfn | Yield::RestartAdvances if iter.yielded_at == Some(iter.next_last_level) => return false,
         Yield::YieldedGfn | Yield::RestartAdvances | Yield::NoProgressRule | Yield::AfterWorkOnly => {}
     }
-    if !host.need_resched(LockId::MMU).await {
+    let wanted = host.give_way(LockId::MMU).await;
+    if wanted == GiveWay::No {
         return false;
     }
     let flush = rules.flush_on_yield == FlushOnYield::Always || *debt == FlushDebt::Owed;
@@ -335,7 +336,11 @@ pub async fn cond_resched<F: Format>(
     }
     *debt = FlushDebt::Clean;
     host.unlock(LockId::MMU).await;
-    host.reschedule().await;
+    // `cond_resched_rwlock_*`: the processor is given away only if that is due, not for the lock's sake.
+    match wanted {
+        GiveWay::Processor => host.reschedule().await,
+        GiveWay::Lock | GiveWay::No => host.spend(Work::Relax).await,
+    }
     host.lock(LockId::MMU, rules.lock).await;
     host.rcu_read_lock().await;
     iter.stalled = if iter.yielded_at == Some(iter.next_last_level) { iter.stalled + 1 } else { 0 };

@@ -62,6 +62,13 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     run_stages("max_guest_memory_test", platform, options, Stages::Three)
 }
 
+/// Guest memory may be written.
+const WRITABLE: u64 = 0;
+/// The primary MMU maps it read-only; KVM may still map it otherwise.
+const READ_ONLY: u64 = 1;
+/// `mprotect` has returned: nobody may write any more.
+const LANDED: u64 = 2;
+
 /// What one vCPU works on.
 #[derive(Clone, Copy, Debug)]
 struct Share {
@@ -238,7 +245,7 @@ async fn write_until_refused<F: Format>(
     protected: Var,
 ) -> u64 {
     loop {
-        let read_only = host.load_acquire(protected).await != 0;
+        let read_only = host.load_acquire(protected).await == LANDED;
         let mut refused = 0;
         for page in 0..share.pages {
             let gva = Gva::new(share.base + page * share.stride);
@@ -246,7 +253,7 @@ async fn write_until_refused<F: Format>(
             loop {
                 match rooted.run_once(host).await {
                     // The run of the vCPU returns EFAULT; the test makes the guest go on behind the store.
-                    Some(ExitReason::Fault(_)) if host.load_acquire(protected).await != 0 => {
+                    Some(ExitReason::Fault(_)) if host.load_acquire(protected).await != WRITABLE => {
                         refused += 1;
                         break;
                     }
@@ -286,7 +293,7 @@ impl<F: Format> Main<F> {
             self.protect(host).await;
             self.phases.finished(host).await;
             self.take("ro", host.now().await.since(begun));
-            host.store_release(self.protected, 0).await;
+            host.store_release(self.protected, WRITABLE).await;
             let cycles = self.phases.run(host).await;
             self.take("rw", cycles);
         }
@@ -306,12 +313,13 @@ impl<F: Format> Main<F> {
     /// `mprotect(PROT_READ)`: the mapping is read-only first, then what KVM has of it goes. The pages stay.
     async fn protect(&self, host: &Host<F>) {
         let all = GpaRange::new(Gpa::new(0), self.memory);
-        host.store_release(self.protected, 1).await;
+        host.store_release(self.protected, READ_ONLY).await;
         notifier::begin(host, all).await;
         if self.roots.unmap_gfn_range(host, all).await == FlushDebt::Owed {
             host.flush_range(all, WalkCaches::Keep).await;
         }
         host.unlock(LockId::MMU).await;
         notifier::range_end(host).await;
+        host.store_release(self.protected, LANDED).await;
     }
 }
