@@ -113,9 +113,8 @@ fn the_kernel_test_counts_the_same() {
 #[test]
 fn faults_wait_less_for_a_recovery_that_shares_the_lock() {
     let longest = |lock| {
-        let bytes = Bytes(256.MiB());
-        let options =
-            nx_huge_pages_perf::Options { bytes, period_ms: 1, lock, ..nx_huge_pages_perf::Options::default() };
+        let (bytes, page, defaults) = (Bytes(256.MiB()), PageSize::SIZE_2M, nx_huge_pages_perf::Options::default());
+        let options = nx_huge_pages_perf::Options { bytes, page, period_ms: 1, lock, ..defaults };
         let report = nx_huge_pages_perf::run(&x86(), &options).unwrap();
         assert_eq!(report.failed().count(), 0, "{report:?}");
         report.figures["max fault latency (cycles)"]

@@ -25,12 +25,15 @@ use std::rc::Rc;
 use mmu_core::{AccessKind, Cycles, Format, Gpa, GpaRange, Hpa, Leaf, Level, PageSize, Perms};
 use serde::{Deserialize, Serialize};
 
-use super::fault::is_stale;
 use super::iter::{FlushDebt, Yield};
+use super::notifier::{RetryPolicy, Target, invalidate_retry, snapshot};
+use super::slots::{Faultin, faultin_pfn};
 use super::split::{Children, LazilySplit, LazySplit, Linked, SplitPolicy, lazy_split, link_children};
 use super::zap::{LinkedTable, TableFlush, TableZap, ZapLock, ZapPolicy, is_table, zap_sp};
 use crate::arch::Arch;
-use crate::engine::{Cmpxchg, Frames, GuestFault, Host, LockId, LockKind, LockMode, Sim, Var, Work};
+use crate::engine::{
+    Cmpxchg, Frames, GuestFault, Host, HostAccess, LockId, LockKind, LockMode, Reference, Sim, Var, Work,
+};
 
 /// Whether huge pages may be executable.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -197,15 +200,19 @@ impl NxPages {
     /// Handles one fault under `mmu_lock` held in this mode, with pages up to `most` that the primary MMU has too.
     pub async fn handle<F: Format>(&self, host: &Host<F>, fault: GuestFault, lock: LockMode, most: PageSize) {
         host.spend(Work::Fault).await;
-        let seq = host.load(Var::INVALIDATE_SEQ).await;
-        let host_page = host.resolve_page(fault.gpa, most).await;
-        let page = mapping_size(host, fault.gpa, most).await;
+        let retry = RetryPolicy::V6_8;
+        let seq = snapshot(host, retry.snapshot).await;
+        let found = faultin_pfn(host, fault.gpa, HostAccess::Write, Reference::None).await;
+        let Faultin::Page { page: found, hva } = found else {
+            return host.count_retry().await;
+        };
+        let page = mapping_size(host.format(), most.min(found.size));
         host.lock(LockId::MMU, lock).await;
-        let attempt = if is_stale(host, seq, fault.gpa).await {
+        let attempt = if invalidate_retry(host, &retry, seq, Target { gpa: fault.gpa, hva }).await {
             Attempt::Retry
         } else {
             host.rcu_read_lock().await;
-            let attempt = self.map(host, fault, host_page, page).await;
+            let attempt = self.map(host, fault, found.host, page).await;
             host.rcu_read_unlock().await;
             attempt
         };
@@ -452,9 +459,8 @@ enum Attempt {
 }
 
 /// The largest leaf of the format that fits what the primary MMU has.
-async fn mapping_size<F: Format>(host: &Host<F>, gpa: Gpa, most: PageSize) -> PageSize {
-    let backed = host.host_mapping(gpa, most).await;
-    let geometry = host.format().geometry();
+fn mapping_size<F: Format>(format: &F, backed: PageSize) -> PageSize {
+    let geometry = format.geometry();
     geometry.page_sizes().filter(|size| *size <= backed).max().unwrap_or(geometry.granule())
 }
 

@@ -17,7 +17,7 @@ use crate::engine::{ExitReason, GuestPaging, Host, LockId, LockMode, Sim, Stoppe
 use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use crate::protocols::fault::FaultPolicy;
 use crate::protocols::iter::FlushDebt;
-use crate::protocols::notifier;
+use crate::protocols::notifier::{self, RetryPolicy};
 use crate::protocols::roots::{LifeCycle, RootPolicy, RootedVcpu, Roots};
 use crate::protocols::workqueue::{Workqueue, WorkqueueSpec};
 use crate::rng::Seed;
@@ -115,7 +115,11 @@ pub(super) fn run_stages<A: Arch>(
             (pages * index as u64 / options.vcpus as u64, pages * (index as u64 + 1) / options.vcpus as u64);
         let share =
             Share { vcpu: VcpuId(index), base: first * page.bytes(), pages: last - first, stride: page.bytes() };
-        let rooted = RootedVcpu::new(roots.clone(), share.vcpu, FaultPolicy { lock: LockMode::Read, page });
+        let rooted = RootedVcpu::new(
+            roots.clone(),
+            share.vcpu,
+            FaultPolicy { lock: LockMode::Read, page, retry: RetryPolicy::V6_8 },
+        );
         let measured = Rc::clone(&measured);
         roots.spawn_vcpu_task(&mut sim, share.vcpu, move |host| {
             Box::pin(guest(host, rooted, share, phases, stages, toggles, protected, measured))
@@ -319,7 +323,7 @@ impl<F: Format> Main<F> {
             host.flush_range(all, WalkCaches::Keep).await;
         }
         host.unlock(LockId::MMU).await;
-        notifier::range_end(host).await;
+        notifier::end(host).await;
         host.store_release(self.protected, LANDED).await;
     }
 }

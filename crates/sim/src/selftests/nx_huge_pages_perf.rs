@@ -53,7 +53,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     let spec = VmSpec {
         memory: options.bytes,
         vcpus: 2,
-        page: PageSize::SIZE_4K,
+        page: options.page,
         guest: GuestPaging::Flat,
         populate: Populate::ByFaults,
         workload: Workload::Idle,
