@@ -45,7 +45,7 @@ fn recover(policy: NxPolicy, pages: u64, logged: Option<GpaRange>) -> (Recovered
                 loop {
                     match host.vcpu_run(VcpuId(0)).await.reason {
                         ExitReason::Fault(fault) => faults.handle(&host, fault, LockMode::Read, huge).await,
-                        ExitReason::Kicked => {}
+                        ExitReason::Kicked | ExitReason::LogFull => {}
                         ExitReason::Done => break,
                     }
                 }

@@ -9,12 +9,12 @@ mod demand_paging;
 mod dirty_log;
 mod dirty_log_page_splitting;
 mod dirty_log_perf;
-mod page_table;
-mod pre_fault;
 mod max_guest_memory;
 mod mmu_stress;
 mod nx_huge_pages;
 mod nx_huge_pages_perf;
+mod page_table;
+mod pre_fault;
 mod report;
 
 use clap::{ArgGroup, Args, Command, Subcommand};

@@ -17,7 +17,7 @@ use crate::engine::{ExitReason, GuestPaging, Host, LockId, LockMode, Sim, Stoppe
 use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use crate::protocols::fault::FaultPolicy;
 use crate::protocols::iter::FlushDebt;
-use crate::protocols::notifier::{self, RetryPolicy};
+use crate::protocols::notifier;
 use crate::protocols::roots::{LifeCycle, RootPolicy, RootedVcpu, Roots};
 use crate::protocols::workqueue::{Workqueue, WorkqueueSpec};
 use crate::rng::Seed;
@@ -115,11 +115,7 @@ pub(super) fn run_stages<A: Arch>(
             (pages * index as u64 / options.vcpus as u64, pages * (index as u64 + 1) / options.vcpus as u64);
         let share =
             Share { vcpu: VcpuId(index), base: first * page.bytes(), pages: last - first, stride: page.bytes() };
-        let rooted = RootedVcpu::new(
-            roots.clone(),
-            share.vcpu,
-            FaultPolicy { lock: LockMode::Read, page, retry: RetryPolicy::V6_8 },
-        );
+        let rooted = RootedVcpu::new(roots.clone(), share.vcpu, FaultPolicy::new(LockMode::Read, page));
         let measured = Rc::clone(&measured);
         roots.spawn_vcpu_task(&mut sim, share.vcpu, move |host| {
             Box::pin(guest(host, rooted, share, phases, stages, toggles, protected, measured))
@@ -224,7 +220,7 @@ async fn guest<F: Format>(
         }
         phases.done(&host).await;
     }
-    rooted.leave(&host).await;
+    rooted.release(&host).await;
 }
 
 impl Share {
@@ -262,7 +258,7 @@ async fn write_until_refused<F: Format>(
                         break;
                     }
                     Some(ExitReason::Fault(fault)) => rooted.handle(host, fault).await,
-                    Some(ExitReason::Kicked) => {}
+                    Some(ExitReason::Kicked | ExitReason::LogFull) => {}
                     Some(ExitReason::Done) | None => break,
                 }
             }

@@ -152,7 +152,7 @@ async fn touch<F: Format>(host: &Host<F>, nx: &NxPages, gva: Gva, kind: AccessKi
     loop {
         match host.vcpu_run(VcpuId(0)).await.reason {
             ExitReason::Fault(fault) => nx.handle(host, fault, LockMode::Read, PageSize::SIZE_2M).await,
-            ExitReason::Kicked => {}
+            ExitReason::Kicked | ExitReason::LogFull => {}
             ExitReason::Done => return,
         }
     }

@@ -127,7 +127,7 @@ async fn run_guest<F: Format>(host: &Host<F>, nx: &NxPages, vcpu: VcpuId, most: 
     loop {
         match host.vcpu_run(vcpu).await.reason {
             ExitReason::Fault(fault) => nx.handle(host, fault, LockMode::Read, most).await,
-            ExitReason::Kicked => {}
+            ExitReason::Kicked | ExitReason::LogFull => {}
             ExitReason::Done => return,
         }
     }

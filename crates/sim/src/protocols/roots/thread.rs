@@ -71,7 +71,7 @@ impl<F: Format> RootedVcpu<F> {
             match self.run_once(host).await {
                 None => return RanTo::NoRoot,
                 Some(ExitReason::Fault(fault)) => self.handle(host, fault).await,
-                Some(ExitReason::Kicked) => {}
+                Some(ExitReason::Kicked | ExitReason::LogFull) => {}
                 Some(ExitReason::Done) => return RanTo::Done,
             }
         }
