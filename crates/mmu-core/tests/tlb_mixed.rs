@@ -127,3 +127,37 @@ proptest! {
         }
     }
 }
+
+/// Translations of two sizes for one address stand side by side until one is invalidated; a look-up that matches both is a conflict.
+#[test]
+fn sizes_that_overlap_are_found() {
+    let [l1, l2] = levels();
+    let spec = TlbSpec {
+        l1,
+        l2,
+        inclusion: Inclusion::NonInclusive,
+        rules: TagRules::default(),
+        l2_hit_extra: Cycles(5),
+        l2_hit_extra_fetch: Cycles(5),
+    };
+    let mut tlb = Tlb::new(&spec, 0).unwrap();
+    let tag = Tag::default();
+    let at = |address: u64| Input::GuestPhysical(mmu_core::Gpa::new(address));
+    let small = |address: u64| TlbEntry::new(Hpa::new(address), PageSize::SIZE_4K, Perms::RW);
+    let huge = TlbEntry::new(Hpa::new(0x20_0000), PageSize::SIZE_2M, Perms::RW);
+    // The arrays that fetches ask hold pages of several sizes.
+    tlb.fill(Port::Fetch, tag, at(0x20_3000), small(0x20_3000));
+    assert!(!tlb.overlaps(Port::Fetch, tag, at(0x20_3000), PageSize::SIZE_4K));
+    assert!(!tlb.conflicts(Port::Fetch, tag, at(0x20_3000)));
+    // Inside the block, not beside it, and of its own kind only.
+    assert!(tlb.overlaps(Port::Fetch, tag, at(0x20_0000), PageSize::SIZE_2M));
+    assert!(!tlb.overlaps(Port::Fetch, tag, at(0x40_0000), PageSize::SIZE_2M));
+    assert!(!tlb.overlaps(Port::Fetch, tag, Input::Combined(Gva::new(0x20_0000)), PageSize::SIZE_2M));
+    tlb.fill(Port::Fetch, tag, at(0x20_0000), huge);
+    assert!(tlb.overlaps(Port::Fetch, tag, at(0x20_5000), PageSize::SIZE_4K), "a page below a block");
+    assert!(tlb.conflicts(Port::Fetch, tag, at(0x20_3000)));
+    assert!(!tlb.conflicts(Port::Fetch, tag, at(0x20_5000)), "the block alone translates this page");
+    let vmid = mmu_core::tlb::Vmid(0);
+    tlb.invalidate(Invalidate::GuestPhysical { vmid, start: mmu_core::Gpa::new(0x20_3000), bytes: 4096 });
+    assert!(!tlb.conflicts(Port::Fetch, tag, at(0x20_3000)), "the page, and the block around it, are gone");
+}

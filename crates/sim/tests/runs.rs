@@ -17,6 +17,7 @@ use mmu_sim::protocols::dirty_log::{
     enable, get_dirty_log,
 };
 use mmu_sim::protocols::reclaim::{Scan, Scanned, pass, scan};
+use mmu_sim::protocols::teardown::free_unlinked;
 use mmu_sim::protocols::unmap::{UnmapFlush, UnmapPolicy, unmap_range};
 use mmu_sim::protocols::young::{Convention, YoungBitmap};
 use mmu_sim::protocols::zap::ZapPolicy;
@@ -297,4 +298,33 @@ fn a_terabyte_is_logged_in_no_time() {
         outcome(&mut sim);
         assert_eq!(*protected.borrow(), 1.TiB() >> 12, "{tracking:?}");
     }
+
+/// A block where a fully populated table was, in the order of 5.10: the walk through the old table is a run.
+#[test]
+fn tearing_a_table_down_costs_what_its_entries_cost() {
+    let platform = x86();
+    let vm = VmSpec { workload: Workload::Idle, ..small_vm(24.MiB(), 1, 0) };
+    let run = |runs| {
+        let mut sim = build(&platform, &vm).unwrap();
+        sim.set_runs(runs);
+        sim.spawn("tear down", Cycles(10_000), move |host| {
+            Box::pin(async move {
+                let format = *host.format();
+                let mut table = host.root().await;
+                let mut level = format.geometry().root();
+                // Down to the table above the last one of the first gigabyte.
+                while level.index() > 2 {
+                    table = format.next_table(level, host.read(table).await);
+                    level = level.down().unwrap();
+                }
+                let word = host.xchg(table, 0).await;
+                host.flush_vm().await;
+                free_unlinked(&host, format.next_table(level, word), level.down().unwrap()).await;
+            })
+        });
+        outcome(&mut sim)
+    };
+    let whole = run(Runs::Whole);
+    assert_eq!(whole, run(Runs::Single));
+    assert_eq!(whole.host.tables_freed, 12 + 1, "twelve tables of pages and the one above them");
 }

@@ -3,17 +3,17 @@
 //! Models `kvm_tdp_page_fault` (x86), `user_mem_abort` (arm64) and `kvmppc_book3s_instantiate_page` (POWER) of Linux 6.6:
 //!
 //! 1. the memslot of the address; MMIO is emulated;
-//! 2. [`FastPath::Lockless`]: what a compare-and-swap of the leaf can mend needs no lock ([`fault_fast`](super::fault_fast));
+//! 2. [`FastPath::Lockless`]: what a compare-and-swap of the leaf can mend needs no lock (`fault_fast`);
 //! 3. the memory cache is topped up, where allocating may sleep;
 //! 4. the invalidation sequence is read, **before** the host page is looked up; a read barrier between;
 //! 5. the host page is looked up, without locks; the primary MMU may have to bring it, or a handler in user space;
 //! 6. `mmu_lock`: for read where walkers compare and swap (x86, arm64 since 6.2), exclusively elsewhere (POWER: a spin lock);
 //! 7. whether the look-up went stale meanwhile ([`RetryPolicy`](super::notifier::RetryPolicy)): then the guest tries again;
-//! 8. the walk, inside an RCU section ([`fault_map`](super::fault_map)): missing tables are linked, a huge leaf in the way is split, a table in the way of
+//! 8. the walk, inside an RCU section (`fault_map`): missing tables are linked, a huge leaf in the way is split, a table in the way of
 //!    a huge leaf is coalesced ([`coalesce`](super::coalesce)), the leaf is installed or relaxed.
 //!
 //! Flush: installing owes none. Relaxing a leaf owes one to the own processor, where cached translations fault by themselves
-//! ([`Denial::FaultsFromTlb`]); replacing a table or a huge leaf is flushed by whoever replaces. All of it is made here. Frees tables that it
+//! ([`mmu_core::Denial::FaultsFromTlb`]); replacing a table or a huge leaf is flushed by whoever replaces. All of it is made here. Frees tables that it
 //! coalesces (by RCU, or at once under an exclusive lock), and tables that lost a race, at once.
 //!
 //! A historical or buggy handler is a [`FaultPolicy`] value.
