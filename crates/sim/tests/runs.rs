@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use common::{small_vm, x86};
-use mmu_core::{ByteUnits, Bytes, Cycles, Gpa, GpaRange, PageSize};
+use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::engine::{ActorStats, HostCounters, Runs, Sim, Stopped, VcpuStats};
 use mmu_sim::experiment::zap::{Target, strategies};

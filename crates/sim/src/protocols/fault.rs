@@ -82,14 +82,6 @@ pub trait FaultHooks<F: Format> {
     fn mark_dirty(&self, _host: &Host<F>, _gpa: Gpa) -> impl Future<Output = ()> {
         async {}
     }
-    /// Enters the SRCU section that keeps slots alive (a vCPU is in it whenever it is out of the guest; a prefault says so).
-    fn read_slots(&self, _host: &Host<F>) -> impl Future<Output = ()> {
-        async {}
-    }
-    /// Leaves it.
-    fn leave_slots(&self, _host: &Host<F>) -> impl Future<Output = ()> {
-        async {}
-    }
     /// Whether a signal waits for the thread, so that a call has to end.
     fn signal_pending(&self, _host: &Host<F>) -> impl Future<Output = bool> {
         async { false }

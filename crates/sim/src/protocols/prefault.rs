@@ -54,7 +54,7 @@ pub async fn pre_fault_memory<F: Format, H: FaultHooks<F>>(
     range: GpaRange,
     deleted: DeletedSlot,
 ) -> PreFaulted {
-    faults.hooks().read_slots(host).await;
+    let section = host.srcu_read_lock().await;
     let mut left = range;
     let mut result = Ok(());
     while left.bytes.0 > 0 {
@@ -69,7 +69,7 @@ pub async fn pre_fault_memory<F: Format, H: FaultHooks<F>>(
             host.reschedule().await;
         }
     }
-    faults.hooks().leave_slots(host).await;
+    host.srcu_read_unlock(section).await;
     let shrunk = left.bytes < range.bytes;
     PreFaulted { remaining: left, result: if shrunk { Ok(()) } else { result } }
 }
