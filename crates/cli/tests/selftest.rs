@@ -53,7 +53,11 @@ fn a_run_can_be_recorded() {
     data(&[&TEST[..], &["--arch", "x86", "--events", &events, "--timeline", &timeline]].concat());
     let lines = std::fs::read_to_string(&events).unwrap();
     assert!(lines.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
-    assert!(lines.contains("\"kvm_page_fault\"") && lines.contains("\"kvm_tdp_mmu_spte_changed\""));
+    let names =
+        ["kvm_page_fault", "kvm_tdp_mmu_spte_changed", "kvm_mmu_spte_requested", "kvm_entry", "kvm_exit", "sim_lock_held"];
+    for name in names {
+        assert!(lines.contains(&format!("\"event\":\"{name}\"")), "no {name}");
+    }
     let document: Value = serde_json::from_str(&std::fs::read_to_string(&timeline).unwrap()).unwrap();
     assert!(document["traceEvents"].as_array().unwrap().len() > 100);
 }

@@ -166,3 +166,16 @@ fn slices_of_a_vcpu_fill_its_time() {
         assert_eq!(covered, until, "{}: guest and host follow each other without gaps", recording.name);
     }
 }
+
+/// Events that only protocols know of: what they name is filled in where the engine knows it.
+#[test]
+fn protocols_speak_for_themselves() {
+    let (_, recordings) = recorded(Threads::One, Collector::LIMIT);
+    let of = |run: usize, name| recordings[run].events.iter().filter(move |event| event.what.name() == name);
+    let gone: Vec<_> = of(1, "kvm_unmap_hva_range").map(|event| event.what).collect();
+    let [Trace::KvmUnmapHvaRange { start, end }] = gone[..] else { panic!("{gone:?}") };
+    assert_eq!(end - start, REQUEST.range.0);
+    let fast: Vec<_> = of(2, "kvm_mmu_zap_all_fast").map(|event| event.what).collect();
+    let [Trace::KvmMmuZapAllFast { mmu_used_pages, .. }] = fast[..] else { panic!("{fast:?}") };
+    assert!(mmu_used_pages > 64.MiB() >> 21, "tables of the guest, and the new root: {mmu_used_pages}");
+}

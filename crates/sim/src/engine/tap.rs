@@ -102,9 +102,20 @@ impl<A: Arch> Stage for Tap<A> {
         true
     }
 
-    fn record(&mut self, what: Trace) {
+    fn record(&mut self, mut what: Trace) {
         let (id, now) = self.actor();
-        self.recorder.point(self.recorder.track(id), now, what);
+        let track = self.recorder.track(id);
+        // What the protocol does not know.
+        match (&mut what, track) {
+            (Trace::FastPageFault { vcpu_id, .. }, Track::Vcpu(index)) => *vcpu_id = index,
+            (Trace::KvmMmuZapAllFast { mmu_valid_gen, mmu_used_pages }, _) => {
+                let timed = self.timed.borrow();
+                *mmu_valid_gen = u64::from(timed.world.root_generation);
+                *mmu_used_pages = timed.world.tables.frames();
+            }
+            _ => {}
+        }
+        self.recorder.point(track, now, what);
     }
 }
 
@@ -328,7 +339,7 @@ impl<A: Arch> Tap<A> {
                 self.recorder.point(track, at, what);
             }
             _ => {
-                let what = Trace::KvmPageFault { vcpu_id, fault_address: gpa, error_code: error_code(&fault) };
+                let what = Trace::KvmPageFault { vcpu_id, fault_address: gpa, error_code: fault.error_code() };
                 self.recorder.point(track, at, what);
             }
         }
@@ -403,15 +414,17 @@ fn wait(lock: LockId, mode: LockMode) -> Trace {
     Trace::LockWait { lock: lock_name(lock), number: lock.0, mode: mode_name(mode) }
 }
 
-/// `PFERR_PRESENT`, `PFERR_WRITE` and `PFERR_FETCH` (`arch/x86/include/asm/kvm_host.h`).
-fn error_code(fault: &GuestFault) -> u64 {
-    let present = u64::from(fault.class == FaultClass::Permission);
-    let access = match fault.access {
-        AccessKind::Read => 0,
-        AccessKind::Write | AccessKind::ReadWrite => 1 << 1,
-        AccessKind::Execute => 1 << 4,
-    };
-    present | access
+impl GuestFault {
+    /// `PFERR_PRESENT`, `PFERR_WRITE` and `PFERR_FETCH` of the fault (`arch/x86/include/asm/kvm_host.h`), for tracepoints that have them.
+    pub(crate) fn error_code(&self) -> u64 {
+        let present = u64::from(self.class == FaultClass::Permission);
+        let access = match self.access {
+            AccessKind::Read => 0,
+            AccessKind::Write | AccessKind::ReadWrite => 1 << 1,
+            AccessKind::Execute => 1 << 4,
+        };
+        present | access
+    }
 }
 
 /// `ESR_EL2` of an abort from a lower exception level (Arm ARM D24.2.40): EC, IL, WnR, fault status code with the level.
@@ -473,8 +486,8 @@ mod tests {
     fn faults_are_reported_in_each_architectures_own_words() {
         let fault = |access, class| GuestFault { gpa: Gpa::new(0), access, class };
         let write = fault(AccessKind::Write, FaultClass::Permission);
-        assert_eq!(error_code(&write), 0b11);
-        assert_eq!(error_code(&fault(AccessKind::Execute, FaultClass::NotPresent)), 0b1_0000);
+        assert_eq!(write.error_code(), 0b11);
+        assert_eq!(fault(AccessKind::Execute, FaultClass::NotPresent).error_code(), 0b1_0000);
         assert_eq!(esr(&write, 3), 0x9200_004f);
         assert_eq!(esr(&fault(AccessKind::Execute, FaultClass::NotPresent), 2), 0x8200_0006);
         assert_eq!(hdsisr(&write), 0x0a00_0000);

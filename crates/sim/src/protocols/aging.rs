@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::iter::TdpIter;
 use super::young::{Clear, YoungBitmap};
 use crate::engine::{self, AgeBelow, AgeRun, AgeWrite, Cmpxchg, Host, LockId, LockMode};
+use crate::events::Trace;
 
 /// What keeps tables in place while an aging walk reads them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -184,6 +185,7 @@ pub fn restore_access<F: Format>(format: &F, leaf: u64) -> u64 {
 
 /// `clear_young`: makes the leaves of a range old. Never flushes.
 pub async fn clear_young<F: Format>(host: &Host<F>, range: GpaRange, policy: &AgingPolicy) -> Aged {
+    host.trace(|| Trace::KvmAgeHva { start: range.start.raw(), end: range.end().raw() });
     let section = enter(host, policy).await;
     let root = host.root().await;
     let mut aged = walk(host, root, range, Clear::Clear, None, policy).await;
@@ -193,6 +195,7 @@ pub async fn clear_young<F: Format>(host: &Host<F>, range: GpaRange, policy: &Ag
 
 /// `clear_flush_young`: makes the leaves of a range old; flushes by policy, before the lock or the RCU section is left.
 pub async fn clear_flush_young<F: Format>(host: &Host<F>, range: GpaRange, policy: &AgingPolicy) -> Aged {
+    host.trace(|| Trace::KvmAgeHva { start: range.start.raw(), end: range.end().raw() });
     let section = enter(host, policy).await;
     let root = host.root().await;
     let mut aged = walk(host, root, range, Clear::Clear, None, policy).await;
@@ -205,6 +208,7 @@ pub async fn clear_flush_young<F: Format>(host: &Host<F>, range: GpaRange, polic
 
 /// `test_young`: whether a leaf of the range is young; stops at the first one. Changes nothing.
 pub async fn test_young<F: Format>(host: &Host<F>, range: GpaRange, policy: &AgingPolicy) -> Aged {
+    host.trace(|| Trace::KvmTestAgeHva { hva: range.start.raw() });
     let section = enter(host, policy).await;
     let root = host.root().await;
     let mut aged = find_young(host, root, range, policy).await;
@@ -231,6 +235,8 @@ pub async fn test_clear_young<F: Format>(
     clear: Clear,
     policy: &AgingPolicy,
 ) -> (AgingPath, Aged) {
+    let whole = bitmap.range();
+    host.trace(|| Trace::KvmAgeHva { start: whole.start.raw(), end: whole.end().raw() });
     let section = enter(host, policy).await;
     let root = host.root().await;
     let range = bitmap.range();

@@ -10,6 +10,7 @@ use super::aging::restore_access;
 use super::fault::{FaultHooks, Logging, PfRet, writes};
 use super::fault_map::allows;
 use crate::engine::{Cmpxchg, GuestFault, Host};
+use crate::events::Trace;
 
 /// Tries before the lock is taken.
 const TRIES: u32 = 4;
@@ -34,7 +35,17 @@ pub(super) async fn fast_page_fault<F: Format, H: FaultHooks<F>>(
         if logging == Logging::On && level > Level::LAST {
             break;
         }
-        if host.cmpxchg(at, old, new).await == Cmpxchg::Done {
+        let done = host.cmpxchg(at, old, new).await == Cmpxchg::Done;
+        host.trace(|| Trace::FastPageFault {
+            vcpu_id: 0,
+            cr2_or_gpa: fault.gpa.raw(),
+            error_code: fault.error_code(),
+            sptep: at.raw(),
+            old_spte: old,
+            new_spte: new,
+            ret: if done { "FIXED" } else { "RETRY" },
+        });
+        if done {
             if logging == Logging::On {
                 hooks.mark_dirty(host, fault.gpa).await;
             }

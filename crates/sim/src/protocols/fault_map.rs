@@ -18,6 +18,7 @@ use super::fault::{ExecMapping, FaultPolicy, Logging, RelaxFlush, TableInTheWay,
 use super::memory_cache::MemoryCache;
 use super::split::{LazilySplit, LazySplit, lazy_split};
 use crate::engine::{Cmpxchg, Host};
+use crate::events::Trace;
 
 /// What became of one attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +64,13 @@ pub(super) async fn map<F: Format>(
 ) -> Attempt {
     let format = *host.format();
     let geometry = *format.geometry();
+    if F::NAME == "x86-ept" {
+        host.trace(|| Trace::KvmMmuSpteRequested {
+            gfn: request.gpa.raw() >> 12,
+            pfn: request.host_page.raw() >> 12,
+            level: 1 + request.goal.index() as u32,
+        });
+    }
     let mut table = root;
     let mut level = geometry.root();
     let mut goal = request.goal;

@@ -8,6 +8,7 @@ use mmu_core::{Format, Hpa};
 
 use super::zap::{ZapPolicy, zap_root};
 use crate::engine::{Frames, Host, LockId, LockMode};
+use crate::events::Trace;
 
 /// Replaces the VM's root by an empty one and tears the old one down. `None` when no table could be allocated.
 pub async fn zap_all_fast<F: Format>(host: &Host<F>, policy: &ZapPolicy) -> Option<()> {
@@ -21,6 +22,7 @@ pub async fn zap_all_fast<F: Format>(host: &Host<F>, policy: &ZapPolicy) -> Opti
 pub async fn zap_all_fast_locked<F: Format>(host: &Host<F>, policy: &ZapPolicy) -> Option<()> {
     let new = host.alloc_table(host.format().geometry().root()).await?;
     host.lock(LockId::MMU, LockMode::Write).await;
+    host.trace(|| Trace::KvmMmuZapAllFast { mmu_valid_gen: 0, mmu_used_pages: 0 });
     let old = host.root().await;
     host.set_root(new).await;
     // KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: from here on no vCPU enters the guest on the old root.

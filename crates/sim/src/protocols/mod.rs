@@ -19,6 +19,7 @@
 //! | `nx` | NX huge pages: splitting for execution, and recovery |
 //! | `census` | how many leaves of which size a tree holds |
 //! | `walkers` | write-protecting walkers that yield to each other |
+//! | `dirty_log` | dirty logging: which pages has the guest written since user space asked last; bitmaps and rings |
 //! | `fault` | a second-stage fault from exit to installed entry |
 //! | `protect` | write-protecting a range when dirty logging starts |
 //! | `prefault` | `KVM_PRE_FAULT_MEMORY` |

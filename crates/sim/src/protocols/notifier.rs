@@ -19,6 +19,7 @@ use super::zap::{ZapLock, ZapPolicy, zap_leafs};
 use crate::engine::{
     Apply, Atomicity, Blockable, Fence, Host, LockId, LockMode, ReschedCheck, SlotsVersion, Var, WaitQueue, Wake, Work,
 };
+use crate::events::Trace;
 
 // ---- policies ----
 
@@ -317,6 +318,7 @@ pub async fn range_start<F: Format>(
 
 /// The slots of the range lose their mappings.
 async fn unmap_hva_range<F: Format>(host: &Host<F>, policy: &NotifierPolicy, range: HvaRange, blockable: Blockable) {
+    host.trace(|| Trace::KvmUnmapHvaRange { start: range.start.raw(), end: range.end().raw() });
     let section = host.srcu_read_lock().await;
     let slots = host.active_slots().await;
     let mut locked = false;
@@ -492,6 +494,7 @@ pub enum ChangePte {
 
 /// `kvm_mmu_notifier_change_pte`: for one page, between start and end or on its own. Whether a leaf was changed.
 pub async fn change_pte<F: Format>(host: &Host<F>, at: Hva, new: Hpa, policy: ChangePte) -> bool {
+    host.trace(|| Trace::KvmSetSpteHva { hva: at.raw() });
     if policy == ChangePte::Ignore {
         return false;
     }

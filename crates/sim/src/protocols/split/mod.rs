@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, check_each, cond_resched, skip_run};
 use super::zap::{LinkedTable, ZapLock};
 use crate::engine::{Apply, Atomicity, Cmpxchg, Frames, Host, LockId, ReschedCheck, RunOp, Work};
+use crate::events::Trace;
 
 pub use lazy::{LazilySplit, LazySplit, lazy_split};
 
@@ -348,6 +349,13 @@ pub async fn link_children<F: Format>(
     if linked && policy.publish == Publish::LinkThenFill {
         children.fill(host, table).await;
     }
+    host.trace(|| Trace::KvmMmuSplitHugePage {
+        gfn: gpa.raw() >> 12,
+        spte: old,
+        level: 1 + level.index() as u32,
+        // -EBUSY
+        errno: if linked { 0 } else { -16 },
+    });
     if linked { Linked::Table(word) } else { Linked::Raced }
 }
 
