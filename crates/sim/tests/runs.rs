@@ -298,6 +298,7 @@ fn a_terabyte_is_logged_in_no_time() {
         outcome(&mut sim);
         assert_eq!(*protected.borrow(), 1.TiB() >> 12, "{tracking:?}");
     }
+}
 
 /// A block where a fully populated table was, in the order of 5.10: the walk through the old table is a run.
 #[test]
