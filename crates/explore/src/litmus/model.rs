@@ -64,7 +64,7 @@ pub enum Decision {
     /// A target performs an invalidation.
     Perform {
         /// Its place among those on their way.
-        index: u8,
+        index: u16,
         /// The target.
         target: u8,
     },
@@ -441,7 +441,7 @@ impl System for Model<'_> {
         }
         for (index, pending) in state.pending.iter().enumerate() {
             if self.performs(&state.threads[usize::from(pending.target)]) {
-                out.push(Decision::Perform { index: index as u8, target: pending.target });
+                out.push(Decision::Perform { index: index as u16, target: pending.target });
             }
         }
     }

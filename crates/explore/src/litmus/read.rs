@@ -46,7 +46,7 @@ impl Default for Limits {
             pages: 64,
             condition: 1000,
             name: 200,
-            bounds: Bounds { states: 2_000_000, transitions: 50_000_000, depth: 10_000 },
+            bounds: Bounds { states: 500_000, transitions: 50_000_000, depth: 10_000 },
         }
     }
 }
