@@ -139,29 +139,28 @@ impl Stamps {
     #[inline(always)]
     pub(super) fn renew_oldest(&mut self, set: u32, ways: u32, stamp: u64) -> u32 {
         match ways {
-            ..=4 => self.renew_oldest_of::<4, 4>(set, stamp),
-            5..=8 => self.renew_oldest_of::<8, 8>(set, stamp),
-            9..=12 => self.renew_oldest_of::<16, 12>(set, stamp),
-            _ => self.renew_oldest_of::<16, 16>(set, stamp),
+            ..=4 => self.renew_oldest_of::<4>(set, stamp),
+            5..=8 => self.renew_oldest_of::<8>(set, stamp),
+            _ => self.renew_oldest_of::<16>(set, stamp),
         }
     }
 
     /// The same for sets of up to eight ways.
     #[inline(always)]
     pub(super) fn renew_oldest_of_eight(&mut self, set: u32, shift: u32, stamp: u64) -> u32 {
-        if shift == 2 { self.renew_oldest_of::<4, 4>(set, stamp) } else { self.renew_oldest_of::<8, 8>(set, stamp) }
+        if shift == 2 { self.renew_oldest_of::<4>(set, stamp) } else { self.renew_oldest_of::<8>(set, stamp) }
     }
 
     // PERF: straight lines of compares and conditional moves.
     #[inline(always)]
-    fn renew_oldest_of<const STRIDE: usize, const WAYS: usize>(&mut self, set: u32, stamp: u64) -> u32 {
-        let Some(set) = self.of.as_chunks_mut::<STRIDE>().0.get_mut(set as usize) else { return 0 };
+    fn renew_oldest_of<const WAYS: usize>(&mut self, set: u32, stamp: u64) -> u32 {
+        let Some(set) = self.of.as_chunks_mut::<WAYS>().0.get_mut(set as usize) else { return 0 };
         let (mut oldest, mut way) = (set[0], 0);
-        for (other, &of) in set.iter().enumerate().take(WAYS).skip(1) {
+        for (other, &of) in set.iter().enumerate().skip(1) {
             way = if of < oldest { other } else { way };
             oldest = oldest.min(of);
         }
-        set[way % STRIDE] = stamp;
+        set[way % WAYS] = stamp;
         way as u32
     }
 }
