@@ -220,7 +220,7 @@ impl Ept {
     #[inline(always)]
     fn settled_leaf(&self, access: Access, level: Level, large: u64, raw: u64, allowed: u64) -> Settled {
         let Some(size) = PageSize::from_shift(PAGE_SHIFT + 9 * level.index() as u32) else { return Settled::Unsettled };
-        let inside = size.bytes() - 1 & ADDRESS;
+        let inside = (size.bytes() - 1) & ADDRESS;
         let need = self.needed(access);
         let clean = self.has_flags() && raw & D == 0;
         if raw & (self.ordinary.leaf | inside | large) != self.ordinary.leaf_set | large
