@@ -12,4 +12,4 @@ pub mod tlb_replay;
 pub mod workload;
 
 /// Rises whenever any statistic of an unchanged experiment may change; results carry it. The CHANGELOG says what changed.
-pub const MODEL_VERSION: u32 = 1;
+pub const MODEL_VERSION: u32 = 2;

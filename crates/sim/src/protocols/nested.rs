@@ -490,6 +490,10 @@ impl Shadow {
             match host.vcpu_run(vcpu).await.reason {
                 ExitReason::Fault(fault) => self.fault(host, fault).await?,
                 ExitReason::Done => return Ok(()),
+<<<<<<< HEAD
+=======
+                // Whatever else it left for is made good by the entry.
+>>>>>>> fae699e (Nested aging: lints)
                 _ => {}
             }
         }
