@@ -490,11 +490,7 @@ impl Shadow {
             match host.vcpu_run(vcpu).await.reason {
                 ExitReason::Fault(fault) => self.fault(host, fault).await?,
                 ExitReason::Done => return Ok(()),
-<<<<<<< HEAD
-=======
-                // Whatever else it left for is made good by the entry.
->>>>>>> fae699e (Nested aging: lints)
-                _ => {}
+                ExitReason::Kicked => {}
             }
         }
     }
@@ -584,16 +580,14 @@ pub async fn age<F: Format>(
     }
     aging::leave(host, section, &mut aged).await;
     if wanted && path == AgingPath::Lockless {
-        let mut chains = match policy.rmap {
-            RmapAging::ChainLock(kind) => shadow.age_chains(host, l1, clear, &policy.tdp, Some(kind)).await,
-            _ => {
-                let section = aging::enter_by(host, AgingPath::Locked).await;
-                let mut chains = shadow.age_chains(host, l1, clear, &policy.tdp, None).await;
-                aging::leave(host, section, &mut chains).await;
-                chains
-            }
-        };
-        aged.merge(&std::mem::take(&mut chains));
+        if let RmapAging::ChainLock(kind) = policy.rmap {
+            aged.merge(&shadow.age_chains(host, l1, clear, &policy.tdp, Some(kind)).await);
+        } else {
+            let section = aging::enter_by(host, AgingPath::Locked).await;
+            let mut chains = shadow.age_chains(host, l1, clear, &policy.tdp, None).await;
+            aging::leave(host, section, &mut chains).await;
+            aged.merge(&chains);
+        }
     }
     (path, aged)
 }
