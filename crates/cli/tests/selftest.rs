@@ -53,8 +53,14 @@ fn a_run_can_be_recorded() {
     data(&[&TEST[..], &["--arch", "x86", "--events", &events, "--timeline", &timeline]].concat());
     let lines = std::fs::read_to_string(&events).unwrap();
     assert!(lines.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
-    let names =
-        ["kvm_page_fault", "kvm_tdp_mmu_spte_changed", "kvm_mmu_spte_requested", "kvm_entry", "kvm_exit", "sim_lock_held"];
+    let names = [
+        "kvm_page_fault",
+        "kvm_tdp_mmu_spte_changed",
+        "kvm_mmu_spte_requested",
+        "kvm_entry",
+        "kvm_exit",
+        "sim_lock_held",
+    ];
     for name in names {
         assert!(lines.contains(&format!("\"event\":\"{name}\"")), "no {name}");
     }

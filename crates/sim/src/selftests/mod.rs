@@ -23,6 +23,7 @@
 pub mod access_tracking_perf;
 pub mod block_transitions;
 pub mod demand_paging;
+mod dirty_bed;
 pub mod dirty_log;
 pub mod dirty_log_page_splitting;
 pub mod dirty_log_perf;
@@ -33,7 +34,6 @@ pub mod nx_huge_pages_perf;
 pub mod page_table;
 pub mod phases;
 pub mod pre_fault;
-mod dirty_bed;
 
 use std::collections::BTreeMap;
 use std::fmt;
