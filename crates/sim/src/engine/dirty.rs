@@ -100,7 +100,9 @@ impl<A: Arch> World<A> {
             DirtyOp::AllocWords(words) => self.alloc_words(words, actor),
             DirtyOp::SetLog(entries) => {
                 actor.now += self.costs.store.times(vcpus.len() as u64);
-                vcpus.iter_mut().for_each(|vcpu| vcpu.modified.capacity = entries);
+                for vcpu in vcpus.iter_mut() {
+                    vcpu.modified.capacity = entries;
+                }
                 Reply::default()
             }
             DirtyOp::PopModified(vcpu) => {

@@ -118,14 +118,12 @@ impl Future for OpFuture<'_> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Reply> {
-        match self.op.take() {
-            Some(op) => self.stage.borrow_mut().perform(op).map_or(Poll::Pending, Poll::Ready),
-            None => {
-                let mut stage = self.stage.borrow_mut();
-                stage.resumed();
-                Poll::Ready(stage.reply())
-            }
+        if let Some(op) = self.op.take() {
+            return self.stage.borrow_mut().perform(op).map_or(Poll::Pending, Poll::Ready);
         }
+        let mut stage = self.stage.borrow_mut();
+        stage.resumed();
+        Poll::Ready(stage.reply())
     }
 }
 

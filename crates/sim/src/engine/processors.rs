@@ -23,7 +23,7 @@ impl<A: Arch> World<A> {
     }
 
     /// The actor has taken the lock that stands for its processor, and gives it away wherever it reschedules.
-    pub(super) fn occupy(&mut self, processor: LockId, actor: &mut ActorState) {
+    pub(super) fn occupy(processor: LockId, actor: &mut ActorState) {
         actor.processor = Some(processor);
         actor.start_slice();
     }
@@ -46,16 +46,12 @@ impl<A: Arch> World<A> {
             Some(processor) if self.locks[processor.0 as usize].is_contended() => {
                 self.unlock(processor, actor);
                 let lock = &mut self.locks[processor.0 as usize];
-                match lock.acquire(actor.id, LockMode::Write, actor.now, self.costs.lock()) {
-                    Some(at) => {
-                        actor.now = at;
-                        Performed::Done(Default::default())
-                    }
-                    None => {
-                        actor.asleep = true;
-                        Performed::Blocked
-                    }
+                if let Some(at) = lock.acquire(actor.id, LockMode::Write, actor.now, self.costs.lock()) {
+                    actor.now = at;
+                    return Performed::Done(Default::default());
                 }
+                actor.asleep = true;
+                Performed::Blocked
             }
             _ => Performed::Done(Default::default()),
         }

@@ -296,7 +296,7 @@ impl<A: Arch> World<A> {
             Op::Unlock(lock) => self.unlock(lock, actor),
             Op::Reschedule => self.reschedule(actor),
             Op::Occupy(processor) => {
-                self.occupy(processor, actor);
+                Self::occupy(processor, actor);
                 done(0)
             }
             Op::Vacate => self.vacate(actor),

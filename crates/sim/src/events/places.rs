@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use mmu_core::memory::TableMemory;
+use mmu_core::memory::{Run, TableMemory};
 use mmu_core::{Format, Gpa, Hpa, Level};
 
 /// Consecutive tables that translate consecutive guest-physical stretches.
@@ -57,7 +57,7 @@ impl Places {
             while done < words {
                 let Ok(run) = tables.run_at(first + 8 * done, words - done) else { break };
                 let at = gpa + (done << format.geometry().shift(level));
-                self.push_children(format, run.first, run.step, run.len, (level, below), at, &mut ahead);
+                Self::push_children(format, run, (level, below), at, &mut ahead);
                 done += run.len;
             }
         }
@@ -65,11 +65,8 @@ impl Places {
 
     /// Puts the tables that a run of words points to onto the list of those to learn.
     fn push_children<F: Format>(
-        &self,
         format: &F,
-        word: u64,
-        step: u64,
-        len: u64,
+        Run { first: word, step, len }: Run,
         (level, below): (Level, Level),
         gpa: Gpa,
         ahead: &mut Vec<(Hpa, u64, Level, Gpa)>,
@@ -110,7 +107,7 @@ impl Places {
                 self.stretches.insert(at, Stretch { end: start, ..old });
             }
             if old.end > end {
-                let skipped = (end - at) / 8 << format.geometry().shift(old.level);
+                let skipped = ((end - at) / 8) << format.geometry().shift(old.level);
                 self.stretches.insert(end, Stretch { start_gpa: old.start_gpa.wrapping_add(skipped), ..old });
             }
         }

@@ -193,7 +193,7 @@ fn guest<A: Arch>(platform: &Platform<A>) -> Result<(Sim<A>, u64), RunError> {
 fn storm_range(place: StormPlace, thread: u64, page: u64) -> HvaRange {
     let start = match place {
         StormPlace::Below => GUEST_MEMORY + 16 * thread * page,
-        StormPlace::BothSides => GUEST_MEMORY + (16 * thread + if thread % 2 == 0 { 0 } else { HALF }) * page,
+        StormPlace::BothSides => GUEST_MEMORY + (16 * thread + if thread.is_multiple_of(2) { 0 } else { HALF }) * page,
         StormPlace::Elsewhere => Hva::new(GUEST_MEMORY.raw() / 2 + 16 * thread * page),
     };
     HvaRange::new(start, Bytes(8 * page))

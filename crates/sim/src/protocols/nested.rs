@@ -490,7 +490,8 @@ impl Shadow {
             match host.vcpu_run(vcpu).await.reason {
                 ExitReason::Fault(fault) => self.fault(host, fault).await?,
                 ExitReason::Done => return Ok(()),
-                ExitReason::Kicked => {}
+                // Whatever else it left for is made good by the entry.
+                _ => {}
             }
         }
     }

@@ -211,13 +211,12 @@ pub async fn zap_table<F: Format>(host: &Host<F>, sptep: Hpa, level: Level, gpa:
     host.rcu_read_lock().await;
     let old = host.read(sptep).await;
     let table = host.format().next_table(level, old);
-    let mut debt = match is_table(host.format(), level, old) {
-        true => match zap_sp(host, LinkedTable { sptep, level, gpa, table }, policy).await {
-            TableZap::Zapped(debt) => debt,
-            TableZap::Gone => FlushDebt::Clean,
-        },
-        false => FlushDebt::Clean,
-    };
+    let mut debt = FlushDebt::Clean;
+    if is_table(host.format(), level, old)
+        && let TableZap::Zapped(owed) = zap_sp(host, LinkedTable { sptep, level, gpa, table }, policy).await
+    {
+        debt = owed;
+    }
     if policy.flush == TableFlush::DeferredRcu && debt == FlushDebt::Owed {
         let page = host.format().geometry().page_size(level);
         host.flush_range(GpaRange::new(gpa.align_down(page), page.into()), WalkCaches::Drop).await;

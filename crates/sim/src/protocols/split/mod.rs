@@ -180,7 +180,7 @@ pub async fn eager_split<F: Format>(
     policy: &SplitPolicy,
 ) -> Result<Splits, SplitError> {
     let goal = host.format().geometry().level_of(to).ok_or(SplitError::PageSize { to })?;
-    let range = Range { root, range, goal };
+    let range = Target { root, range, goal };
     let mut done = Splits::default();
     match policy.tables {
         SplitTables::NoWait { fails_every } => {
@@ -200,7 +200,7 @@ pub async fn eager_split<F: Format>(
 
 /// What is split, and down to which level.
 #[derive(Clone, Copy, Debug)]
-struct Range {
+struct Target {
     root: Hpa,
     range: GpaRange,
     goal: Level,
@@ -239,12 +239,12 @@ async fn give_back<F: Format>(host: &Host<F>, table: Hpa, level: Level) {
 /// `tdp_mmu_split_huge_pages_root`
 async fn split_range<F: Format>(
     host: &Host<F>,
-    range: Range,
+    range: Target,
     policy: &SplitPolicy,
     mut nowait: NoWait,
     done: &mut Splits,
 ) -> Result<(), SplitError> {
-    let Range { root, range, goal } = range;
+    let Target { root, range, goal } = range;
     let check = check_each(policy.yielding);
     let mut debt = FlushDebt::Clean;
     let mut outcome = Ok(());
@@ -260,13 +260,11 @@ async fn split_range<F: Format>(
         };
         let Some(table) = nowait.table(host, child).await else {
             done.reclaims += 1;
-            match reclaim_table(host, child, policy).await {
-                Some(table) => nowait.spare = Some((table, child)),
-                None => {
-                    outcome = Err(SplitError::NoTables { at: iter.gpa, done: *done });
-                    break;
-                }
-            }
+            let Some(table) = reclaim_table(host, child, policy).await else {
+                outcome = Err(SplitError::NoTables { at: iter.gpa, done: *done });
+                break;
+            };
+            nowait.spare = Some((table, child));
             // Lock and RCU section were given up: every table but the root may have gone.
             iter.restart_next();
             continue;
