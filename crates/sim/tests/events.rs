@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{small_vm, x86};
 use mmu_core::{ByteUnits, Bytes, Cycles};
@@ -30,7 +30,9 @@ fn as_json(recordings: &[Recording]) -> String {
 
 fn as_timeline(recordings: &[Recording]) -> String {
     let (mut text, mut timeline) = (String::new(), Timeline::new());
-    recordings.iter().for_each(|recording| timeline.write(&mut text, recording));
+    for recording in recordings {
+        timeline.write(&mut text, recording);
+    }
     timeline.finish(&mut text);
     text
 }
@@ -116,14 +118,14 @@ fn a_timeline_is_well_formed() {
     let mut ends: BTreeMap<(u64, u64), Vec<u128>> = BTreeMap::new();
     let mut last: BTreeMap<(u64, u64), u128> = BTreeMap::new();
     let mut arrows: BTreeMap<String, i64> = BTreeMap::new();
-    let mut named = BTreeMap::new();
+    let mut named = BTreeSet::new();
     // Six decimals of these few microseconds are far within a float's precision.
     let picoseconds = |value: &serde_json::Value| (value.as_f64().unwrap() * 1e6).round() as u128;
     for event in document["traceEvents"].as_array().unwrap() {
         let thread = (event["pid"].as_u64().unwrap(), event["tid"].as_u64().unwrap());
         match event["ph"].as_str().unwrap() {
             "M" => {
-                assert!(named.insert((thread, event["name"].to_string()), ()).is_none(), "named once: {event}");
+                assert!(named.insert((thread, event["name"].to_string())), "named once: {event}");
                 continue;
             }
             "X" => {
@@ -142,7 +144,7 @@ fn a_timeline_is_well_formed() {
         }
         let at = picoseconds(&event["ts"]);
         assert!(last.insert(thread, at).is_none_or(|before| before <= at), "goes back in time: {event}");
-        assert!(named.contains_key(&(thread, "\"thread_name\"".to_owned())), "thread without a name: {event}");
+        assert!(named.contains(&(thread, "\"thread_name\"".to_owned())), "thread without a name: {event}");
     }
     assert!(!arrows.is_empty() && arrows.values().all(|&ends| ends == 0));
     assert!(last.len() > 4 * 4, "vCPUs, actors and grace periods of four runs: {}", last.len());

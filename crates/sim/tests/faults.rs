@@ -229,7 +229,8 @@ fn a_permission_fault_needs_its_tables_too() {
             ..FaultPolicy::new(LockMode::Read, PageSize::SIZE_2M)
         };
         let fetch = |page| list([page], PageSize::SIZE_4K, AccessKind::Execute);
-        let read = list([0, 512].into_iter().chain([0; 50_000]), PageSize::SIZE_4K, AccessKind::Read);
+        let read =
+            list([0, 512].into_iter().chain(std::iter::repeat_n(0, 50_000)), PageSize::SIZE_4K, AccessKind::Read);
         guest(&platform, &vm, policy, 0, vec![vec![read, fetch(1), fetch(513)]], |sim, logging| {
             // The blocks are mapped by then, and nothing has been fetched.
             sim.spawn("log", Cycles(150_000), move |host| {

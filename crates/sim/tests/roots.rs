@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::rc::Rc;
 
 use common::{arm64, power, small_vm, x86};
@@ -375,7 +375,7 @@ fn audio(spec: WorkqueueSpec, on: u32) -> Cycles {
     let mut vm = Vm::new(&x86(), &vm(2.GiB(), 1), policy, spec);
     vm.vcpu(0, vec![touch(0, 16, PageSize::SIZE_4K)]);
     let processor = vm.queue.as_ref().unwrap().processor(ProcessorId(on));
-    let worst = Rc::new(RefCell::new(Cycles::ZERO));
+    let worst = Rc::new(Cell::new(Cycles::ZERO));
     let found = Rc::clone(&worst);
     vm.task("audio", 0, move |host, _| {
         Box::pin(async move {
@@ -384,8 +384,7 @@ fn audio(spec: WorkqueueSpec, on: u32) -> Cycles {
                 host.sleep_until(due).await;
                 host.lock(processor, LockMode::Write).await;
                 let waited = host.now().await.since(due);
-                let longest = (*found.borrow()).max(waited);
-                *found.borrow_mut() = longest;
+                found.set(found.get().max(waited));
                 host.spend(mmu_sim::engine::Work::Exactly(Cycles(100_000))).await;
                 host.unlock(processor).await;
             }
@@ -393,8 +392,7 @@ fn audio(spec: WorkqueueSpec, on: u32) -> Cycles {
     });
     vm.fast_zap(1_000_000);
     vm.end().clean();
-    let longest = *worst.borrow();
-    longest
+    worst.get()
 }
 
 #[test]

@@ -154,9 +154,9 @@ impl Plain {
             set.insert(0, number);
         }
         if at.is_some() {
-            self.counts.hits += 1
+            self.counts.hits += 1;
         } else {
-            self.counts.misses += 1
+            self.counts.misses += 1;
         }
         at.is_some()
     }

@@ -136,7 +136,7 @@ fn try_out<A: Arch>(arch: A, plan: &Plan) -> Result<(), CliError> {
 
 fn check_range(plan: &Plan) -> Result<(), CliError> {
     let (range, page) = (plan.request.range, plan.vm.page);
-    let argument = format!("--range {}", range);
+    let argument = format!("--range {range}");
     if range > plan.vm.memory {
         let what = format!("reaches beyond the guest's {}; zap less or give more --memory", plan.vm.memory);
         return Err(CliError::argument(argument, what));

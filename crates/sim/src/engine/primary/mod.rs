@@ -222,7 +222,8 @@ impl PrimaryMmu {
             BackingKind::Thp(size) | BackingKind::Hugetlb(size) => size,
         };
         let page = at.align_down(wanted).raw();
-        let whole = self.vmas.parts(page, wanted.bytes()).filter(|part| part.value == vma).map(|part| part.len).sum();
+        let whole =
+            self.vmas.parts(page, wanted.bytes()).filter(|part| part.value == vma).map(|part| part.len).sum::<u64>();
         let fits = wanted.bytes() == whole && self.ptes.is_free(page, wanted.bytes());
         let size = if fits { wanted } else { self.base };
         let page = at.align_down(size);

@@ -2,7 +2,7 @@
 
 use mmu_core::{Bytes, Format, Gpa, GpaRange, Hpa, Level};
 
-use super::{Linked, Range, SplitError, SplitPolicy, Splits, give_back, split_leaf};
+use super::{Linked, SplitError, SplitPolicy, Splits, Target, give_back, split_leaf};
 use crate::engine::{Host, LockId, ReschedCheck};
 use crate::protocols::iter::{TdpIter, skip_run};
 
@@ -50,7 +50,7 @@ fn tables_for<F: Format>(format: &F, goal: Level, chunk: Bytes) -> Vec<(Level, u
 /// `kvm_mmu_split_huge_pages`
 pub(super) async fn split_chunks<F: Format>(
     host: &Host<F>,
-    range: Range,
+    range: Target,
     chunk: Bytes,
     policy: &SplitPolicy,
     done: &mut Splits,
@@ -77,7 +77,7 @@ pub(super) async fn split_chunks<F: Format>(
             }
         }
         let next = Gpa::new((at.raw() / chunk.0 + 1).saturating_mul(chunk.0)).min(end);
-        split_chunk(host, Range { range: GpaRange::between(at, next), ..range }, policy, &mut cache, done).await;
+        split_chunk(host, Target { range: GpaRange::between(at, next), ..range }, policy, &mut cache, done).await;
         at = next;
     }
     cache.release(host).await;
@@ -87,12 +87,12 @@ pub(super) async fn split_chunks<F: Format>(
 /// `kvm_pgtable_stage2_split` over one chunk. A block larger than the cache allows is split by one level only.
 async fn split_chunk<F: Format>(
     host: &Host<F>,
-    range: Range,
+    range: Target,
     policy: &SplitPolicy,
     cache: &mut TableCache,
     done: &mut Splits,
 ) {
-    let Range { root, range, goal } = range;
+    let Target { root, range, goal } = range;
     host.rcu_read_lock().await;
     let mut iter = TdpIter::new(*host.format(), root, goal.up(), range.start, range.end());
     while iter.next(host).await {
