@@ -13,6 +13,7 @@ mod max_guest_memory;
 mod mmu_stress;
 mod nx_huge_pages;
 mod nx_huge_pages_perf;
+mod memslot_modification;
 mod page_table;
 mod pre_fault;
 mod report;
@@ -56,6 +57,8 @@ pub enum Selftest {
     DirtyLogPageSplittingTest(dirty_log_page_splitting::Arguments),
     /// All vCPUs create, split and rebuild the mappings of the same memory
     KvmPageTableTest(page_table::Arguments),
+    /// vCPUs use their memory while a slot beside it comes and goes
+    MemslotModificationStressTest(memslot_modification::Arguments),
     /// Memory is faulted in ahead of the guest while its slot is deleted and recreated
     PreFaultMemoryTest(pre_fault::Arguments),
     /// Pages become blocks and blocks become pages, and every run succeeds (arm64)
@@ -130,6 +133,7 @@ fn run_named(test: &Selftest) -> Result<(), CliError> {
         Selftest::DirtyLogTest(test) => run_test(test),
         Selftest::DirtyLogPageSplittingTest(test) => run_test(test),
         Selftest::KvmPageTableTest(test) => run_test(test),
+        Selftest::MemslotModificationStressTest(test) => run_test(test),
         Selftest::PreFaultMemoryTest(test) => run_test(test),
         Selftest::Stage2BlockTransitions(test) => run_test(test),
         Selftest::MaxGuestMemoryTest(test) => run_test(test),

@@ -7,7 +7,7 @@
 //! (52ac8b358b0c), so that start and end of each see the same slots; `mmu_lock` for the zap. Flush: by the zap's policy. Frees: the old version of the
 //! memslots after the grace period; tables as the zap says.
 
-use mmu_core::{Format, Gpa, GpaRange, Hva, WalkCaches};
+use mmu_core::{Delivery, Flush, FlushScope, Format, Gpa, GpaRange, Hva, Reach, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::FlushDebt;
@@ -75,6 +75,15 @@ impl SlotPolicy {
     pub const X86_LEAFS: SlotPolicy = SlotPolicy { zap: SlotZap::Leafs(ZapPolicy::V6_9), ..Self::X86 };
     /// Arm and POWER.
     pub const UNMAP: SlotPolicy = SlotPolicy { zap: SlotZap::Unmap(UnmapPolicy::V6_6), ..Self::X86 };
+
+    /// What Linux does with this format: x86, whose flushes are interrupts, zaps the root; the others unmap the slot.
+    pub fn linux_6_6<F: Format>(format: &F) -> SlotPolicy {
+        let everything = Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: Reach::Everyone };
+        match format.flush_plan(everything).delivery {
+            Delivery::Interrupt => Self::X86,
+            Delivery::LocalInstruction | Delivery::Broadcast => Self::UNMAP,
+        }
+    }
 }
 
 /// A memslot update (`KVM_SET_USER_MEMORY_REGION`).

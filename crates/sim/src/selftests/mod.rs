@@ -10,6 +10,7 @@
 //! | `dirty_log` | `dirty_log_test` |
 //! | `dirty_log_perf` | `dirty_log_perf_test` |
 //! | `dirty_log_page_splitting` | `dirty_log_page_splitting_test` |
+//! | `memslot_modification` | `memslot_modification_stress_test` |
 //! | `page_table` | `kvm_page_table_test` |
 //! | `pre_fault` | `pre_fault_memory_test` |
 //! | `block_transitions` | `stage2_block_transitions` |
@@ -31,6 +32,7 @@ pub mod max_guest_memory;
 pub mod mmu_stress;
 pub mod nx_huge_pages;
 pub mod nx_huge_pages_perf;
+pub mod memslot_modification;
 pub mod page_table;
 pub mod phases;
 pub mod pre_fault;
