@@ -131,9 +131,13 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     let active = SlotsVersion(world.var(Var::MEMSLOTS));
     let left = (world.slots().slot(active, SlotId(0)).is_some(), world.slots().slot(active, DUMMY).is_none());
     report.check(left == (true, true), "the guest's slot is left and the dummy is not");
-    report.check(world.slots().versions() == 1, format!("one version of the slots is left: {}", world.slots().versions()));
+    report.check(
+        world.slots().versions() == 1,
+        format!("one version of the slots is left: {}", world.slots().versions()),
+    );
     let passed = world.var(passes);
-    report.check(passed >= options.vcpus as u64, format!("every vCPU writes its memory once at least: {passed} passes"));
+    report
+        .check(passed >= options.vcpus as u64, format!("every vCPU writes its memory once at least: {passed} passes"));
     let stats = sim.vcpu_stats();
     let pages: u64 = memory.0 / page.bytes();
     let faulted: u64 = stats.iter().map(|vcpu| vcpu.faults).sum();

@@ -1,12 +1,10 @@
 //! Coalescing: every order, maintenance, flush and level of `FEAT_BBM`, to the cycle and to the page that was never cleaned.
 
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 
+use crate::common::{power, small_vm, x86};
 use arch_arm64_s2::{BbmLevel, Features, Stage1, Stage1Config, Stage2, Stage2Config};
-use common::{power, small_vm, x86};
 use mmu_core::machine::Machine;
 use mmu_core::{
     AccessKind, ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Hpa, HpaRange, Leaf, Level, NotPresent, PageSize,

@@ -1,11 +1,9 @@
 //! Splitting and collapsing on the three architectures: the same translations before and after, every invariant held.
 
-mod common;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use common::{arm64, power, small_vm, x86};
+use crate::common::{arm64, power, small_vm, x86};
 use mmu_core::memory::TableMemory;
 use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Level, PageSize};
 use mmu_sim::arch::Arch;

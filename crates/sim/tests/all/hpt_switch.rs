@@ -1,8 +1,5 @@
 //! POWER: switching between radix trees and hashed tables while agers run; recycled tables; aging by R.
 
-#[path = "common/accessed.rs"]
-mod accessed;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -38,7 +35,7 @@ fn guest() -> (Sim<Power>, PowerVm) {
         workload: Workload::Idle,
         seed: Seed(7),
     };
-    let mut sim = build_without_threads(&accessed::power(RcUpdate::Hardware), &vm).unwrap();
+    let mut sim = build_without_threads(&crate::accessed::power(RcUpdate::Hardware), &vm).unwrap();
     let power = PowerVm::new(&mut sim, 4);
     (sim, power)
 }

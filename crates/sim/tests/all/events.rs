@@ -1,10 +1,8 @@
 //! Recordings: the same bytes for any number of threads, a timeline that viewers accept, and no effect on what is recorded.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{small_vm, x86};
+use crate::common::{small_vm, x86};
 use mmu_core::{ByteUnits, Bytes, Cycles};
 use mmu_sim::engine::Threads;
 use mmu_sim::events::chrome::Timeline;

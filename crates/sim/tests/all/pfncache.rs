@@ -1,11 +1,9 @@
 //! `gfn_to_pfn_cache`: which forms finish, which are sound, and what each historical defect breaks; on every architecture.
 
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 
-use common::{arm64, power, x86};
+use crate::common::{arm64, power, x86};
 use mmu_core::{Bytes, Cycles, Format, Gpa, GpaRange, Hva, HvaRange, Level};
 use mmu_sim::arch::Arch;
 use mmu_sim::checker::Violation;

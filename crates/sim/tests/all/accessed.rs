@@ -37,11 +37,11 @@ pub fn power(rc: RcUpdate) -> Platform<Arch2<Radix, Radix>> {
 /// Runs a check on every kind of accessed state there is.
 macro_rules! everywhere {
     ($check:ident $(, $argument:expr)*) => {
-        $check(&accessed::x86(arch_x86_ept::AccessedDirty::On) $(, $argument)*);
-        $check(&accessed::x86(arch_x86_ept::AccessedDirty::Off) $(, $argument)*);
-        $check(&accessed::arm64(arch_arm64_s2::HardwareUpdates::None) $(, $argument)*);
-        $check(&accessed::arm64(arch_arm64_s2::HardwareUpdates::Accessed) $(, $argument)*);
-        $check(&accessed::power(arch_ppc_radix::RcUpdate::Interrupt) $(, $argument)*);
-        $check(&accessed::power(arch_ppc_radix::RcUpdate::Hardware) $(, $argument)*);
+        $check(&crate::accessed::x86(arch_x86_ept::AccessedDirty::On) $(, $argument)*);
+        $check(&crate::accessed::x86(arch_x86_ept::AccessedDirty::Off) $(, $argument)*);
+        $check(&crate::accessed::arm64(arch_arm64_s2::HardwareUpdates::None) $(, $argument)*);
+        $check(&crate::accessed::arm64(arch_arm64_s2::HardwareUpdates::Accessed) $(, $argument)*);
+        $check(&crate::accessed::power(arch_ppc_radix::RcUpdate::Interrupt) $(, $argument)*);
+        $check(&crate::accessed::power(arch_ppc_radix::RcUpdate::Hardware) $(, $argument)*);
     };
 }

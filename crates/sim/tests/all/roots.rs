@@ -1,11 +1,9 @@
 //! Life cycles of roots: every one of them ends clean, costs what history says, and shows its bugs when asked to.
 
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 
-use common::{arm64, power, small_vm, x86};
+use crate::common::{arm64, power, small_vm, x86};
 use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Hpa, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::checker::Violation;

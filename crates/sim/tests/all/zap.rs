@@ -1,8 +1,6 @@
 //! Zap protocols on a small x86 guest: exact figures, equal for any number of threads, with every invariant holding.
 
-mod common;
-
-use common::{small_vm, x86};
+use crate::common::{small_vm, x86};
 use mmu_core::{ByteUnits, Bytes, Cycles};
 use mmu_sim::engine::Threads;
 use mmu_sim::experiment::VmSpec;

@@ -1,12 +1,10 @@
 //! NX huge pages: the kernel test's counts, batches that flush before they free, and recovery that leaves logged slots alone;
 //! and walkers that yield to each other.
 
-mod common;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use common::{arm64, power, small_vm, x86};
+use crate::common::{arm64, power, small_vm, x86};
 use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Gpa, GpaRange, Gva, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::checker::Violation;

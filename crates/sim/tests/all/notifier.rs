@@ -1,11 +1,9 @@
 //! The primary MMU under a running guest: the notifier's contract, what is handed over, who retries, and what each variant breaks.
 
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 
-use common::{arm64, power, x86};
+use crate::common::{arm64, power, x86};
 use mmu_core::{AccessKind, Bytes, Cycles, Format, Gpa, Gva, Hva, HvaRange, Level, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::checker::Violation;

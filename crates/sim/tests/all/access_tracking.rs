@@ -1,10 +1,6 @@
 //! `access_tracking_perf_test`: its assertions, its options, and the shape over vCPU counts.
 
-#[macro_use]
-#[path = "common/accessed.rs"]
-mod accessed;
-
-use accessed::{power, x86};
+use crate::accessed::{power, x86};
 use arch_ppc_radix::RcUpdate;
 use arch_x86_ept::AccessedDirty;
 use mmu_core::{ByteUnits, Bytes};
@@ -41,7 +37,7 @@ fn both_ways<A: Arch>(platform: &Platform<A>) {
 fn idle_bitmap_and_generations_find_what_was_accessed() {
     both_ways(&x86(AccessedDirty::On));
     both_ways(&x86(AccessedDirty::Off));
-    both_ways(&accessed::arm64(arch_arm64_s2::HardwareUpdates::None));
+    both_ways(&crate::accessed::arm64(arch_arm64_s2::HardwareUpdates::None));
     both_ways(&power(RcUpdate::Interrupt));
 }
 
@@ -98,7 +94,7 @@ fn lockless_passes_scale_and_locked_ones_do_not_on_x86() {
 
 #[test]
 fn lockless_passes_scale_and_locked_ones_do_not_on_arm() {
-    scales(&accessed::arm64(arch_arm64_s2::HardwareUpdates::Accessed));
+    scales(&crate::accessed::arm64(arch_arm64_s2::HardwareUpdates::Accessed));
 }
 
 #[test]

@@ -1,13 +1,11 @@
 //! Dirty logging on three architectures: no written page is ever lost, whoever races; what buggy variants lose is seen.
 
-mod common;
-
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use crate::common::{arm64, power, x86};
 use arch_arm64_s2::{HardwareUpdates, Stage2Config};
-use common::{arm64, power, x86};
 use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Level, PageSize};
 use mmu_sim::arch::{Arch, Arch2};
 use mmu_sim::checker::Violation;

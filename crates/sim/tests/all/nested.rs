@@ -1,14 +1,10 @@
 //! Nested guests: what either guest touched is found through tables and chains, and unmapping reaches both.
 
-#[macro_use]
-#[path = "common/accessed.rs"]
-mod accessed;
-
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use accessed::x86;
+use crate::accessed::x86;
 use arch_x86_ept::AccessedDirty;
 use mmu_core::{AccessKind, Bytes, Cycles, Gpa, GpaRange, Gva, HvaRange, PageSize};
 use mmu_sim::arch::Arch;

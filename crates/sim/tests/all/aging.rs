@@ -1,14 +1,10 @@
 //! Aging: what is reported young is what was touched, less what TLBs hide; every policy on every architecture.
 
-#[macro_use]
-#[path = "common/accessed.rs"]
-mod accessed;
-
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use accessed::{arm64, power, x86};
+use crate::accessed::{arm64, power, x86};
 use arch_arm64_s2::HardwareUpdates;
 use arch_ppc_radix::RcUpdate;
 use arch_x86_ept::AccessedDirty;

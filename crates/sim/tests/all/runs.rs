@@ -1,11 +1,9 @@
 //! Work on a run of n entries equals work on n single entries: same words, cycles, yields and counters.
 
-mod common;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use common::{small_vm, x86};
+use crate::common::{small_vm, x86};
 use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::engine::{ActorStats, HostCounters, Runs, Sim, Stopped, VcpuStats};

@@ -1,12 +1,10 @@
 //! Fault handlers: what each policy does, and what each historical defect does wrong.
 
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 
+use crate::common::{arm64, power, small_vm, x86};
 use arch_arm64_s2::{Stage1, Stage1Config, Stage2, Stage2Config};
-use common::{arm64, power, small_vm, x86};
 use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Level, PageSize};
 use mmu_sim::arch::{Arch, Arch2};
 use mmu_sim::checker::Violation;

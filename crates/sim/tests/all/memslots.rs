@@ -1,17 +1,15 @@
 //! Memslot updates: what they wait for, what they take away, what is left; under running vCPUs, on every architecture.
 
-mod common;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use common::{arm64, power, x86};
+use crate::common::{arm64, power, x86};
 use mmu_core::{AccessKind, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Hva, HvaRange, Level};
 use mmu_sim::arch::Arch;
 use mmu_sim::checker::Violation;
 use mmu_sim::engine::{
-    Blockable, GuestPaging, HostAccess, LockMode, Memslot, Reference, Sim, SlotFlags, SlotId, SlotsVersion, Stopped, Var,
-    VcpuId, Vma, Watch,
+    Blockable, GuestPaging, HostAccess, LockMode, Memslot, Reference, Sim, SlotFlags, SlotId, SlotsVersion, Stopped,
+    Var, VcpuId, Vma, Watch,
 };
 use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
@@ -88,7 +86,10 @@ fn adds_and_moves<A: Arch>(platform: &Platform<A>) {
             let found = faultin_pfn(&host, there, HostAccess::Write, Reference::None).await;
             assert!(matches!(found, Faultin::Page { hva, .. } if hva == fresh + 3 * page), "{name}: {found:?}");
             host.srcu_read_unlock(section).await;
-            let log = SlotUpdate::Flags(Memslot { gpa: GpaRange::new(Gpa::new(4 * memory), Bytes(memory)), ..added }, SlotFlags::LOG_DIRTY);
+            let log = SlotUpdate::Flags(
+                Memslot { gpa: GpaRange::new(Gpa::new(4 * memory), Bytes(memory)), ..added },
+                SlotFlags::LOG_DIRTY,
+            );
             assert_eq!(set_memory_region(&host, log, &policy).await, Ok(()), "{name}");
         })
     });
@@ -216,8 +217,14 @@ fn an_update_waits_for_readers_and_a_freed_version_is_not_used() {
 
 fn stresses<A: Arch>(platform: &Platform<A>, quirk: SlotQuirk, refaults: bool) {
     let page = platform.arch.two().geometry().granule().bytes();
-    let options =
-        Options { bytes_per_vcpu: Bytes(64 * page), vcpus: 3, delay_us: 20, iterations: 6, quirk, ..Options::default() };
+    let options = Options {
+        bytes_per_vcpu: Bytes(64 * page),
+        vcpus: 3,
+        delay_us: 20,
+        iterations: 6,
+        quirk,
+        ..Options::default()
+    };
     let report = stress(platform, &options).unwrap();
     assert_eq!(report.failed().count(), 0, "{report:?}");
     assert_eq!(report.checks.len(), 4);

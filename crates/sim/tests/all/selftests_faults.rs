@@ -1,8 +1,6 @@
 //! KVM's tests of the fault path: what they assert holds, and the defects that they were written for are found.
 
-mod common;
-
-use common::{arm64, power, x86};
+use crate::common::{arm64, power, x86};
 use mmu_core::{ByteUnits, Bytes, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::experiment::Platform;

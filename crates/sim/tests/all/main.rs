@@ -1,0 +1,25 @@
+//! Tests of the engine and of the protocols, on every architecture that has them.
+//!
+//! One binary on purpose: each protocol is generic over the architecture, so every test program would compile all of it again.
+
+#[macro_use]
+mod accessed;
+mod access_tracking;
+mod aging;
+mod coalesce;
+mod common;
+mod dirty_log;
+mod events;
+mod faults;
+mod hpt_switch;
+mod memslots;
+mod nested;
+mod notifier;
+mod nx;
+mod pfncache;
+mod roots;
+mod runs;
+mod selftests_faults;
+mod split;
+mod tlb_replay;
+mod zap;
