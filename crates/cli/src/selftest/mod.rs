@@ -11,6 +11,7 @@ mod dirty_log_page_splitting;
 mod dirty_log_perf;
 mod max_guest_memory;
 mod memslot_modification;
+mod memslot_perf;
 mod mmu_stress;
 mod nx_huge_pages;
 mod nx_huge_pages_perf;
@@ -59,6 +60,8 @@ pub enum Selftest {
     KvmPageTableTest(page_table::Arguments),
     /// vCPUs use their memory while a slot beside it comes and goes
     MemslotModificationStressTest(memslot_modification::Arguments),
+    /// How fast memory in very many slots is mapped, unmapped, moved and used
+    MemslotPerfTest(memslot_perf::Arguments),
     /// Memory is faulted in ahead of the guest while its slot is deleted and recreated
     PreFaultMemoryTest(pre_fault::Arguments),
     /// Pages become blocks and blocks become pages, and every run succeeds (arm64)
@@ -134,6 +137,7 @@ fn run_named(test: &Selftest) -> Result<(), CliError> {
         Selftest::DirtyLogPageSplittingTest(test) => run_test(test),
         Selftest::KvmPageTableTest(test) => run_test(test),
         Selftest::MemslotModificationStressTest(test) => run_test(test),
+        Selftest::MemslotPerfTest(test) => run_test(test),
         Selftest::PreFaultMemoryTest(test) => run_test(test),
         Selftest::Stage2BlockTransitions(test) => run_test(test),
         Selftest::MaxGuestMemoryTest(test) => run_test(test),

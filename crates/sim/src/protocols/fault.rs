@@ -6,7 +6,8 @@
 //! 2. [`FastPath::Lockless`]: what a compare-and-swap of the leaf can mend needs no lock (`fault_fast`);
 //! 3. the memory cache is topped up, where allocating may sleep;
 //! 4. the invalidation sequence is read, **before** the host page is looked up; a read barrier between;
-//! 5. the host page is looked up, without locks; the primary MMU may have to bring it, or a handler in user space;
+//! 5. the host page is looked up, without locks; the primary MMU may have to bring it, or a handler in user space. A read of a page that
+//!    the process may only read maps it read-only, a write of it fails (`EFAULT`);
 //! 6. `mmu_lock`: for read where walkers compare and swap (x86, arm64 since 6.2), exclusively elsewhere (POWER: a spin lock);
 //! 7. whether the look-up went stale meanwhile ([`RetryPolicy`](super::notifier::RetryPolicy)): then the guest tries again;
 //! 8. the walk, inside an RCU section (`fault_map`): missing tables are linked, a huge leaf in the way is split, a table in the way of
@@ -30,7 +31,7 @@ pub use super::fault_policy::*;
 use super::memory_cache::MemoryCache;
 use super::notifier::{Snapshot, Target, invalidate_retry, retry_unlocked, snapshot};
 use super::slots::{Faultin, faultin_pfn};
-use crate::engine::{GuestFault, Host, HostAccess, LockId, Reference, Var, VcpuId, Work};
+use crate::engine::{GuestFault, Host, HostAccess, LockId, Reference, Resolved, Var, VcpuId, Work};
 
 /// What a fault handler answers; the names are the kernel's (`RET_PF_*`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -262,7 +263,8 @@ impl<H> Faults<H> {
         let policy = self.policy;
         let early = self.snapshot(host, SnapshotTime::BeforeLookup).await;
         // Only the notifier protects the page: no reference is taken.
-        let (found, hva) = match faultin_pfn(host, fault.gpa, HostAccess::Write, Reference::None).await {
+        let access = if writes(fault.access) { HostAccess::Write } else { HostAccess::Read };
+        let (found, hva) = match faultin_pfn(host, fault.gpa, access, Reference::None).await {
             Faultin::Page { page, hva } => (page, hva),
             Faultin::Invalid => return Attempt::Retry,
             Faultin::NoSlot => return Attempt::NoSlot,
@@ -276,28 +278,29 @@ impl<H> Faults<H> {
         if retry_unlocked(host, &policy.retry, seq, target).await {
             return Attempt::Retry;
         }
-        let (host_page, goal) = (found.host, self.goal(host, fault.gpa, found.size).await);
+        let goal = self.goal(host, fault.gpa, found.size).await;
         let page = host.format().geometry().page_size(goal);
         if policy.coalesce.maintenance == CacheMaintenance::PerFault && fault.class != FaultClass::Permission {
-            let block = Hpa::new(host_page.raw() - fault.gpa.offset_in(page));
+            let block = Hpa::new(found.host.raw() - fault.gpa.offset_in(page));
             clean_block(host, HpaRange::new(block, Bytes(page.bytes()))).await;
         }
         host.lock(LockId::MMU, policy.lock_for(fault)).await;
         let stale = self.is_obsolete(host).await || invalidate_retry(host, &policy.retry, seq, target).await;
-        let attempt = if stale { Attempt::Retry } else { self.map(host, fault, goal, host_page).await };
+        let attempt = if stale { Attempt::Retry } else { self.map(host, fault, goal, found).await };
         host.unlock(LockId::MMU).await;
         attempt
     }
 
     /// What is done under `mmu_lock`.
-    async fn map<F: Format>(&mut self, host: &Host<F>, fault: &GuestFault, goal: Level, host_page: Hpa) -> Attempt
+    async fn map<F: Format>(&mut self, host: &Host<F>, fault: &GuestFault, goal: Level, found: Resolved) -> Attempt
     where
         H: FaultHooks<F>,
     {
         let GuestFault { gpa, access, class } = *fault;
         let logging = self.hooks.logging(host, gpa).await;
         let goal = if logging == Logging::On { Level::LAST } else { goal };
-        let request = Request { gpa, access, class, goal, host_page, logging };
+        let Resolved { host: host_page, protection, .. } = found;
+        let request = Request { gpa, access, class, goal, host_page, protection, logging };
         host.rcu_read_lock().await;
         let root = self.root_table(host).await;
         let attempt = map(host, root, &request, &self.policy, &mut self.cache).await;

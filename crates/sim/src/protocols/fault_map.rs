@@ -17,7 +17,7 @@ use super::coalesce::{
 use super::fault::{ExecMapping, FaultPolicy, Logging, RelaxFlush, TableInTheWay, TopUp, writes};
 use super::memory_cache::MemoryCache;
 use super::split::{LazilySplit, LazySplit, lazy_split};
-use crate::engine::{Cmpxchg, Host};
+use crate::engine::{Cmpxchg, Host, Protection};
 use crate::events::Trace;
 
 /// What became of one attempt.
@@ -50,6 +50,8 @@ pub(super) struct Request {
     pub(super) goal: Level,
     /// The host page behind `gpa`.
     pub(super) host_page: Hpa,
+    /// What the process itself may do with that page.
+    pub(super) protection: Protection,
     /// Whether writes are logged.
     pub(super) logging: Logging,
 }
@@ -177,8 +179,13 @@ fn new_leaf<F: Format>(format: &F, level: Level, request: &Request, policy: &Fau
     let output = Hpa::new(request.host_page.raw() - request.gpa.offset_in(size)).align_down(size);
     let fetches = request.access == AccessKind::Execute;
     let exec = policy.exec == ExecMapping::Always || fetches;
-    let perms = if exec { Perms::RWX } else { Perms::RW };
-    let leaf = Leaf { output, perms: perms.with(Perms::DIRTY), accessed: true, attrs: F::Attrs::default() };
+    let perms = if exec { Perms::RWX } else { Perms::RW }.with(Perms::DIRTY);
+    let perms = match request.protection {
+        Protection::ReadWrite => perms,
+        // `map_writable` stays false: a write faults, and the host is asked again.
+        Protection::Read | Protection::None => perms.without(Perms::W.with(Perms::DIRTY)),
+    };
+    let leaf = Leaf { output, perms, accessed: true, attrs: F::Attrs::default() };
     let word = format.encode_leaf(level, &leaf).ok()?;
     let writable = request.logging == Logging::Off || writes(request.access);
     Some(if writable { word } else { format.write_protect(word) })

@@ -11,6 +11,7 @@
 //! | `dirty_log_perf` | `dirty_log_perf_test` |
 //! | `dirty_log_page_splitting` | `dirty_log_page_splitting_test` |
 //! | `memslot_modification` | `memslot_modification_stress_test` |
+//! | `memslot_perf` | `memslot_perf_test` |
 //! | `page_table` | `kvm_page_table_test` |
 //! | `pre_fault` | `pre_fault_memory_test` |
 //! | `block_transitions` | `stage2_block_transitions` |
@@ -30,6 +31,7 @@ pub mod dirty_log_page_splitting;
 pub mod dirty_log_perf;
 pub mod max_guest_memory;
 pub mod memslot_modification;
+pub mod memslot_perf;
 pub mod mmu_stress;
 pub mod nx_huge_pages;
 pub mod nx_huge_pages_perf;

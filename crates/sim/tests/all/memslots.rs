@@ -13,12 +13,12 @@ use mmu_sim::engine::{
 };
 use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
-use mmu_sim::protocols::fault::FaultPolicy;
+use mmu_sim::protocols::fault::{FaultPolicy, Faults};
 use mmu_sim::protocols::notifier::{Notifier, NotifierPolicy, range_end, range_start};
 use mmu_sim::protocols::slots::{
     Faultin, Publication, SlotError, SlotPolicy, SlotUpdate, faultin_pfn, set_memory_region,
 };
-use mmu_sim::protocols::vcpu;
+use mmu_sim::protocols::vcpu::{self, Ran};
 use mmu_sim::rng::Seed;
 use mmu_sim::selftests::memslot_modification::{Options, SlotQuirk, run as stress};
 use mmu_sim::workload::{GuestAccess, GuestWork, Workload};
@@ -117,25 +117,31 @@ fn deletes_under_a_vcpu<A: Arch>(platform: &Platform<A>) {
     );
     // The vCPU uses both slots, then only the first: the second goes meanwhile.
     let write = |page_number: u64| GuestAccess { gva: Gva::new(page_number * page), kind: AccessKind::Write };
-    let both = (0..32).map(write);
-    let first = (0..20_000).map(|i| write(i % 16));
-    let accesses: Vec<_> = both.chain(first).collect();
-    let count = accesses.len() as u64;
+    let (both, first) = ((0..32).map(write).collect(), (0..20_000).map(|i| write(i % 16)).collect());
+    let used = sim.new_var(0);
     sim.spawn_vcpu(VcpuId(0), |host| {
         Box::pin(async move {
-            host.assign(VcpuId(0), GuestWork::List(accesses));
-            vcpu::thread(host, VcpuId(0), faults).await;
+            let mut handler = Faults::new(VcpuId(0), faults);
+            host.assign(VcpuId(0), GuestWork::List(both));
+            assert_eq!(vcpu::run(&host, VcpuId(0), &mut handler).await, Ran::Done);
+            host.store_release(used, 1).await;
+            host.assign(VcpuId(0), GuestWork::List(first));
+            assert_eq!(vcpu::run(&host, VcpuId(0), &mut handler).await, Ran::Done);
+            handler.release(&host).await;
         })
     });
-    sim.spawn("main", Cycles(600_000), move |host| {
+    sim.spawn("main", Cycles(0), move |host| {
         Box::pin(async move {
+            while host.load_acquire(used).await == 0 {
+                host.sleep(Cycles(1000)).await;
+            }
             let gone = slot(1, 16 * page, 16 * page, other);
             set_memory_region(&host, SlotUpdate::Delete(gone), &policy).await.unwrap();
             host.unmap_pages(gone.hva_range(), mmu_sim::engine::Unmapping::Discard).await;
         })
     });
     assert_eq!(end(&mut sim), [], "{}", platform.arch.name());
-    assert_eq!(sim.vcpu_stats()[0].accesses, count);
+    assert_eq!(sim.vcpu_stats()[0].accesses, 32 + 20_000);
     assert_eq!(sim.world().primary().freed_bytes(), Bytes(16 * page), "nobody reached the pages of the slot that went");
 }
 

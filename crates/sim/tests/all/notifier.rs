@@ -8,8 +8,8 @@ use mmu_core::{AccessKind, Bytes, Cycles, Format, Gpa, Gva, Hva, HvaRange, Level
 use mmu_sim::arch::Arch;
 use mmu_sim::checker::Violation;
 use mmu_sim::engine::{
-    Blockable, ExitReason, Flag, GuestPaging, Handover, Host, HostCounters, LockId, LockMode, PageState, Protection,
-    Sim, Stopped, Unmapping, Userfault, Var, VcpuId, Vma, Watch, Work,
+    Blockable, ExitReason, Flag, GuestPaging, Handover, Host, LockKind, LockMode, PageState, Protection, Sim, Stopped,
+    Unmapping, Userfault, Var, VcpuId, Vma, Watch, Work,
 };
 use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
@@ -18,6 +18,7 @@ use mmu_sim::protocols::notifier::{
     ChangePte, LockElision, NonBlocking, Notifier, NotifierPolicy, RangeMerge, RetryPolicy, RetryTest, SnapshotWidth,
     change_pte, range_end, range_start,
 };
+use mmu_sim::protocols::vcpu::Ran;
 use mmu_sim::protocols::zap::ZapPolicy;
 use mmu_sim::protocols::{primary, vcpu};
 use mmu_sim::rng::Seed;
@@ -108,7 +109,18 @@ fn keeps_the_contract<A: Arch>(platform: &Platform<A>, notifier: NotifierPolicy,
         for index in 0..3 {
             let spec = PatternSpec { bytes: 64 * page, mix: Mix::Uniform, writes_percent: 50, accesses: 40_000 };
             let work = GuestWork::Pattern { spec, base: Gva::new(0), seed: Seed(index as u64) };
-            spawn_vcpu(&mut sim, index, work, faults(platform, retry));
+            let policy = faults(platform, retry);
+            sim.spawn_vcpu(VcpuId(index), |host| {
+                Box::pin(async move {
+                    host.assign(VcpuId(index), work);
+                    let mut handler = Faults::new(VcpuId(index), policy);
+                    // A write meets mprotect(PROT_READ): KVM_RUN returns EFAULT, and user space tries again.
+                    while vcpu::run(&host, VcpuId(index), &mut handler).await == Ran::Failed {
+                        host.sleep(Cycles(1000)).await;
+                    }
+                    handler.release(&host).await;
+                })
+            });
         }
         let notifier = Notifier::new(notifier);
         sim.spawn("primary", Cycles(5_000), move |host| Box::pin(everything_at_once(host, notifier, page)));
@@ -276,8 +288,8 @@ fn x25_a_snapshot_in_an_int_hangs_the_vcpu_after_two_billion_invalidations() {
     assert_eq!(attempts(SnapshotWidth::SignedInt, 0x8002_dc25), (0, 20));
 }
 
-/// Times the invalidator gave way while vCPUs hammered at its range.
-fn reschedules(retry: RetryPolicy) -> HostCounters {
+/// An invalidation while vCPUs hammer at its range: how often it flushed, and how long it took.
+fn under_fire(retry: RetryPolicy) -> (u64, Cycles) {
     let platform = x86();
     let mut sim = guest(&platform, 4096, 4, Populate::Mapped);
     for index in 0..4 {
@@ -297,14 +309,19 @@ fn reschedules(retry: RetryPolicy) -> HostCounters {
         })
     });
     assert_eq!(run(&mut sim), []);
-    *sim.world().counters()
+    let took = sim.actors().map(|(_, stats)| stats.finished.since(stats.started)).next().unwrap();
+    (sim.world().counters().remote_flushes, took)
 }
 
 #[test]
 fn x33_looking_before_the_lock_spares_the_invalidator() {
-    let with = reschedules(RetryPolicy::V6_8).reschedules;
-    let without = reschedules(RetryPolicy { test: RetryTest::GfnRange, ..RetryPolicy::V5_12 }).reschedules;
-    assert!(without >= 2 * with.max(1), "{without} yields without, {with} with the look");
+    let (flushes, took) = under_fire(RetryPolicy::V6_8);
+    let (more, longer) = under_fire(RetryPolicy { test: RetryTest::GfnRange, ..RetryPolicy::V5_12 });
+    // Each time that it makes way for a fault which can only retry, it flushes what it has zapped so far.
+    assert!(
+        more >= 2 * flushes && longer > took,
+        "{more} flushes, {longer} cycles without; {flushes}, {took} with the look"
+    );
 }
 
 // ---- locks, counts, blocking ----
@@ -329,21 +346,23 @@ fn no_slot_no_lock_since_5_15() {
     everywhere!(elides, LockElision::Never, 1);
 }
 
-/// An invalidation that must not block meets a waiter for `mmu_lock`.
+/// An invalidation that must not block, on a processor that somebody else waits for.
 fn reaps(nonblocking: NonBlocking) -> Vec<Violation> {
     let platform = x86();
     let mut sim = guest(&platform, 4096, 1, Populate::Mapped);
-    let zap = ZapPolicy { ..ZapPolicy::V5_17 };
-    let notifier = Notifier::new(NotifierPolicy { nonblocking, zap, ..NotifierPolicy::V6_8 });
+    let processor = sim.new_lock(LockKind::Spin);
+    let notifier = Notifier::new(NotifierPolicy { nonblocking, zap: ZapPolicy::V5_17, ..NotifierPolicy::V6_8 });
     sim.spawn("reaper", Cycles(0), move |host| {
         Box::pin(async move {
+            host.occupy(processor).await;
             primary::oom_reap(&host, &notifier, hvas(4096, 0, 4096)).await;
+            host.vacate().await;
         })
     });
-    sim.spawn("waiter", Cycles(5_000), |host| {
+    sim.spawn("task", Cycles(5_000), move |host| {
         Box::pin(async move {
-            host.lock(LockId::MMU, LockMode::Write).await;
-            host.unlock(LockId::MMU).await;
+            host.occupy(processor).await;
+            host.vacate().await;
         })
     });
     run(&mut sim)
@@ -479,4 +498,34 @@ fn a_fault_waits_for_a_page_that_moves() {
     assert!(finished > Cycles(400_000), "{finished}");
     assert_eq!(sim.world().counters().retried_faults, 0, "it slept, it did not spin");
     assert_eq!(PageSize::SIZE_4K.bytes(), page_of(&platform));
+}
+
+/// The process may only read its memory: a guest that reads goes on, one that writes is told.
+fn read_only<A: Arch>(platform: &Platform<A>) {
+    let page = page_of(platform);
+    let name = platform.arch.name();
+    let mut sim = guest(platform, 8, 1, Populate::ByFaults);
+    let policy = faults(platform, RetryPolicy::V6_8);
+    sim.spawn_vcpu(VcpuId(0), |host| {
+        Box::pin(async move {
+            let notifier = Notifier::new(NotifierPolicy::V6_8);
+            primary::mprotect(&host, &notifier, hvas(page, 0, 8), Protection::Read).await;
+            let mut handler = Faults::new(VcpuId(0), policy);
+            let access = |kind| GuestWork::List(vec![GuestAccess { gva: Gva::new(3 * page), kind }]);
+            host.assign(VcpuId(0), access(AccessKind::Read));
+            assert_eq!(vcpu::run(&host, VcpuId(0), &mut handler).await, Ran::Done, "{name}");
+            host.assign(VcpuId(0), access(AccessKind::Write));
+            assert_eq!(vcpu::run(&host, VcpuId(0), &mut handler).await, Ran::Failed, "{name}");
+            primary::mprotect(&host, &notifier, hvas(page, 0, 8), Protection::ReadWrite).await;
+            assert_eq!(vcpu::run(&host, VcpuId(0), &mut handler).await, Ran::Done, "{name}");
+            handler.release(&host).await;
+        })
+    });
+    assert_eq!(run(&mut sim), [], "{name}");
+    assert_eq!(sim.world().counters().failed_runs, 1, "{name}");
+}
+
+#[test]
+fn a_page_that_the_process_may_only_read_is_mapped_read_only() {
+    everywhere!(read_only);
 }

@@ -86,6 +86,14 @@ impl Set {
         }
     }
 
+    fn change(&mut self, change: SlotChange) {
+        match change {
+            SlotChange::Put(slot) => self.put(slot),
+            SlotChange::Remove(id) => self.take(id),
+        }
+        self.generation += 1;
+    }
+
     fn put(&mut self, slot: Memslot) {
         self.take(slot.id);
         self.by_gpa.insert(slot.gpa.start.raw(), slot.id);
@@ -95,22 +103,35 @@ impl Set {
     }
 }
 
+/// A freed version that lacks one change to be equal to a living one: an update works on it instead of copying everything, as the kernel's two
+/// sets take turns.
+#[derive(Clone, Debug)]
+struct Spare {
+    set: Set,
+    lacks: SlotChange,
+    equals: u64,
+}
+
 /// All versions that exist.
 #[derive(Clone, Debug)]
 pub struct Memslots {
     sets: BTreeMap<u64, Set>,
     next: u64,
+    /// The last derivation: from which version, by what, to which.
+    derived: Option<(u64, SlotChange, u64)>,
+    spare: Option<Spare>,
 }
 
 impl Default for Memslots {
     fn default() -> Self {
-        Self { sets: BTreeMap::from([(0, Set::default())]), next: 1 }
+        Self { sets: BTreeMap::from([(0, Set::default())]), next: 1, derived: None, spare: None }
     }
 }
 
 impl Memslots {
     /// Adds a memslot to a version before the run begins.
     pub(crate) fn put_now(&mut self, version: SlotsVersion, slot: Memslot) {
+        self.spare = None;
         if let Some(set) = self.sets.get_mut(&version.0) {
             set.put(slot);
         }
@@ -118,21 +139,31 @@ impl Memslots {
 
     /// The next version and generation; `None` when there is no such version to start from.
     pub(crate) fn derive(&mut self, from: SlotsVersion, change: SlotChange) -> Option<SlotsVersion> {
-        let mut set = self.sets.get(&from.0)?.clone();
-        match change {
-            SlotChange::Put(slot) => set.put(slot),
-            SlotChange::Remove(id) => set.take(id),
-        }
-        set.generation += 1;
+        let current = self.sets.get(&from.0)?;
+        let mut set = match self.spare.take() {
+            Some(Spare { mut set, lacks, equals }) if equals == from.0 => {
+                set.change(lacks);
+                set
+            }
+            _ => current.clone(),
+        };
+        set.change(change);
         let version = self.next;
         self.next += 1;
         self.sets.insert(version, set);
+        self.derived = Some((from.0, change, version));
         Some(SlotsVersion(version))
     }
 
     /// Frees a version; false when there is none.
     pub(crate) fn free(&mut self, version: SlotsVersion) -> bool {
-        self.sets.remove(&version.0).is_some()
+        let Some(set) = self.sets.remove(&version.0) else { return false };
+        if let Some((from, lacks, equals)) = self.derived
+            && from == version.0
+        {
+            self.spare = Some(Spare { set, lacks, equals });
+        }
+        true
     }
 
     /// Versions that exist: one, except during updates.
@@ -232,6 +263,12 @@ mod tests {
         );
         assert_eq!((slots.generation(second), slots.generation(third)), (Some(1), Some(2)));
         assert!(slots.free(first) && !slots.free(first));
+        // What an update makes of a freed version is the same.
+        assert!(slots.free(second));
+        let fourth = slots.derive(third, SlotChange::Put(slot(8, 0x1000, 0x1000, 0x7000))).unwrap();
+        assert_eq!(slots.at(fourth, Gpa::new(0)).map(|slot| slot.id), Some(SlotId(7)));
+        assert_eq!(slots.at(fourth, Gpa::new(0x1000)).map(|slot| slot.id), Some(SlotId(8)));
+        assert_eq!((slots.at(third, Gpa::new(0x1000)), slots.generation(fourth)), (None, Some(3)));
         assert_eq!(slots.derive(first, SlotChange::Remove(SlotId(7))), None);
     }
 }
