@@ -12,7 +12,8 @@ Exit codes:
   0  everything was done (also when the reader of a pipe had enough)
   1  a check failed: vectors disagree, an invariant is violated, a deadlock
   2  bad usage or bad input: an argument, a file, a machine sheet
-  3  incomplete: the results could not be written
+  3  incomplete: the results could not be written, or a sweep's are not all there
+  75 stopped before the end, by a signal or a time limit: run the same again to go on
 
 Standard output carries data only. Colour and progress appear on a terminal only; NO_COLOR turns colour off.";
 
@@ -49,6 +50,9 @@ pub enum Command {
     Trace(Trace),
     /// Replay a trace through TLBs alone and count hits, misses and page walks
     Tlb(crate::tlb::TlbArgs),
+    /// Many experiments, on one machine or many: plans, shards that may be killed, merges
+    #[command(subcommand)]
+    Sweep(crate::sweep::Sweep),
     /// Machine sheets: which there are, what they say, whether they are right
     #[command(subcommand)]
     Machine(Machine),

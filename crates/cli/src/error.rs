@@ -19,6 +19,8 @@ pub enum Exit {
     BadInput = 2,
     /// The work could not be finished: the results could not be written.
     Incomplete = 3,
+    /// Stopped on request before the end; the same command goes on (`EX_TEMPFAIL`).
+    Stopped = 75,
 }
 
 impl From<Exit> for ExitCode {
@@ -52,6 +54,10 @@ pub enum CliError {
     Several(Vec<CliError>),
     /// The work was done and found something wrong.
     Check(String),
+    /// Results are not all there.
+    Incomplete(String),
+    /// Stopped on request; the same command goes on.
+    Stopped(String),
     /// Results could not be written.
     Write {
         /// Where to.
@@ -81,7 +87,8 @@ impl CliError {
             CliError::Several(errors) if errors.iter().any(|error| error.exit() == Exit::BadInput) => Exit::BadInput,
             CliError::Several(errors) => errors.first().map_or(Exit::CheckFailed, CliError::exit),
             CliError::Check(_) => Exit::CheckFailed,
-            CliError::Write { .. } => Exit::Incomplete,
+            CliError::Write { .. } | CliError::Incomplete(_) => Exit::Incomplete,
+            CliError::Stopped(_) => Exit::Stopped,
             CliError::ClosedPipe => Exit::Fine,
         }
     }
@@ -90,7 +97,10 @@ impl CliError {
     pub fn render(&self, colour: Colour) -> Option<String> {
         match self {
             CliError::Argument { argument, what } => Some(format!("error: {argument}: {what}")),
-            CliError::Input(what) | CliError::Check(what) => Some(format!("error: {what}")),
+            CliError::Input(what) | CliError::Check(what) | CliError::Incomplete(what) => {
+                Some(format!("error: {what}"))
+            }
+            CliError::Stopped(what) => Some(format!("stopped: {what}")),
             CliError::Sheet { file, text, errors } => Some(draw(file, text, errors, colour)),
             CliError::Several(errors) => {
                 Some(errors.iter().filter_map(|error| error.render(colour)).collect::<Vec<_>>().join("\n"))

@@ -6,6 +6,7 @@
 //! | `compare` | `compare zap`: from arguments to plans, runs and their report |
 //! | `selftest` | KVM's own tests by name |
 //! | `vectors`, `litmus`, `trace`, `tlb`, `machine` | the other commands |
+//! | `sweep` | plans, shards and merges of many experiments |
 //! | `platform`, `record` | which machines a command runs on, and what it records |
 //! | `table`, `output`, `progress` | tables for people, where data goes, where talk goes |
 //! | `error` | what can go wrong, and the exit code of it |
@@ -23,6 +24,7 @@ mod platform;
 mod progress;
 pub mod record;
 pub mod selftest;
+pub mod sweep;
 mod table;
 pub mod tlb;
 mod trace;
@@ -72,6 +74,7 @@ fn dispatch(command: &Command) -> Result<(), CliError> {
         Command::Trace(args::Trace::Info(args)) => trace::info(args),
         Command::Trace(args::Trace::Convert(args)) => trace::convert(args),
         Command::Tlb(args) => tlb::replay(args),
+        Command::Sweep(sweep) => sweep::run(sweep),
         Command::Machine(args::Machine::List(args)) => machine::list(args),
         Command::Machine(args::Machine::Show(args)) => machine::show(args),
         Command::Machine(args::Machine::Check(args)) => machine::check(args),

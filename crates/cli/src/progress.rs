@@ -17,6 +17,27 @@ impl Progress {
         Self(bar)
     }
 
+    /// No bar.
+    pub fn hidden() -> Self {
+        Self(ProgressBar::hidden())
+    }
+
+    /// A bar whose length is told later, with the time that is left.
+    pub fn with_rate() -> Self {
+        let bar = ProgressBar::new(0);
+        if let Ok(style) = ProgressStyle::with_template("{msg:34} [{bar:30}] {pos}/{len} {elapsed}, {eta} left") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self(bar)
+    }
+
+    /// There are so many steps, of which so many were done before.
+    pub fn of(&self, steps: u64, done: u64) {
+        self.0.set_length(steps);
+        self.0.set_position(done);
+        self.0.reset_eta();
+    }
+
     /// Says what is being done now.
     pub fn say(&self, what: impl Into<String>) {
         self.0.set_message(what.into());

@@ -6,6 +6,7 @@
 mod plan;
 mod report;
 
+use mmu_sweep::Record;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use mmusim::sim::arch::Arch;
@@ -44,6 +45,28 @@ pub fn zap(args: &CompareZap) -> Result<(), CliError> {
     }
     recorder.finish()?;
     output.finish()
+}
+
+/// What is wrong with arguments, if anything is.
+///
+/// # Errors
+/// What `compare zap` would say before the first run.
+pub(crate) fn check(args: &CompareZap) -> Result<(), CliError> {
+    plan::plans(args).map(drop)
+}
+
+/// The rows of a comparison as sweeps keep them: integers and text, and nothing about where files lie.
+///
+/// # Errors
+/// As `compare zap`.
+pub(crate) fn rows(args: &CompareZap) -> Result<Vec<Record>, CliError> {
+    let mut rows = Vec::new();
+    for plan in plan::plans(args)? {
+        // Sweeps run points side by side; threads inside one would only wait for each other.
+        let report = Workers(None).run(&plan, &Progress::hidden(), &mut Recorder::default())?;
+        rows.extend(report::records(&plan, &report));
+    }
+    Ok(rows)
 }
 
 /// The threads that simulate vCPUs.

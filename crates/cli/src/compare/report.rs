@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use mmu_sweep::{Datum, Record};
 use mmusim::{Bytes, Cycles, GuestPaging, Target, Workload, ZapReport, ZapRow};
 use serde_json::{Value, json};
 
@@ -239,6 +240,20 @@ pub(super) fn as_csv(runs: &[(Plan, ZapReport)]) -> Result<String, CliError> {
     }
     let bytes = writer.into_inner().map_err(|error| failed(error.into_error().into()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Columns that say where a row comes from, which a sweep says better, or where a file lies.
+const NOT_IN_RECORDS: [&str; 4] = ["schema_version", "mmusim_version", "model_version", "cfg_workload"];
+
+/// One record per strategy.
+pub(super) fn records(plan: &Plan, report: &ZapReport) -> Vec<Record> {
+    let record = |row: &ZapRow| {
+        let cells = CSV_COLUMNS.into_iter().zip(csv_row(plan, report, row));
+        let kept = cells.filter(|(name, cell)| !NOT_IN_RECORDS.contains(name) && !cell.is_empty());
+        kept.map(|(name, cell)| (name.to_owned(), cell.parse::<u64>().map_or_else(|_| cell.into(), Datum::from)))
+            .collect()
+    };
+    report.rows.iter().map(record).collect()
 }
 
 fn csv_row(plan: &Plan, report: &ZapReport, row: &ZapRow) -> [String; CSV_COLUMNS.len()] {

@@ -20,6 +20,7 @@ mod pre_fault;
 mod report;
 
 use clap::{ArgGroup, Args, Command, Subcommand};
+use mmu_sweep::Record as Row;
 use mmusim::sim::arch::Arch;
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
 use mmusim::{Bytes, Platform};
@@ -114,7 +115,7 @@ pub(crate) trait Test {
 /// Lists the tests, or runs one on the machines asked for.
 pub(crate) fn run(selftests: &Selftests) -> Result<(), CliError> {
     match &selftests.test {
-        Some(test) => run_named(test),
+        Some(test) => run_named(test).and_then(|(reports, common)| write(&reports, common)),
         None => list(),
     }
 }
@@ -128,7 +129,7 @@ fn list() -> Result<(), CliError> {
     output.finish()
 }
 
-fn run_named(test: &Selftest) -> Result<(), CliError> {
+fn run_named(test: &Selftest) -> Result<(Vec<SelftestReport>, &Common), CliError> {
     match test {
         Selftest::AccessTrackingPerfTest(test) => run_test(test),
         Selftest::DemandPagingTest(test) => run_test(test),
@@ -147,7 +148,20 @@ fn run_named(test: &Selftest) -> Result<(), CliError> {
     }
 }
 
-fn run_test(test: &impl Test) -> Result<(), CliError> {
+/// The rows of a test as sweeps keep them: integers and text.
+///
+/// # Errors
+/// As `selftest`; a check that does not hold is a row, not an error.
+pub(crate) fn rows(selftests: &Selftests) -> Result<Vec<Row>, CliError> {
+    let reports = match &selftests.test {
+        Some(test) => run_named(test)?.0,
+        None => return Err(CliError::argument("--list", "is no test")),
+    };
+    Ok(reports.iter().flat_map(report::records).collect())
+}
+
+/// Runs a test on every machine asked for.
+fn run_test(test: &impl Test) -> Result<(Vec<SelftestReport>, &Common), CliError> {
     let common = test.common();
     let mut reports = Vec::new();
     let mut recorder = Recorder::open(&common.record)?;
@@ -171,13 +185,18 @@ fn run_test(test: &impl Test) -> Result<(), CliError> {
         reports.push(report?);
     }
     recorder.finish()?;
+    Ok((reports, common))
+}
+
+/// Writes reports as they are asked for; a check that does not hold is an error.
+fn write(reports: &[SelftestReport], common: &Common) -> Result<(), CliError> {
     let mut output = Output::open(common.output.as_deref())?;
     if common.json {
-        output.write(&report::as_json(&reports)?)?;
+        output.write(&report::as_json(reports)?)?;
     } else if common.csv {
-        output.write(&report::as_csv(&reports)?)?;
+        output.write(&report::as_csv(reports)?)?;
     } else {
-        for report in &reports {
+        for report in reports {
             output.write(&report::as_table(report))?;
         }
     }

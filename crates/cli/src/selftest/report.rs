@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use mmu_sweep::{Datum, Record};
 use mmusim::sim::MODEL_VERSION;
-use mmusim::sim::selftests::SelftestReport;
+use mmusim::sim::selftests::{Check, Phase, SelftestReport};
 use serde_json::json;
 
 use crate::table::{Columns, compact};
@@ -71,6 +72,33 @@ pub(super) fn as_csv(reports: &[SelftestReport]) -> Result<String, CliError> {
     }
     let bytes = writer.into_inner().map_err(|error| failed(error.into_error().into()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A report as rows of a sweep: one per phase, per figure and per check. Figures are in millionths, because rows hold no fractions.
+pub(super) fn records(report: &SelftestReport) -> Vec<Record> {
+    let of = |fields: &[(&str, Datum)]| {
+        let report = [("arch", Datum::from(report.arch)), ("machine", report.machine.as_str().into())];
+        let all = report.iter().chain(fields);
+        all.map(|(name, value)| ((*name).to_owned(), value.clone())).collect::<Record>()
+    };
+    let phase = |phase: &Phase| {
+        let mut record = of(&[
+            ("phase", phase.name.as_str().into()),
+            ("cycles", phase.cycles.0.into()),
+            ("clock_hz", report.clock_hz.into()),
+        ]);
+        let counters = serde_json::to_value(phase.host).unwrap_or_default();
+        for (name, value) in counters.as_object().into_iter().flatten() {
+            record.extend(value.as_u64().map(|value| (name.clone(), Datum::from(value))));
+        }
+        record
+    };
+    let figure = |(name, &value): (&String, &f64)| {
+        of(&[("figure", name.as_str().into()), ("millionths", Datum::from((value * 1e6).round() as i64))])
+    };
+    let check = |check: &Check| of(&[("check", check.what.as_str().into()), ("held", check.held.into())]);
+    let phases = report.phases.iter().map(phase);
+    phases.chain(report.figures.iter().map(figure)).chain(report.checks.iter().map(check)).collect()
 }
 
 /// A report for people.
