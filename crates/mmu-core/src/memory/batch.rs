@@ -53,9 +53,13 @@ impl TableMemory {
         let piece = self.pieces[p];
         let before = self.links_in(p, &slots);
         for slot in slots.clone() {
-            let record = self.record(p, slot);
-            *self.records.item_mut(piece.index, slot as usize) = change(record);
-            self.note_head(p, slot);
+            let item = self.records.item_mut(piece.index, slot as usize);
+            let old = item.body;
+            *item = change(*item);
+            // The head of a template is its record, whatever the line.
+            if !matches!((old, item.body), (Body::Template(_), Body::Template(_))) {
+                self.note_head(p, slot);
+            }
         }
         let after = self.links_in(p, &slots);
         let slab = &mut self.slabs[piece.slab as usize];
@@ -67,16 +71,11 @@ impl TableMemory {
 
     /// Links of consecutive slots among each other and to their neighbours.
     fn links_in(&self, p: usize, slots: &Range<u32>) -> u32 {
-        let known = 1u32 << self.pieces[p].log;
-        let (first, end) = (slots.start.saturating_sub(1), (slots.end + 1).min(known));
-        let mut links = 0;
-        let mut left = self.record(p, first);
-        for slot in first + 1..end {
-            let right = self.record(p, slot);
-            links += u32::from(left.continues_in(&right));
-            left = right;
-        }
-        links
+        let piece = self.pieces[p];
+        let (first, end) = (slots.start.saturating_sub(1), (slots.end + 1).min(1 << piece.log));
+        let records = self.records.slice(piece.index, piece.log as u32);
+        let near = &records[first as usize..end as usize];
+        near.windows(2).filter(|pair| pair[0].continues_in(&pair[1])).count() as u32
     }
 
     /// Applies masks to words of a recorded piece: frames that are one line together, together.

@@ -43,7 +43,7 @@ impl TableMemory {
         let index = self.records.take(log, Record::new(Body::Template(uniform.line), uniform.level, uniform.refs));
         let slab = self.add_slab(Slab { used: slots, bump: slots, slots, free: NONE, links: slots - 1, home: NONE });
         self.pieces[p] = Piece { index, slab, kind: Kind::Frames, log: log as u8, ..piece };
-        self.note_heads(p);
+        self.note_templates(p);
     }
 
     /// Turns a recorded piece into a uniform one if every frame is linked to the next.

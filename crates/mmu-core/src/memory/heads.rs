@@ -77,6 +77,16 @@ impl TableMemory {
         self.heads.set(self.first_word(p, slot) >> UNIT_SHIFT, 1 << (shift - UNIT_SHIFT), head, stride);
     }
 
+    /// Notes anew how all frames of a recorded piece are held, templates all of them.
+    pub(super) fn note_templates(&mut self, p: usize) {
+        let piece = self.pieces[p];
+        if u32::from(piece.shift) == UNIT_SHIFT {
+            let (first, head) = (self.first_word(p, 0) >> UNIT_SHIFT, RECORD | u64::from(piece.index));
+            return self.heads.set(first, u64::from(piece.slots()), head, 1);
+        }
+        self.note_heads(p);
+    }
+
     /// Notes anew how all frames of a recorded piece are held.
     pub(super) fn note_heads(&mut self, p: usize) {
         for slot in 0..1 << self.pieces[p].log {

@@ -53,7 +53,14 @@ impl Occupied {
             super::arena::grow(&mut self.0, more);
             self.0.resize(first + units, 0);
         }
-        for (bits, words) in self.0[first..].iter_mut().zip(words.chunks_exact(1 << MIN_SHIFT)) {
+        self.note_part(unit, words, 0, words.len());
+    }
+
+    /// Notes words `first..behind` of a block that has been noted before.
+    pub(super) fn note_part(&mut self, unit: u32, words: &[u64], first: usize, behind: usize) {
+        let units = first >> MIN_SHIFT..behind.div_ceil(1 << MIN_SHIFT);
+        let words = words[units.start << MIN_SHIFT..units.end << MIN_SHIFT].chunks_exact(1 << MIN_SHIFT);
+        for (bits, words) in self.0[unit as usize + units.start..].iter_mut().zip(words) {
             *bits = (0..).zip(words).fold(0, |bits, (i, &word)| bits | u32::from(word != 0) << i);
         }
     }

@@ -183,7 +183,7 @@ impl TableMemory {
             self.free_overlays.push(overlay);
         }
         self.occupied.note_block(index, words);
-        let bends = bends(words);
+        let bends = if overlay.is_some() { bends(words) } else { 0 };
         self.dense_frames += 1;
         self.replace(p, slot, record.with_body(Body::Dense { index, bends }).with_live(live));
     }
@@ -200,8 +200,13 @@ fn is_bend(words: &[u64], i: usize) -> bool {
 
 /// Bends that depend on word `i`.
 #[inline]
-fn bends_near(words: &[u64], i: usize) -> u32 {
+pub(super) fn bends_near(words: &[u64], i: usize) -> u32 {
     u32::from(is_bend(words, i.wrapping_sub(1))) + u32::from(is_bend(words, i)) + u32::from(is_bend(words, i + 1))
+}
+
+/// Bends that depend on words `first..behind`.
+pub(super) fn bends_in(words: &[u64], first: usize, behind: usize) -> u32 {
+    bends(&words[first.saturating_sub(2)..(behind + 2).min(words.len())])
 }
 
 /// Bends of a whole frame.

@@ -119,7 +119,7 @@ impl<A: Arch> World<A> {
         let none = Reply::default();
         let two = *self.arch.two();
         let (Runs::Whole, Some(leaf_level)) = (self.runs, run.level.down()) else { return none };
-        let Some(below) = self.uniform_tables(run.at, run.len, run.level) else { return none };
+        let Some(below) = self.uniform_tables(run.at, 1, run.level) else { return none };
         if below.holds != Holds::Leaves || !below.step.is_multiple_of(two.geometry().page_size(leaf_level).bytes()) {
             return none;
         }
@@ -133,7 +133,9 @@ impl<A: Arch> World<A> {
         // The table entry's own read, the read on the way down, the leaves; the first entry has been read by the caller.
         let table = self.costs.visit.times(2) + leaf.times(below.entries);
         let room = (horizon.until.since(actor.now) + self.costs.visit).0.saturating_sub(1) / table.0.max(1);
-        let n = below.tables.min(run.len).min(room);
+        // No more is looked at than can be done; the tables behind the first are as young as that one.
+        let Some(below) = self.uniform_tables(run.at, run.len.min(room), run.level) else { return none };
+        let n = below.tables.min(room);
         if n == 0 {
             return none;
         }

@@ -153,13 +153,8 @@ impl<A: Arch> World<A> {
         if self.runs == Runs::Single {
             return 0;
         }
-        let Some(UniformTables { first, tables, entries, holds: Holds::Leaves, .. }) =
-            self.uniform_tables(run.at, run.len, run.level)
-        else {
-            return 0;
-        };
         let leaf_run = RunOp {
-            at: first,
+            at: run.at,
             len: 1,
             apply: run.apply,
             atomicity: Atomicity::Atomic,
@@ -169,17 +164,21 @@ impl<A: Arch> World<A> {
         let (overhead, work) = self.run_costs(&leaf_run);
         let leaf = overhead + work;
         // Its own read and check, then the read on the way down.
-        let table = overhead + self.costs.visit + leaf.times(entries);
-        let mut limit = horizon.until;
-        if run.check == ReschedCheck::EachEntry {
-            if self.locks.iter().any(|lock| lock.is_held_by(actor.id) && lock.is_contended()) {
-                return 0;
-            }
-            limit = limit.min(self.slice_end(actor));
-        }
+        let table = overhead + self.costs.visit + leaf.times(self.leaf_entries());
         // All of it ends before the limit: so does every read, check and piece of work.
+        let Some(limit) = self.undisturbed_until(run.check, actor, horizon) else { return 0 };
         let room = (limit.since(actor.now) + overhead).0 / table.0.max(1);
-        let n = tables.min(run.len).min(if limit == Cycles::NEVER { u64::MAX } else { room });
+        // No more is looked at than can be done.
+        let len = run.len.min(if limit == Cycles::NEVER { u64::MAX } else { room });
+        if len == 0 {
+            return 0;
+        }
+        let Some(UniformTables { first, tables, entries, holds: Holds::Leaves, .. }) =
+            self.uniform_tables(run.at, len, run.level)
+        else {
+            return 0;
+        };
+        let n = tables.min(len);
         if n == 0 {
             return 0;
         }
@@ -211,26 +210,40 @@ impl<A: Arch> World<A> {
         n
     }
 
+    /// Until when a loop under locks runs without being asked to give way; `None`: it is being asked already.
+    fn undisturbed_until(&self, check: ReschedCheck, actor: &ActorState, horizon: Horizon) -> Option<Cycles> {
+        if check == ReschedCheck::Never {
+            return Some(horizon.until);
+        }
+        let contended = self.locks.iter().any(|lock| lock.is_held_by(actor.id) && lock.is_contended());
+        (!contended).then(|| horizon.until.min(self.slice_end(actor)))
+    }
+
+    /// Entries of a last-level table.
+    fn leaf_entries(&self) -> u64 {
+        self.arch.two().geometry().entries(Level::LAST) as u64
+    }
+
     /// The subtrees below uniform table entries, torn down as the loop over single entries would: each entry of each table is
     /// visited and replaced, each leaf's state released, each table retired through RCU. Replies how many table entries that was.
     pub(super) fn remove_subtrees(&mut self, remove: &RemoveSubtrees, actor: &mut ActorState, horizon: Horizon) -> u64 {
         let Some(leaf_level) = remove.level.down() else { return 0 };
-        let Some(below) = self.uniform_tables(remove.at, remove.len, remove.level) else { return 0 };
         if self.runs == Runs::Single {
             return 0;
         }
-        let (overhead, work) = self.removal_costs(remove, &below);
+        let Some(one) = self.uniform_tables(remove.at, 1, remove.level) else { return 0 };
+        let (overhead, work) = self.removal_costs(remove, &one);
         let unit = overhead + work;
-        let mut limit = horizon.until;
-        if remove.check == ReschedCheck::EachEntry {
-            if self.locks.iter().any(|lock| lock.is_held_by(actor.id) && lock.is_contended()) {
-                return 0;
-            }
-            limit = limit.min(self.slice_end(actor));
-        }
-        // The first table entry has been read and checked by the caller; all of the rest ends before the limit.
+        let Some(limit) = self.undisturbed_until(remove.check, actor, horizon) else { return 0 };
+        // The first table entry has been read and checked by the caller; all of the rest ends before the limit. No more is looked at
+        // than can be done.
         let room = (limit.since(actor.now) + overhead).0.saturating_sub(1) / unit.0.max(1);
-        let n = below.tables.min(remove.len).min(room);
+        let len = remove.len.min(room);
+        if len == 0 {
+            return 0;
+        }
+        let Some(below) = self.uniform_tables(remove.at, len, remove.level) else { return 0 };
+        let n = below.tables.min(len);
         if n == 0 {
             return 0;
         }

@@ -191,6 +191,15 @@ pub enum Atomicity {
     IfStill(u64),
 }
 
+/// Whether entries that point to tables make runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum TableEntries {
+    /// As leaves do.
+    Alike,
+    /// Each is one of its own: the walk goes below it, so nobody need look how far they are alike.
+    Apart,
+}
+
 /// Whether the loop around a run asks for rescheduling before each entry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ReschedCheck {
@@ -294,7 +303,7 @@ pub enum Op {
     /// Reads a table word.
     Read(Hpa),
     /// Reads a table word and how far its progression goes, up to this many words.
-    ReadRun(Hpa, u64),
+    ReadRun(Hpa, u64, TableEntries),
     /// Writes a table word.
     Write(Hpa, u64, Order),
     /// Compare-and-swap of a table word: expected, new.

@@ -21,7 +21,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use mmu_core::Cycles;
+use mmu_core::{Cycles, Hpa};
 use rayon::prelude::*;
 
 use super::actor::{ActorState, ActorStats};
@@ -94,9 +94,37 @@ pub(super) enum Parked {
     Event,
 }
 
-impl<A: Arch> Stage for Timed<A> {
+impl<A: Arch> Stage for RefCell<Timed<A>> {
     #[inline]
-    fn perform(&mut self, op: Op) -> Option<Reply> {
+    fn perform(&self, op: Op) -> Option<Reply> {
+        self.borrow_mut().perform(op)
+    }
+
+    #[inline]
+    fn read(&self, at: Hpa) -> Option<u64> {
+        self.borrow_mut().read(at)
+    }
+
+    fn reply(&self) -> Reply {
+        self.borrow().reply()
+    }
+
+    fn exit(&self, vcpu: VcpuId) -> Exit {
+        self.borrow().vcpus[vcpu.0].exit
+    }
+
+    fn counters(&self) -> HostCounters {
+        self.borrow().world.counters
+    }
+
+    fn assign(&self, vcpu: VcpuId, work: GuestWork) {
+        self.borrow_mut().vcpus[vcpu.0].assign(work.stream(vcpu.0 as u64));
+    }
+}
+
+impl<A: Arch> Timed<A> {
+    #[inline]
+    pub(super) fn perform(&mut self, op: Op) -> Option<Reply> {
         let performed = self.world.perform(op, &mut self.actor, self.horizon, &mut self.vcpus);
         if self.world.disturbed {
             self.come_closer();
@@ -109,27 +137,23 @@ impl<A: Arch> Stage for Timed<A> {
         None
     }
 
-    fn reply(&self) -> Reply {
+    #[inline]
+    fn read(&mut self, at: Hpa) -> Option<u64> {
+        let word = self.world.visit_word(at, &mut self.actor);
+        if self.actor.now < self.horizon.until {
+            return Some(word);
+        }
+        self.parked = Parked::Turn(Reply::one(word));
+        None
+    }
+
+    pub(super) fn reply(&self) -> Reply {
         match self.parked {
             Parked::Turn(reply) => reply,
             Parked::Event => Reply::default(),
         }
     }
 
-    fn exit(&self, vcpu: VcpuId) -> Exit {
-        self.vcpus[vcpu.0].exit
-    }
-
-    fn counters(&self) -> HostCounters {
-        self.world.counters
-    }
-
-    fn assign(&mut self, vcpu: VcpuId, work: GuestWork) {
-        self.vcpus[vcpu.0].assign(work.stream(vcpu.0 as u64));
-    }
-}
-
-impl<A: Arch> Timed<A> {
     /// What the actor has just done may have given somebody an earlier moment than anybody had.
     fn come_closer(&mut self) {
         self.world.disturbed = false;
@@ -300,7 +324,7 @@ impl<A: Arch> Sim<A> {
         if let Some(tap) = &self.tap {
             tap.borrow_mut().recorder().actor(id, name, vcpu.map(|vcpu| vcpu.0));
         }
-        let stage: Rc<RefCell<dyn Stage>> = match &self.tap {
+        let stage: Rc<dyn Stage> = match &self.tap {
             Some(tap) => tap.clone(),
             None => self.stage.clone(),
         };

@@ -46,7 +46,41 @@ pub(super) struct Tap<A: Arch> {
     pending: BTreeMap<ActorId, Pending>,
 }
 
-impl<A: Arch> Stage for Tap<A> {
+impl<A: Arch> Stage for RefCell<Tap<A>> {
+    fn perform(&self, op: Op) -> Option<Reply> {
+        self.borrow_mut().perform(op)
+    }
+
+    fn reply(&self) -> Reply {
+        self.borrow().timed.borrow().reply()
+    }
+
+    fn resumed(&self) {
+        self.borrow_mut().resumed();
+    }
+
+    fn exit(&self, vcpu: VcpuId) -> Exit {
+        self.borrow().timed.exit(vcpu)
+    }
+
+    fn counters(&self) -> HostCounters {
+        self.borrow().timed.counters()
+    }
+
+    fn assign(&self, vcpu: VcpuId, work: GuestWork) {
+        self.borrow().timed.assign(vcpu, work);
+    }
+
+    fn is_recorded(&self) -> bool {
+        true
+    }
+
+    fn record(&self, what: Trace) {
+        self.borrow_mut().record(what);
+    }
+}
+
+impl<A: Arch> Tap<A> {
     fn perform(&mut self, op: Op) -> Option<Reply> {
         let before = self.look(&op);
         let (id, start) = self.actor();
@@ -68,10 +102,6 @@ impl<A: Arch> Stage for Tap<A> {
         answer
     }
 
-    fn reply(&self) -> Reply {
-        self.timed.borrow().reply()
-    }
-
     fn resumed(&mut self) {
         let (id, now) = self.actor();
         let track = self.recorder.track(id);
@@ -84,22 +114,6 @@ impl<A: Arch> Stage for Tap<A> {
             Some(Pending::End(open)) => self.recorder.end(track, open, now),
             Some(Pending::Guest(vcpu)) => self.left(track, vcpu),
         }
-    }
-
-    fn exit(&self, vcpu: VcpuId) -> Exit {
-        self.timed.borrow().exit(vcpu)
-    }
-
-    fn counters(&self) -> HostCounters {
-        self.timed.borrow().counters()
-    }
-
-    fn assign(&mut self, vcpu: VcpuId, work: GuestWork) {
-        self.timed.borrow_mut().assign(vcpu, work);
-    }
-
-    fn is_recorded(&self) -> bool {
-        true
     }
 
     fn record(&mut self, mut what: Trace) {
@@ -311,7 +325,7 @@ impl<A: Arch> Tap<A> {
     }
 
     fn left(&mut self, track: Track, vcpu: VcpuId) {
-        let Exit { reason, at } = self.timed.borrow().exit(vcpu);
+        let Exit { reason, at } = self.timed.exit(vcpu);
         let vcpu_id = vcpu.0 as u32;
         let exit_reason = reason.name();
         self.recorder.end(track, Open::Guest, at);

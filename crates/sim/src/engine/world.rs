@@ -1,6 +1,6 @@
 //! Everything host actors share, and what each micro-operation does to it.
 
-use mmu_core::memory::{Run, TableMemory};
+use mmu_core::memory::{Run, TableFault, TableMemory};
 use mmu_core::{Cycles, Format, Gpa, Hpa, Level};
 
 use super::actor::ActorState;
@@ -8,7 +8,7 @@ use super::costs::Costs;
 use super::counters::HostCounters;
 use super::flight::Flight;
 use super::lock::{Granted, LockKind, SimLock};
-use super::op::{Blockable, Frames, LockId, Op, Reply, Var, WaitQueue, Wake, Work};
+use super::op::{Blockable, Frames, LockId, Op, Reply, TableEntries, Var, WaitQueue, Wake, Work};
 use super::primary::{Handover, Memslots, PrimaryMmu, Unmapping};
 use super::rcu::Rcu;
 use super::upkeep::UpkeepState;
@@ -143,14 +143,11 @@ impl<A: Arch> World<A> {
     ) -> Performed {
         let done = |word| Performed::Done(Reply::one(word));
         match op {
-            Op::Read(at) => {
+            Op::Read(at) => done(self.visit_word(at, actor)),
+            Op::ReadRun(at, max, tables) => {
                 self.visit(actor, 1);
-                done(self.read(at, actor))
-            }
-            Op::ReadRun(at, max) => {
-                self.visit(actor, 1);
-                let max = if self.runs == Runs::Single { 1 } else { max };
-                Performed::Done(self.read_run(at, max, actor))
+                let alone = self.runs == Runs::Single || tables == TableEntries::Apart && self.is_table_entry(at);
+                Performed::Done(self.read_run(at, if alone { 1 } else { max }, actor))
             }
             Op::Write(at, word, _) => {
                 actor.now += self.costs.store;
@@ -414,14 +411,26 @@ impl<A: Arch> World<A> {
         actor.now += self.costs.visit.times(entries);
     }
 
+    /// Reads one entry and is charged for looking at it.
+    #[inline]
+    pub(super) fn visit_word(&mut self, at: Hpa, actor: &mut ActorState) -> u64 {
+        self.visit(actor, 1);
+        self.read(at, actor)
+    }
+
+    #[inline]
     pub(super) fn read(&mut self, at: Hpa, actor: &ActorState) -> u64 {
         match self.tables.read(at) {
             Ok(word) => word,
-            Err(fault) => {
-                self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment: actor.now });
-                0
-            }
+            Err(fault) => self.unreadable(at, fault, actor),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unreadable(&mut self, at: Hpa, fault: TableFault, actor: &ActorState) -> u64 {
+        self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment: actor.now });
+        0
     }
 
     fn read_run(&mut self, at: Hpa, max: u64, actor: &ActorState) -> Reply {
@@ -430,11 +439,13 @@ impl<A: Arch> World<A> {
                 let len = if run.step == 0 || run.len == 1 { run.len } else { self.alike(at, &run) };
                 Reply { a: run.first, b: run.step, c: len }
             }
-            Err(fault) => {
-                self.checker.report(Violation::TableUse { at, fault, actor: Some(actor.id), moment: actor.now });
-                Reply { a: 0, b: 0, c: 1 }
-            }
+            Err(fault) => Reply { a: self.unreadable(at, fault, actor), b: 0, c: 1 },
         }
+    }
+
+    fn is_table_entry(&self, at: Hpa) -> bool {
+        let (two, word, level) = (self.arch.two(), self.tables.read(at), self.tables.level(at));
+        matches!((word, level), (Ok(word), Ok(level)) if two.is_mapped(word) && !two.is_leaf(level, word))
     }
 
     /// How many words of a progression are of one kind. Any two words are a progression: a leaf and a table beside it, too.
