@@ -17,9 +17,8 @@ impl TableMemory {
     pub(super) fn free_slots(&mut self, p: usize, slots: Range<u32>) {
         let piece = self.pieces[p];
         let mut next = self.slabs[piece.slab as usize].free;
-        for slot in slots.clone() {
-            let level = self.record(p, slot).level();
-            self.frames[level as usize] -= 1;
+        for record in &self.records.slice(piece.index, piece.log as u32)[bounds(&slots)] {
+            self.frames[record.level() as usize] -= 1;
         }
         self.drop_bodies(p, slots.clone());
         let (count, mut slot, reuse) = (slots.len() as u32, slots.start, self.reuse);
@@ -38,6 +37,11 @@ impl TableMemory {
     }
 
     fn drop_bodies(&mut self, p: usize, slots: Range<u32>) {
+        let piece = self.pieces[p];
+        let records = &self.records.slice(piece.index, piece.log as u32)[bounds(&slots)];
+        if records.iter().all(|record| matches!(record.body, Body::Template(_))) {
+            return;
+        }
         for slot in slots {
             self.drop_body(self.pieces[p], self.record(p, slot).body);
         }
@@ -117,4 +121,8 @@ impl TableMemory {
         let alike = (0..most).take_while(|n| self.record(p, slot + n).body == Body::Template(line)).count() as u64;
         (alike > 0).then_some((line, alike << piece.shift))
     }
+}
+
+const fn bounds(slots: &Range<u32>) -> Range<usize> {
+    slots.start as usize..slots.end as usize
 }

@@ -134,9 +134,9 @@ impl Record {
     /// Whether the frame behind this one continues its template.
     #[inline]
     pub(super) fn continues_in(&self, next: &Record) -> bool {
-        match (self.body, next.body) {
+        match (&self.body, &next.body) {
             (Body::Template(line), Body::Template(other)) => {
-                line == other && self.refs == next.refs && self.level() == next.level()
+                line.is(other) & (self.refs == next.refs) & (self.level() == next.level())
             }
             _ => false,
         }
