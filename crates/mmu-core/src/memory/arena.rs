@@ -69,9 +69,9 @@ impl<T: Copy, const UNIT: u32> Blocks<T, UNIT> {
     }
 }
 
-/// Makes room for `more` items: doubling while small, by an eighth when a doubling would cost hundreds of megabytes.
+/// Makes room for `more` items: doubling while small, by an eighth when room that may never be used would be megabytes.
 pub(super) fn grow<T>(items: &mut Vec<T>, more: usize) {
-    const DOUBLING: usize = 32 << 20;
+    const DOUBLING: usize = 4 << 20;
     if items.capacity() - items.len() < more {
         let len = items.len();
         let slack = if len * size_of::<T>() < DOUBLING { len } else { len / 8 };
