@@ -11,7 +11,7 @@
 //!                                                      |     |     |  '-- freed: reading it is a use after free
 //!                          its own origin and step ----'     |     '----- dense: index of its words
 //!                                                            '----------- overlay: origin, step and index of
-//!                                                                         48 bytes that hold up to 11 exceptions
+//!                                                                         48 bytes that hold up to 15 exceptions
 //! ```
 //!
 //! **Why progressions.** The leaves of a guest backed by contiguous memory, the pointers to tables allocated one after the
@@ -25,7 +25,7 @@
 //! become overlays.
 //!
 //! **Copying and folding back.** A write that leaves the progression turns its piece's template into records (16 KiB
-//! for 4 KiB frames), its frame into an overlay, and when eleven exceptions or three different values do not do, into plain
+//! for 4 KiB frames), its frame into an overlay, and when fifteen exceptions or two different values do not do, into plain
 //! words. The way back is found by counters, never by a scan (`count-never-scan`):
 //!  * an overlay counts its exceptions; none left, it is a template again;
 //!  * a dense frame counts its *bends*, inner words that are not the mean of their neighbours (`w[i-1] - 2w[i] + w[i+1] != 0`).

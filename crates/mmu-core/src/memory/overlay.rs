@@ -1,16 +1,19 @@
 //! A few exceptions on top of a template frame, in 48 bytes.
 //!
 //! Exceptions of real page tables repeat: the same accessed or dirty bit set in several entries, the same marker frozen
-//! into several, or zero. So an exception is two bytes, a word index and a code; the code names one of three shared
-//! values, each either a difference to the template's word (flags) or a whole word (markers), or stands for zero.
+//! into several, or zero. So an exception is two bytes, a word index and a code; the code names one of two shared
+//! values, each either a difference to the template's word (flags) or a whole word (markers), both differences together (accessed,
+//! dirty, accessed and dirty), or stands for zero.
 
 /// Frames of more words have no overlays: an index must fit in 13 bits.
 pub(super) const MAX_WORDS: u64 = 1 << INDEX_BITS;
 /// Exceptions that fit.
-pub(super) const MAX_EXCEPTIONS: usize = 11;
+pub(super) const MAX_EXCEPTIONS: usize = 15;
 
 const INDEX_BITS: u32 = 13;
-const VALUES: usize = 3;
+const VALUES: usize = 2;
+/// Code of a word that differs by both values.
+const BOTH: u16 = VALUES as u16;
 /// Code of the word zero; it needs no value.
 const ZERO: u16 = 7;
 /// A difference of at most this many bits is taken for a change of flags, which other words are likely to share.
@@ -90,6 +93,8 @@ impl Overlay {
         let code = entry >> INDEX_BITS;
         if code == ZERO {
             0
+        } else if code == BOTH {
+            base ^ self.values[0] ^ self.values[1]
         } else if self.is_difference(code) {
             base ^ self.values[code as usize]
         } else {
@@ -106,10 +111,9 @@ impl Overlay {
         if word == 0 {
             return Some(ZERO);
         }
-        let codes = 0..VALUES as u16;
-        let known = codes.clone().find(|&code| self.is_used(code) && self.value(code << INDEX_BITS, base) == word);
+        let known = (0..=BOTH).find(|&code| self.is_known(code) && self.value(code << INDEX_BITS, base) == word);
         known.or_else(|| {
-            let code = codes.into_iter().find(|&code| !self.is_used(code))?;
+            let code = (0..BOTH).find(|&code| !self.is_used(code))?;
             let difference = base ^ word;
             let as_difference = difference.count_ones() <= FLAG_BITS;
             self.values[code as usize] = if as_difference { difference } else { word };
@@ -118,8 +122,17 @@ impl Overlay {
         })
     }
 
-    fn is_used(&self, code: u16) -> bool {
-        self.live().iter().any(|&entry| entry >> INDEX_BITS == code)
+    /// Whether a code means something now.
+    fn is_known(&self, code: u16) -> bool {
+        match code {
+            BOTH => (0..BOTH).all(|value| self.is_used(value) && self.is_difference(value)),
+            value => self.is_used(value),
+        }
+    }
+
+    /// Whether an exception needs a value.
+    fn is_used(&self, value: u16) -> bool {
+        self.live().iter().map(|&entry| entry >> INDEX_BITS).any(|code| code == value || code == BOTH)
     }
 }
 
