@@ -13,7 +13,7 @@ const IMPORTS: [(&str, &[&str]); 12] = [
     ("mmu-trace", &["mmu-core"]),
     ("mmu-sim", &["mmu-core", "mmu-trace"]),
     ("mmu-vectors", &["mmu-core", "arch-x86-ept", "arch-arm64-s2", "arch-ppc-radix"]),
-    ("mmu-explore", &["mmu-core", "arch-arm64-s2"]),
+    ("mmu-explore", &["mmu-core", "mmu-sim", "arch-x86-ept", "arch-arm64-s2", "arch-ppc-radix"]),
     (
         "mmusim",
         &[

@@ -39,6 +39,9 @@ pub enum Command {
     CheckVectors(CheckVectors),
     /// Check permission matrices and break-before-make rules against formats and walkers
     CheckMatrix(CheckVectors),
+    /// Run protocols adversarially: every order of steps is a decision, every step is held to the invariants
+    #[command(after_help = EXIT_CODES)]
+    Explore(crate::explore::ExploreArgs),
     /// Run page-table litmus tests on an exhaustive model of entries, TLBs and invalidations
     #[command(after_help = EXIT_CODES)]
     Litmus(Litmus),

@@ -5,6 +5,7 @@
 //! | `args` | the command line |
 //! | `compare` | `compare zap`: from arguments to plans, runs and their report |
 //! | `selftest` | KVM's own tests by name |
+//! | `explore` | protocols run adversarially, the bug museum |
 //! | `vectors`, `litmus`, `trace`, `tlb`, `machine` | the other commands |
 //! | `sweep` | plans, shards and merges of many experiments |
 //! | `platform`, `record` | which machines a command runs on, and what it records |
@@ -17,6 +18,7 @@
 pub mod args;
 mod compare;
 mod error;
+pub mod explore;
 mod litmus;
 mod machine;
 mod output;
@@ -69,6 +71,7 @@ fn dispatch(command: &Command) -> Result<(), CliError> {
         Command::Selftest(test) => selftest::run(test),
         Command::CheckVectors(args) => vectors::check(args),
         Command::CheckMatrix(args) => vectors::check_matrix(args),
+        Command::Explore(args) => explore::run(args),
         Command::Litmus(args) => litmus::litmus(args),
         Command::Lint(args) => litmus::lint(args),
         Command::Trace(args::Trace::Info(args)) => trace::info(args),

@@ -5,6 +5,7 @@ pub mod checker;
 pub mod engine;
 pub mod events;
 pub mod experiment;
+pub mod explore;
 pub mod protocols;
 pub mod rng;
 pub mod selftests;

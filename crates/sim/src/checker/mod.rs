@@ -296,6 +296,11 @@ impl Checker {
         }
     }
 
+    /// Takes what was found.
+    pub(crate) fn take(&mut self) -> Vec<Violation> {
+        std::mem::take(&mut self.violations)
+    }
+
     /// What was found, in the order it happened.
     pub fn violations(&self) -> &[Violation] {
         &self.violations

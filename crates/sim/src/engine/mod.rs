@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `sim` | windows, the parallel phase, the host phase, actors in time order |
 //! | `op` | micro-operations as values |
+//! | `bed` | what shared state is made on before a run |
 //! | `host` | the handle that protocol code awaits them on |
 //! | `world`, `bulk`, `upkeep`, `age` | what each operation does and costs; operations on runs; aging |
 //! | `reach` | how the host reaches vCPUs: flushes, kicks, entering the guest |
@@ -21,6 +22,7 @@
 
 mod actor;
 mod age;
+mod bed;
 mod bulk;
 mod cleanliness;
 mod costs;
@@ -46,14 +48,17 @@ mod wait;
 mod walk;
 pub(crate) mod world;
 
+pub(crate) use actor::ActorState;
 pub use actor::ActorStats;
 pub(crate) use age::is_young;
+pub use bed::Bed;
 pub use cleanliness::{Cleanliness, GuestCaches};
 pub use costs::Costs;
 pub use counters::HostCounters;
 pub(crate) use dirty::words_at;
 pub use dirty::{DirtyOp, MODIFICATION_LOG_ENTRIES};
 pub use guest::{GuestError, GuestPaging, GuestShare, GuestTables};
+pub(crate) use host::Stage;
 pub use host::{AgeBelowDone, AgeDone, Cmpxchg, EntryRun, GiveWay, Host};
 pub use lock::{LockKind, LockStats};
 pub use op::*;
@@ -63,4 +68,5 @@ pub use sim::{ActorFuture, Sim, Stopped, Threads};
 pub use srcu::SrcuIndex;
 pub use upkeep::Upkeep;
 pub use vcpu::{Exit, ExitReason, GuestFault, Vcpu, VcpuStats, Watch};
+pub(crate) use wait::WaitQueues;
 pub use world::{Runs, World};

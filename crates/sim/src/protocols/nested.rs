@@ -24,10 +24,9 @@ use super::iter::FlushDebt;
 use super::notifier::{RetryPolicy, Target, invalidate_retry, snapshot};
 use super::slots::{Faultin, faultin_pfn};
 use super::young::Clear;
-use crate::arch::Arch;
 use crate::engine::{
-    AgeRun, AgeWrite, Apply, Atomicity, Cmpxchg, ExitReason, Frames, GuestFault, Host, HostAccess, LockId, LockMode,
-    Reference, ReschedCheck, RunOp, Sim, Var, VcpuId, Work,
+    AgeRun, AgeWrite, Apply, Atomicity, Bed, Cmpxchg, ExitReason, Frames, GuestFault, Host, HostAccess, LockId,
+    LockMode, Reference, ReschedCheck, RunOp, Var, VcpuId, Work,
 };
 
 /// Whether a walker that holds a chain's bit lock can be preempted.
@@ -136,10 +135,10 @@ pub struct Shadow {
 
 impl Shadow {
     /// Chains for L1 memory of `l1`, with room for so many shadow mappings, and no shadow tree yet.
-    pub fn new<A: Arch>(sim: &mut Sim<A>, format: &A::Two, l1: Bytes, mappings: u64, nesting: fn(Gpa) -> Gpa) -> Self {
+    pub fn new<B: Bed>(sim: &mut B, format: &B::Format, l1: Bytes, mappings: u64, nesting: fn(Gpa) -> Gpa) -> Self {
         let page = format.geometry().granule();
         let gfns = l1.0.div_ceil(page.bytes());
-        let many = |sim: &mut Sim<A>, count: u64| {
+        let many = |sim: &mut B, count: u64| {
             (1..count.max(1)).fold(sim.new_var(0), |first, _| {
                 sim.new_var(0);
                 first

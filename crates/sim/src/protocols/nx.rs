@@ -30,9 +30,8 @@ use super::notifier::{RetryPolicy, Target, invalidate_retry, snapshot};
 use super::slots::{Faultin, faultin_pfn};
 use super::split::{Children, LazilySplit, LazySplit, Linked, SplitPolicy, lazy_split, link_children};
 use super::zap::{LinkedTable, TableFlush, TableZap, ZapLock, ZapPolicy, is_table, zap_sp};
-use crate::arch::Arch;
 use crate::engine::{
-    Cmpxchg, Frames, GuestFault, Host, HostAccess, LockId, LockKind, LockMode, Reference, Sim, Var, Work,
+    Bed, Cmpxchg, Frames, GuestFault, Host, HostAccess, LockId, LockKind, LockMode, Reference, Var, Work,
 };
 
 /// Whether huge pages may be executable.
@@ -163,7 +162,7 @@ pub struct NxPages(Rc<Shared>);
 
 impl NxPages {
     /// Of a new VM.
-    pub fn new<A: Arch>(sim: &mut Sim<A>, policy: NxPolicy) -> Self {
+    pub fn new(sim: &mut impl Bed, policy: NxPolicy) -> Self {
         Self(Rc::new(Shared {
             policy,
             pages_lock: sim.new_lock(LockKind::Spin),

@@ -21,9 +21,8 @@ use super::notifier::{
     GpcInvalidation, NotifierPolicy, RetryPolicy, RetryTest, Target, invalidate_retry, invalidation_covers, snapshot,
 };
 use super::primary::hva_to_pfn;
-use crate::arch::Arch;
 use crate::engine::{
-    Host, HostAccess, HvaError, LockId, LockKind, LockMode, Reference, Resolved, Sim, SlotFlags, Var, WaitQueue, Work,
+    Bed, Host, HostAccess, HvaError, LockId, LockKind, LockMode, Reference, Resolved, SlotFlags, Var, WaitQueue, Work,
 };
 
 // ---- policies ----
@@ -242,7 +241,7 @@ impl std::error::Error for GpcError {}
 
 impl Gpc {
     /// Makes an active cache and puts it on the list, before the run begins.
-    pub fn create<A: Arch>(sim: &mut Sim<A>, list: &GpcList) -> Gpc {
+    pub fn create(sim: &mut impl Bed, list: &GpcList) -> Gpc {
         let gpc = Gpc {
             lock: sim.new_lock(LockKind::ReadWrite),
             refresh_lock: sim.new_lock(LockKind::Spin),

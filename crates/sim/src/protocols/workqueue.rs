@@ -18,8 +18,7 @@ use std::rc::Rc;
 use mmu_core::{Cycles, Format};
 use serde::{Deserialize, Serialize};
 
-use crate::arch::Arch;
-use crate::engine::{ActorFuture, Host, LockId, LockKind, LockMode, Sim, Var, WaitQueue, Wake, Work};
+use crate::engine::{ActorFuture, Bed, Host, LockId, LockKind, LockMode, Var, WaitQueue, Wake, Work};
 
 /// Where queued work runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -107,7 +106,7 @@ impl<F> fmt::Debug for Workqueue<F> {
 impl<F: Format> Workqueue<F> {
     /// Makes a workqueue and starts its workers. They run until [`stop`](Self::stop): a run in which nobody stops them ends in a
     /// deadlock of idle workers.
-    pub fn start<A: Arch<Two = F>>(sim: &mut Sim<A>, spec: WorkqueueSpec) -> Self {
+    pub fn start(sim: &mut impl Bed<Format = F>, spec: WorkqueueSpec) -> Self {
         let processors = (0..spec.processors.max(1)).map(|_| sim.new_lock(LockKind::Spin)).collect();
         let queue = Self(Rc::new(Pool {
             spec,
@@ -122,7 +121,7 @@ impl<F: Format> Workqueue<F> {
         }));
         for number in 0..spec.processors.max(1) {
             let queue = queue.clone();
-            sim.spawn("worker", Cycles::ZERO, move |host| -> ActorFuture {
+            sim.spawn_actor("worker", Cycles::ZERO, move |host| -> ActorFuture {
                 Box::pin(async move { queue.work(&host, ProcessorId(number)).await })
             });
         }

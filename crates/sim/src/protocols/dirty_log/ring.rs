@@ -15,8 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::protect::Walk;
 use super::{DirtyLog, DirtyPolicy, range};
-use crate::arch::Arch;
-use crate::engine::{Fence, Host, LockId, LockMode, MODIFICATION_LOG_ENTRIES, Sim, Var, VcpuId, WaitQueue, Wake};
+use crate::engine::{Bed, Fence, Host, LockId, LockMode, MODIFICATION_LOG_ENTRIES, Var, VcpuId, WaitQueue, Wake};
 use crate::events::Trace;
 use crate::protocols::iter::{FlushDebt, Yield};
 use crate::protocols::zap::ZapLock;
@@ -64,8 +63,8 @@ pub struct DirtyRing {
 impl DirtyRing {
     /// A ring of `size` entries for each vCPU (`KVM_CAP_DIRTY_LOG_RING`), before the run. `full` is where the collector sleeps. `None` when the size is no power
     /// of two above what has to be reserved, or no memory is left.
-    pub fn create<A: Arch>(
-        sim: &mut Sim<A>,
+    pub fn create(
+        sim: &mut impl Bed,
         size: u64,
         log: super::Tracking,
         order: RingOrder,

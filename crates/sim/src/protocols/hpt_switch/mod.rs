@@ -38,9 +38,8 @@ use hashed::age_hashed;
 
 use super::aging::{self, Aged, AgingPath, AgingPolicy};
 use super::young::Clear;
-use crate::arch::Arch;
 use crate::engine::{
-    Apply, Atomicity, Fence, Frames, Host, LockId, LockKind, LockMode, ReschedCheck, RunOp, Sim, Var, Work,
+    Apply, Atomicity, Bed, Fence, Frames, Host, LockId, LockKind, LockMode, ReschedCheck, RunOp, Var, Work,
 };
 
 /// Whether a switch waits for lockless walkers before it frees the tree.
@@ -170,13 +169,13 @@ pub struct PowerVm {
 
 impl PowerVm {
     /// A guest that has the VM's radix tree; a hashed table will have `pieces` tables of the root's size.
-    pub fn new<A: Arch>(sim: &mut Sim<A>, pieces: u32) -> Self
+    pub fn new<B: Bed>(sim: &mut B, pieces: u32) -> Self
     where
-        A::Two: HashedPages,
+        B::Format: HashedPages,
     {
         let count = pieces.max(1).next_power_of_two();
-        let root = sim.world().root().raw();
-        let many = |sim: &mut Sim<A>, count: u32| {
+        let root = sim.root().raw();
+        let many = |sim: &mut B, count: u32| {
             let first = sim.new_var(0);
             for _ in 1..count {
                 sim.new_var(0);

@@ -43,9 +43,8 @@ pub use thread::{RanTo, RootedVcpu, Step, thread};
 use super::fault::FaultPolicy;
 use super::workqueue::{ProcessorId, Workqueue};
 use super::zap::{ZapLock, ZapPolicy, zap_root};
-use crate::arch::Arch;
 use crate::engine::{
-    ActorFuture, Cmpxchg, Frames, Host, LockId, LockKind, LockMode, Sim, Var, VcpuId, WaitQueue, Wake,
+    ActorFuture, Bed, Cmpxchg, Frames, Host, LockId, LockKind, LockMode, Var, VcpuId, WaitQueue, Wake,
 };
 
 /// An address space of the guest: x86 has two, ordinary memory and what system-management mode sees.
@@ -123,8 +122,8 @@ fn own_references(life: LifeCycle) -> u64 {
 impl<F: Format> Roots<F> {
     /// Takes over the root that a VM was built with: it becomes the one of ordinary memory, and every vCPU has it loaded. R2 needs a
     /// workqueue.
-    pub fn adopt<A: Arch<Two = F>>(sim: &mut Sim<A>, policy: RootPolicy, zappers: Option<Workqueue<F>>) -> Self {
-        let table = sim.world().root();
+    pub fn adopt(sim: &mut impl Bed<Format = F>, policy: RootPolicy, zappers: Option<Workqueue<F>>) -> Self {
+        let table = sim.root();
         let vcpus = sim.vcpus();
         let first = Root {
             serial: 1,
@@ -392,21 +391,21 @@ impl<F: Format> Roots<F> {
     // ---- the end ----
 
     /// Starts the thread of a vCPU, with the first root loaded.
-    pub fn spawn_vcpu<A: Arch<Two = F>>(&self, sim: &mut Sim<A>, vcpu: VcpuId, steps: Vec<Step>, policy: FaultPolicy) {
+    pub fn spawn_vcpu(&self, sim: &mut impl Bed<Format = F>, vcpu: VcpuId, steps: Vec<Step>, policy: FaultPolicy) {
         let roots = self.clone();
         self.spawn_vcpu_task(sim, vcpu, move |host| Box::pin(thread(host, vcpu, roots, steps, policy)));
     }
 
     /// Starts a thread of one's own for a vCPU: the VM does not end before it does.
-    pub fn spawn_vcpu_task<A: Arch<Two = F>>(
+    pub fn spawn_vcpu_task(
         &self,
-        sim: &mut Sim<A>,
+        sim: &mut impl Bed<Format = F>,
         vcpu: VcpuId,
         thread: impl FnOnce(Host<F>) -> ActorFuture + 'static,
     ) {
         let roots = self.clone();
         self.0.started.set(self.0.started.get() + 1);
-        sim.spawn_vcpu(vcpu, move |host| {
+        sim.spawn_thread(vcpu, move |host| {
             Box::pin(async move {
                 thread(host.clone()).await;
                 roots.task_ends(&host).await;
@@ -415,16 +414,16 @@ impl<F: Format> Roots<F> {
     }
 
     /// Starts a task that uses the VM: the VM does not end before it does.
-    pub fn spawn_task<A: Arch<Two = F>>(
+    pub fn spawn_task(
         &self,
-        sim: &mut Sim<A>,
+        sim: &mut impl Bed<Format = F>,
         name: &'static str,
         at: Cycles,
         task: impl FnOnce(Host<F>, Self) -> ActorFuture + 'static,
     ) {
         let roots = self.clone();
         self.0.started.set(self.0.started.get() + 1);
-        sim.spawn(name, at, move |host| {
+        sim.spawn_actor(name, at, move |host| {
             Box::pin(async move {
                 task(host.clone(), roots.clone()).await;
                 roots.task_ends(&host).await;
@@ -433,9 +432,9 @@ impl<F: Format> Roots<F> {
     }
 
     /// Starts the task that ends the VM once every other one has ended.
-    pub fn spawn_exit<A: Arch<Two = F>>(&self, sim: &mut Sim<A>) {
+    pub fn spawn_exit(&self, sim: &mut impl Bed<Format = F>) {
         let roots = self.clone();
-        sim.spawn("exit", Cycles::ZERO, move |host| {
+        sim.spawn_actor("exit", Cycles::ZERO, move |host| {
             Box::pin(async move {
                 roots.wait_for_tasks(&host).await;
                 roots.vm_exit(&host).await;

@@ -1,0 +1,326 @@
+//! `explore`: the scenarios of the bug museum under a strategy, the whole museum, or a replay file.
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap::Args;
+use mmusim::Seed;
+use mmusim::explore::museum::{self, Exhibit, Plan, Row, Variant, exhibit, exhibits};
+use mmusim::sim::MODEL_VERSION;
+use mmusim::sim::explore::{Budget, Explorable, Failure, MemoryOrder, ReplayFile, Report, Shrinking, Strategy};
+use serde_json::json;
+
+use crate::output::Output;
+use crate::table::Columns;
+use crate::{CliError, SCHEMA_VERSION};
+
+/// `explore`.
+#[derive(Args, Debug)]
+pub struct ExploreArgs {
+    /// Scenario: a number of the museum, as in X05 (see --list)
+    #[arg(value_name = "SCENARIO", required_unless_present_any = ["list", "museum", "replay"])]
+    pub scenario: Option<String>,
+    /// Switch the defect on: the scenario's number again
+    #[arg(long, value_name = "ID")]
+    pub bug: Option<String>,
+    /// exhaustive, bounded:PREEMPTIONS, random, sticky, pct:DEPTH or portfolio
+    #[arg(long, default_value = "portfolio", value_name = "STRATEGY")]
+    pub strategy: String,
+    /// Executions at most
+    #[arg(long, default_value_t = 100_000, value_name = "N")]
+    pub schedules: u64,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 1, value_name = "SEED")]
+    pub seed: u64,
+    /// Threads; the result does not depend on them
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Memory order: sc, tso or weak; what the scenario needs unless given
+    #[arg(long, value_name = "ORDER")]
+    pub memory: Option<String>,
+    /// List the scenarios
+    #[arg(long, conflicts_with_all = ["museum", "replay"])]
+    pub list: bool,
+    /// Run every scenario with its defect, under several strategies and seeds, and without it
+    #[arg(long, conflicts_with = "replay")]
+    pub museum: bool,
+    /// With --museum: only these numbers, separated by commas
+    #[arg(long, value_name = "IDS", value_delimiter = ',', requires = "museum")]
+    pub only: Vec<String>,
+    /// With --museum: seeds of each strategy
+    #[arg(long, default_value_t = 10, value_name = "N", requires = "museum")]
+    pub seeds: u64,
+    /// With --museum: a table in Markdown, as docs/bug-museum.md
+    #[arg(long, requires = "museum", conflicts_with = "json")]
+    pub markdown: bool,
+    /// Repeat a failure exactly, or stop at the first divergence
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+    /// Write a failure to a file for --replay
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// Leave a failure as it was found
+    #[arg(long)]
+    pub no_shrink: bool,
+    /// Write JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write to a file, which appears when it is complete
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Does what the arguments say.
+pub fn run(args: &ExploreArgs) -> Result<(), CliError> {
+    let Some(threads) = args.threads else { return run_here(args) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build();
+    let pool = pool.map_err(|error| CliError::argument(format!("--threads {threads}"), error))?;
+    pool.install(|| run_here(args))
+}
+
+fn run_here(args: &ExploreArgs) -> Result<(), CliError> {
+    if args.list {
+        return list(args);
+    }
+    if args.museum {
+        return tour(args);
+    }
+    match (&args.replay, &args.scenario) {
+        (Some(file), _) => replay(args, file),
+        (None, Some(name)) => explore(args, name),
+        (None, None) => Err(CliError::argument("SCENARIO", "name one; --list shows them")),
+    }
+}
+
+fn find(name: &str) -> Result<Exhibit, CliError> {
+    exhibit(name)
+        .ok_or_else(|| CliError::argument(format!("scenario {name}"), "there is none of this name; --list shows them"))
+}
+
+fn memory_order(name: &str) -> Option<MemoryOrder> {
+    let all = [MemoryOrder::Sequential, MemoryOrder::StoreBuffer, MemoryOrder::Weak];
+    all.into_iter().find(|order| order.name() == name)
+}
+
+fn scenario(exhibit: &Exhibit, variant: Variant, memory: Option<&str>) -> Result<Box<dyn Explorable>, CliError> {
+    let mut scenario = exhibit.scenario(variant);
+    if let Some(name) = memory {
+        let order =
+            memory_order(name).ok_or_else(|| CliError::argument(format!("--memory {name}"), "use sc, tso or weak"))?;
+        scenario.limits_mut().memory = order;
+    }
+    Ok(scenario)
+}
+
+fn explore(args: &ExploreArgs, name: &str) -> Result<(), CliError> {
+    let exhibit = find(name)?;
+    let variant = match &args.bug {
+        None => Variant::Fixed,
+        Some(bug) if bug.eq_ignore_ascii_case(exhibit.id) => Variant::Broken,
+        Some(bug) => {
+            let what = format!("scenario {} has the defect {} only", exhibit.id, exhibit.id);
+            return Err(CliError::argument(format!("--bug {bug}"), what));
+        }
+    };
+    let mut scenario = scenario(&exhibit, variant, args.memory.as_deref())?;
+    let strategy: Strategy = args.strategy.parse().map_err(|error| CliError::argument("--strategy", error))?;
+    let shrinking = if args.no_shrink { Shrinking::Off } else { Shrinking::Thorough };
+    let report = scenario.explore(&strategy, Budget { schedules: args.schedules, seed: Seed(args.seed), shrinking });
+    let memory = scenario.limits_mut().memory;
+    let file = report.failure.as_ref().map(|failure| file_of(&exhibit, variant, memory, failure));
+    if let (Some(path), Some(file)) = (&args.save, &file) {
+        let mut output = Output::open(Some(path))?;
+        output.write(&file.write())?;
+        output.finish()?;
+    }
+    finish(args, &report, file.as_ref())
+}
+
+fn file_of(exhibit: &Exhibit, variant: Variant, memory: MemoryOrder, failure: &Failure) -> ReplayFile {
+    ReplayFile {
+        scenario: exhibit.id.to_owned(),
+        variant: variant.name().to_owned(),
+        memory: memory.name().to_owned(),
+        model: MODEL_VERSION,
+        invariant: failure.broken.invariant,
+        decisions: failure.decisions.clone(),
+        digest: failure.digest,
+    }
+}
+
+fn finish(args: &ExploreArgs, report: &Report, file: Option<&ReplayFile>) -> Result<(), CliError> {
+    let mut output = Output::open(args.output.as_deref())?;
+    output.write(&if args.json { as_json(report, file) } else { as_text(report, file) })?;
+    output.finish()?;
+    match &report.failure {
+        None => Ok(()),
+        Some(failure) => Err(CliError::Check(failure.broken.to_string())),
+    }
+}
+
+fn as_text(report: &Report, file: Option<&ReplayFile>) -> String {
+    let stats = &report.stats;
+    let evaluated: Vec<String> =
+        stats.evaluations.evaluated().map(|(invariant, times)| format!("{invariant} {times}")).collect();
+    let mut text = format!(
+        "scenario {}: {}\n{} executions, {} steps, the longest {}; {} redundant, {} cut off\nevaluated: {}\n",
+        report.scenario,
+        report.verdict.name(),
+        stats.executions,
+        stats.steps,
+        stats.longest,
+        stats.redundant,
+        stats.cut,
+        evaluated.join(", ")
+    );
+    if let Some(failure) = &report.failure {
+        text += &format!(
+            "found after {} executions; {} preemptions, {} choices out of the ordinary\n\n{}",
+            failure.executions,
+            failure.preemptions,
+            failure.choices(),
+            failure.table()
+        );
+    }
+    if let Some(file) = file {
+        text += &format!("\nTo repeat it, save this as a file for --replay:\n\n{}", file.write());
+    }
+    text
+}
+
+fn as_json(report: &Report, file: Option<&ReplayFile>) -> String {
+    let stats = &report.stats;
+    let evaluations: serde_json::Map<String, serde_json::Value> =
+        stats.evaluations.evaluated().map(|(invariant, times)| (invariant.to_string(), times.into())).collect();
+    let failure = report.failure.as_ref().map(|failure| {
+        let steps: Vec<_> = failure
+            .steps
+            .iter()
+            .map(|step| json!({ "step": step.number, "agent": step.agent.0, "what": step.what }))
+            .collect();
+        json!({
+            "invariant": failure.broken.invariant.id(),
+            "what": failure.broken.what,
+            "step": failure.broken.step,
+            "agent": failure.broken.agent.0,
+            "executions": failure.executions,
+            "preemptions": failure.preemptions,
+            "choices": failure.choices(),
+            "actors": failure.actors,
+            "steps": steps,
+            "replay": file.map(ReplayFile::write),
+        })
+    });
+    let document = json!({
+        "schema_version": SCHEMA_VERSION,
+        "scenario": report.scenario,
+        "verdict": report.verdict.name(),
+        "executions": stats.executions,
+        "steps": stats.steps,
+        "longest": stats.longest,
+        "redundant": stats.redundant,
+        "cut": stats.cut,
+        "digest": format!("{:016x}", stats.digest),
+        "evaluations": evaluations,
+        "failure": failure,
+    });
+    format!("{document:#}\n")
+}
+
+fn replay(args: &ExploreArgs, path: &PathBuf) -> Result<(), CliError> {
+    let name = path.display();
+    let text = fs::read_to_string(path)
+        .map_err(|error| CliError::input(format!("{name}: cannot read: {error}; name a file that exists")))?;
+    let file = ReplayFile::read(&text).map_err(|error| CliError::input(format!("{name}: {error}")))?;
+    let exhibit = exhibit(&file.scenario).ok_or_else(|| {
+        CliError::input(format!("{name}: scenario {:?} is unknown; --list shows those there are", file.scenario))
+    })?;
+    let variant = match file.variant.as_str() {
+        "on" => Variant::Broken,
+        "off" => Variant::Fixed,
+        other => return Err(CliError::input(format!("{name}: bug {other:?}; it is on or off"))),
+    };
+    let scenario = scenario(&exhibit, variant, Some(&file.memory))?;
+    let version = if file.model == MODEL_VERSION {
+        String::new()
+    } else {
+        format!("; the file is of model {}, this program of {MODEL_VERSION}", file.model)
+    };
+    let report = scenario
+        .replay(&file.decisions)
+        .map_err(|error| CliError::Check(format!("{name}: the replay diverges: {error}{version}")))?;
+    let found = report.failure.as_ref().map(|failure| (failure.broken.invariant, failure.digest));
+    if found != Some((file.invariant, file.digest)) {
+        let what = match &report.failure {
+            Some(failure) => format!("it ends otherwise: {}", failure.broken),
+            None => format!("{} is not broken any more", file.invariant),
+        };
+        return Err(CliError::Check(format!("{name}: the replay diverges at its end: {what}{version}")));
+    }
+    finish(args, &report, None)
+}
+
+fn list(args: &ExploreArgs) -> Result<(), CliError> {
+    let mut output = Output::open(args.output.as_deref())?;
+    let rows = exhibits();
+    let breaks = |exhibit: &Exhibit| exhibit.breaks.iter().map(ToString::to_string).collect::<Vec<_>>();
+    if args.json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| json!({ "id": row.id, "arch": row.arch, "breaks": breaks(row), "title": row.title }))
+            .collect();
+        let document = json!({ "schema_version": SCHEMA_VERSION, "scenarios": rows });
+        output.write(&format!("{document:#}\n"))?;
+        return output.finish();
+    }
+    let mut columns = Columns::new(4, &["scenario", "architecture", "breaks", "defect"]);
+    for row in &rows {
+        columns.row([row.id.to_owned(), row.arch.to_owned(), breaks(row).join(" "), row.title.to_owned()]);
+    }
+    output.write(&columns.render())?;
+    output.finish()
+}
+
+fn tour(args: &ExploreArgs) -> Result<(), CliError> {
+    for id in &args.only {
+        find(id)?;
+    }
+    let mut output = Output::open(args.output.as_deref())?;
+    let plan = Plan { seeds: args.seeds, fixed: args.schedules, ..Plan::default() };
+    let rows = museum::tour(&plan, &args.only);
+    let text = if args.json {
+        let document = json!({ "schema_version": SCHEMA_VERSION, "most": plan.most, "rows": rows });
+        format!("{document:#}\n")
+    } else if args.markdown {
+        museum::markdown(&rows, &plan)
+    } else {
+        museum_table(&rows)
+    };
+    output.write(&text)?;
+    output.finish()?;
+    let wrong: Vec<&str> = rows.iter().filter(|row| !row.is_good()).map(|row| row.id).collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Check(format!("not found as what they are, or broken although fixed: {}", wrong.join(", "))))
+}
+
+fn museum_table(rows: &[Row]) -> String {
+    let mut headings = vec!["scenario".to_owned(), "breaks".to_owned()];
+    headings.extend(rows.first().into_iter().flat_map(|row| row.times.iter().map(|times| times.strategy.clone())));
+    headings.extend(["steps", "preemptions", "fixed"].map(str::to_owned));
+    let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
+    let mut columns = Columns::new(2, &headings);
+    let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    for row in rows {
+        let mut cells = vec![row.id.to_owned(), row.invariant.clone().unwrap_or_else(|| "not found".to_owned())];
+        cells.extend(row.times.iter().map(|times| format!("{} / {}", number(times.median), number(times.p95))));
+        cells.extend([number(row.steps), number(row.preemptions)]);
+        cells.push(match &row.fixed.finding {
+            None => format!("{} {}", row.fixed.verdict, row.fixed.executions),
+            Some(finding) => finding.clone(),
+        });
+        columns.row(cells);
+    }
+    columns.render()
+}

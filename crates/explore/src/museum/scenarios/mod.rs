@@ -1,0 +1,37 @@
+//! The rows, by topic. A scenario is as small as shows the defect.
+
+mod gpc;
+mod notifier;
+mod zap;
+
+use mmu_core::{Bytes, Format, Hva, HvaRange, PageSize};
+use mmu_sim::engine::{ActorFuture, Host, LockMode, VcpuId};
+use mmu_sim::experiment::vm::GUEST_MEMORY;
+use mmu_sim::protocols::fault::FaultPolicy;
+use mmu_sim::protocols::vcpu;
+
+use super::Exhibit;
+
+/// A page of the smallest size.
+const PAGE: u64 = 4096;
+/// What one last-level table of 4K pages maps.
+const TABLE: u64 = 2 << 20;
+
+pub(super) fn all() -> Vec<Exhibit> {
+    [zap::EXHIBITS, notifier::EXHIBITS, gpc::EXHIBITS].concat()
+}
+
+/// A vCPU thread that handles faults by this policy.
+fn thread<F: Format>(policy: FaultPolicy) -> impl Fn(Host<F>, VcpuId) -> ActorFuture + Send + Sync + 'static {
+    move |host, id| Box::pin(vcpu::thread(host, id, policy))
+}
+
+/// The plainest fault handler.
+fn plain() -> FaultPolicy {
+    FaultPolicy::new(LockMode::Read, PageSize::SIZE_4K)
+}
+
+/// Host addresses of so many pages of guest memory from the `first` on.
+fn hvas(first: u64, pages: u64) -> HvaRange {
+    HvaRange::new(Hva::new(GUEST_MEMORY.raw() + first * PAGE), Bytes(pages * PAGE))
+}

@@ -1,0 +1,537 @@
+//! The checker of explorations: what is true of pages, tables and translations, told from events alone.
+//!
+//! It looks at every write before it happens, at every release of a page or a table, at every unlock of `mmu_lock`, and at the end. It asks
+//! what a vCPU *may* use (`guest::reach`), so a stale translation is found when the page goes, whether or not the guest happens to touch
+//! it. Lives of tables, words last seen and stores that are owed to a log are kept here; protocols know nothing of it.
+
+use mmu_core::{BreakRule, Entry, Format, GpaRange, Hpa, HpaRange, Level, NotPresent, PathPlace, Walk};
+
+use super::decision::Agent;
+use super::invariant::Invariant;
+use super::lab::Lab;
+use super::memory::Sight;
+use super::words::Life;
+use crate::arch::Arch;
+use crate::checker::Written;
+use crate::engine::{Cleanliness, GuestCaches, LockId, Order};
+
+/// How a word is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Store {
+    /// By a store that knows nothing of what was there.
+    Plain(Order),
+    /// By an atomic read-modify-write.
+    Atomic,
+    /// By a walk that sets flags.
+    Hardware,
+}
+
+/// What the checker keeps.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ghost {
+    /// What an actor read last of words, in this section.
+    saw: Vec<(Agent, Hpa, u64)>,
+    /// Pages written and in no log.
+    pub(crate) written: Written,
+    /// What each write carries, under weak memory.
+    pub(crate) carried: Vec<Sight>,
+    cleaned: Cleanliness,
+    /// Actors that took mappings away since they gave `mmu_lock` back last.
+    zapped: u64,
+    /// By actor: the word that it stood at when it yielded last, and how often it has stood there.
+    stood: [(u64, u32); Agent::MOST_ACTORS],
+    /// Guest addresses that are looked at.
+    pub(crate) pages: Vec<u64>,
+}
+
+impl Ghost {
+    pub(crate) fn reset(&mut self) {
+        self.saw.clear();
+        self.written.begins();
+        self.carried.clear();
+        self.cleaned = Cleanliness::default();
+        self.zapped = 0;
+        self.stood = Default::default();
+    }
+
+    /// An agent read a word.
+    pub(crate) fn saw(&mut self, agent: Agent, at: Hpa, word: u64) {
+        match self.saw.iter_mut().rev().find(|(who, place, _)| *who == agent && *place == at) {
+            Some((_, _, seen)) => *seen = word,
+            None => self.saw.push((agent, at, word)),
+        }
+        if let Some((stood, _)) = self.stood.get_mut(agent.0 as usize) {
+            // The top bit says that it is where the actor is, not yet where it yielded.
+            *stood = *stood & !AT | at.raw() << 32 & AT;
+        }
+    }
+
+    /// What an actor read before this section counts no more.
+    pub(crate) fn forget(&mut self, agent: Agent) {
+        self.saw.retain(|(who, ..)| *who != agent);
+    }
+
+    fn seen(&self, agent: Agent, at: Hpa) -> Option<u64> {
+        self.saw.iter().rev().find(|(who, place, _)| *who == agent && *place == at).map(|&(_, _, word)| word)
+    }
+
+    pub(crate) fn clean(&mut self, range: HpaRange) {
+        self.cleaned.clean(range);
+    }
+    pub(crate) fn soil(&mut self, range: HpaRange) {
+        self.cleaned.dirty(range);
+    }
+}
+
+/// Where an actor is, in the upper half of its account.
+const AT: u64 = u64::MAX << 32;
+
+/// Yields at one place after which a walk makes no progress.
+const MOST_YIELDS: u32 = 4;
+
+impl<A: Arch> Lab<A> {
+    /// A write happens, and is looked at first.
+    pub(crate) fn commit(&mut self, at: Hpa, len: u64, new: u64, step: u64, store: Store) {
+        let old = self.words.peek(at);
+        let agent = self.acting.0;
+        let order = match store {
+            Store::Plain(order) => order,
+            Store::Atomic | Store::Hardware => Order::Synchronizing,
+        };
+        let entry = self.words.frame(at).copied().filter(|frame| frame.level <= self.format.geometry().root());
+        if let Some(frame) = entry {
+            self.check_entry(at, frame.level, old, new, store);
+            if new & self.format.present_mask() != 0
+                && self.format.is_mapped(new)
+                && !self.format.is_leaf(frame.level, new)
+            {
+                let child = self.format.next_table(frame.level, new);
+                self.check_link(at, frame.level, old, child, order);
+            }
+        }
+        if at == self.var(crate::engine::Var::MEMSLOTS) {
+            self.touched_slots = true;
+            self.world.vars[crate::engine::Var::MEMSLOTS.0 as usize] = new;
+        }
+        self.words.fill(at, len, new, step, agent);
+        self.publish(at, order);
+    }
+
+    fn check_entry(&mut self, at: Hpa, level: Level, old: u64, new: u64, store: Store) {
+        let format = self.format;
+        let Some(frame) = self.words.frame(at).copied() else { return };
+        let present = |word: u64| word & format.present_mask() != 0;
+        let linked = frame.life == Life::Linked;
+        if present(new) {
+            let decoded = format.decode(level, new);
+            self.hold(Invariant::B5, !matches!(decoded, Entry::Malformed(_)), |_| {
+                format!("{new:#x} at {at} is no legal entry: {decoded:?}")
+            });
+            self.hold(Invariant::R4, frame.life != Life::Retired, |_| {
+                format!("{new:#x} is put into {at}, in a table that was given up")
+            });
+        }
+        if linked && matches!(store, Store::Plain(_)) {
+            self.check_alone(at, old);
+            self.check_flags(at, old);
+        }
+        if linked && present(old) && present(new) && old != new {
+            self.check_break(at, level, old, new);
+        }
+        let mapped = |word: u64| format.is_mapped(word);
+        if mapped(old) && (!mapped(new) || format.output(level, old) != format.output(level, new)) {
+            self.ghost.zapped |= self.acting.bit();
+        }
+        if linked && present(new) && format.is_leaf(level, new) && store != Store::Hardware {
+            self.check_install(at, level, old, new);
+        }
+    }
+
+    /// O3: who stores plainly is alone with the entry.
+    fn check_alone(&mut self, at: Hpa, old: u64) {
+        let me = self.me();
+        let alone = self.locks[LockId::MMU.0 as usize].writer == Some(me as u8);
+        // Who has locked the entry owns it.
+        let locked = self.format.encode_not_present(NotPresent::Frozen).is_ok_and(|frozen| frozen == old);
+        // Nobody else is there to be hurt, or walks.
+        self.hold(Invariant::O3, alone || locked, |lab| {
+            format!(
+                "{} stores to the live entry {at} ({old:#x}) without holding mmu_lock for write",
+                lab.hands[me].name
+            )
+        });
+    }
+
+    /// D1: a plain store loses no flag that was set since the word was read.
+    fn check_flags(&mut self, at: Hpa, old: u64) {
+        let flags = self.format.accessed_mask() | self.format.dirty_mask();
+        let seen = self.ghost.seen(self.acting, at).unwrap_or(old);
+        let lost = old & !seen & flags;
+        self.hold(Invariant::D1, lost == 0 || self.words.last_write(at).is_none(), |_| {
+            format!(
+                "the store to {at} loses the flags {lost:#x}, set by hardware since the entry was read as {seen:#x}"
+            )
+        });
+    }
+
+    /// B1, with what does not need a break: a leaf whose page stays.
+    fn check_break(&mut self, at: Hpa, level: Level, old: u64, new: u64) {
+        let format = &self.format;
+        let leaves = (format.is_leaf(level, old), format.is_leaf(level, new));
+        if leaves == (true, true) && format.output(level, old) == format.output(level, new) {
+            return;
+        }
+        let rule = format.break_rule(level, old, new);
+        self.hold(Invariant::B1, !matches!(rule, BreakRule::Needed(_)), |_| {
+            format!("{old:#x} at {at} is replaced by {new:#x} with no break in between: {rule:?}")
+        });
+    }
+
+    /// O1 and T8: what is installed is the page that belongs there.
+    fn check_install(&mut self, at: Hpa, level: Level, old: u64, new: u64) {
+        let format = self.format;
+        let page = format.output(level, new);
+        if format.is_mapped(old) && format.is_leaf(level, old) && format.output(level, old) == page {
+            return;
+        }
+        let why = self.world.primary.off_limits(page);
+        self.hold(Invariant::O1, why.is_none(), |_| {
+            let why = why.map_or_else(String::new, |why| why.to_string());
+            format!("{page} is installed at {at}; the page is {why}")
+        });
+        let Some(frame) = self.words.frame(at).copied() else { return };
+        let index = (at.raw() - frame.first.raw()) / 8;
+        let gpa = mmu_core::Gpa::new(frame.gpa + (index << format.geometry().shift(level)));
+        let size = format.geometry().page_size(level);
+        let hvas = self.world.guest_hvas(GpaRange::new(gpa, mmu_core::Bytes(size.bytes())));
+        let Some(hva) = hvas.first().map(|range| range.start) else { return };
+        let there = self.world.primary.lookup(hva);
+        self.hold(Invariant::T8, there.is_none_or(|there| there == page), |_| {
+            let there = there.unwrap_or_default();
+            format!("{page} is installed for {gpa} at {at}, where the primary MMU has {there}")
+        });
+    }
+
+    /// A table is linked: B4, R4, T5.
+    fn check_link(&mut self, at: Hpa, level: Level, old: u64, table: Hpa, order: Order) {
+        let format = self.format;
+        let Some(parent) = self.words.frame(at).copied() else { return };
+        let Some(child) = self.words.frame(table).copied() else {
+            return self.hold(Invariant::B5, false, |_| format!("{at} points to {table}, which is no table"));
+        };
+        self.hold(Invariant::T5, child.life != Life::Freed, |_| format!("{at} points to the freed table {table}"));
+        self.hold(Invariant::R4, child.life != Life::Retired, |_| {
+            format!("{at} points to table {table}, which was given up")
+        });
+        if format.is_mapped(old) && format.is_leaf(level, old) && parent.life == Life::Linked {
+            let entries = format.geometry().entries(child.level) as u32;
+            self.hold(Invariant::B4, child.live == entries, |_| {
+                format!("table {table} takes the place of a leaf with {} of {entries} entries filled", child.live)
+            });
+        }
+        if child.life == Life::Private && parent.life == Life::Linked {
+            self.check_publication(table, order);
+        }
+        let index = (at.raw() - parent.first.raw()) / 8;
+        let gpa = parent.gpa + (index << format.geometry().shift(level));
+        self.adopt(table, at, gpa, parent.life == Life::Linked);
+    }
+
+    /// A table is where it is now, and so is everything below it.
+    pub(crate) fn adopt(&mut self, table: Hpa, parent: Hpa, gpa: u64, linked: bool) {
+        let format = self.format;
+        let Some(frame) = self.words.frame_mut(table) else { return };
+        frame.parent = parent;
+        frame.gpa = gpa;
+        if !linked || frame.life != Life::Private {
+            return;
+        }
+        frame.life = Life::Linked;
+        let (level, live) = (frame.level, frame.live);
+        if live == 0 || level == Level::LAST {
+            return;
+        }
+        for index in 0..format.geometry().entries(level) as u64 {
+            let at = table + 8 * index;
+            let word = self.words.peek(at);
+            if format.is_mapped(word) && !format.is_leaf(level, word) {
+                let gpa = gpa + (index << format.geometry().shift(level));
+                self.adopt(format.next_table(level, word), at, gpa, linked);
+            }
+        }
+    }
+
+    // ---- releases ----
+
+    /// A table is freed: R1, R2.
+    pub(crate) fn release(&mut self, table: Hpa) {
+        let Some(frame) = self.words.frame(table).copied() else {
+            return self.hold(Invariant::R2, false, |_| format!("{table} is freed and is no table"));
+        };
+        if frame.extra > 0 {
+            self.words.frame_mut(table).into_iter().for_each(|frame| frame.extra -= 1);
+            return;
+        }
+        self.hold(Invariant::R2, frame.life != Life::Freed, |_| format!("table {table} is freed twice"));
+        if matches!(frame.life, Life::Linked | Life::Retired) && frame.level <= self.format.geometry().root() {
+            self.check_order(table, frame.parent, frame.gpa);
+        }
+        if let Some(frame) = self.words.frame_mut(table) {
+            frame.life = Life::Freed;
+        }
+    }
+
+    fn check_order(&mut self, table: Hpa, parent: Hpa, gpa: u64) {
+        let format = self.format;
+        let level = self.words.frame(parent).filter(|frame| frame.life != Life::Freed).map(|frame| frame.level);
+        let linked = level.is_some_and(|level| {
+            let word = self.words.peek(parent);
+            format.is_mapped(word) && !format.is_leaf(level, word) && format.next_table(level, word) == table
+        });
+        let linked = linked && self.words.frame(parent).is_some_and(|frame| frame.life == Life::Linked);
+        self.hold(Invariant::R1, !linked, |_| format!("table {table} is freed while {parent} points to it"));
+        let mut cached = None;
+        let pages: Vec<u64> = std::iter::once(gpa).chain(self.ghost.pages.iter().copied()).collect();
+        for vcpu in self.exposed() {
+            for &gpa in &pages {
+                self.reach(vcpu, gpa, |at| cached = cached.or((at == table).then_some(vcpu)), |_| {});
+            }
+        }
+        self.hold(Invariant::R1, cached.is_none(), |_| {
+            format!("table {table} is freed while vCPU {} may have it in its walk caches", cached.unwrap_or(0))
+        });
+        let inside = self.hands.iter().enumerate().find(|(number, hand)| {
+            let agent = Agent::actor(*number);
+            hand.rcu_depth > 0
+                && agent != self.acting
+                && self.ghost.seen(agent, parent).is_some_and(|word| {
+                    level.is_some_and(|level| {
+                        format.is_mapped(word)
+                            && !format.is_leaf(level, word)
+                            && format.next_table(level, word) == table
+                    })
+                })
+        });
+        let inside = inside.map(|(_, hand)| hand.name);
+        self.hold(Invariant::R1, inside.is_none(), |_| {
+            format!("table {table} is freed while {} may be inside it", inside.unwrap_or(""))
+        });
+    }
+
+    /// T1: pages that went are reached by nobody.
+    pub(crate) fn check_pages(&mut self) {
+        let mut found = None;
+        let pages = std::mem::take(&mut self.ghost.pages);
+        for vcpu in self.exposed() {
+            for &gpa in &pages {
+                let primary = &self.world.primary;
+                self.reach(
+                    vcpu,
+                    gpa,
+                    |_| {},
+                    |cached| {
+                        if let Some(why) =
+                            primary.off_limits(cached.page + (gpa & (cached_bytes(&self.format, cached.level) - 1)))
+                        {
+                            found = found.or(Some((vcpu, cached, why)));
+                        }
+                    },
+                );
+            }
+        }
+        self.ghost.pages = pages;
+        self.hold(Invariant::T1, found.is_none(), |_| match found {
+            Some((vcpu, cached, why)) => format!(
+                "vCPU {vcpu} may still translate {} to {}, which is {why}: {}",
+                cached.gpa,
+                cached.page,
+                if cached.current { "its entry is there" } else { "it was not flushed" }
+            ),
+            None => String::new(),
+        });
+    }
+
+    /// T4: what the actor took away is flushed when it gives `mmu_lock` back.
+    pub(crate) fn check_debt(&mut self) {
+        let me = self.acting;
+        if self.ghost.zapped & me.bit() == 0 {
+            return;
+        }
+        let format = self.format;
+        let mut found = None;
+        let pages = std::mem::take(&mut self.ghost.pages);
+        for vcpu in self.exposed() {
+            for &gpa in &pages {
+                self.reach(
+                    vcpu,
+                    gpa,
+                    |_| {},
+                    |cached| {
+                        if !cached.current
+                            && !self.still_maps(&format, gpa, cached.page)
+                            && self.taken_by(cached.at, cached.word, me)
+                        {
+                            found = found.or(Some((vcpu, cached)));
+                        }
+                    },
+                );
+            }
+        }
+        self.ghost.pages = pages;
+        if found.is_none() {
+            self.ghost.zapped &= !me.bit();
+        }
+        self.hold(Invariant::T4, found.is_none(), |_| match found {
+            Some((vcpu, cached)) => format!(
+                "mmu_lock is given back while vCPU {vcpu} may still translate {} to {}: {:#x} at {} was taken away and not flushed",
+                cached.gpa, cached.page, cached.word, cached.at
+            ),
+            None => String::new(),
+        });
+    }
+
+    /// Whether the tables, as software reads them, still map an address to this page.
+    fn still_maps(&self, format: &A::Two, gpa: u64, page: Hpa) -> bool {
+        let geometry = format.geometry();
+        let (mut table, mut level) = (self.root, geometry.root());
+        loop {
+            let at = table + 8 * geometry.index(level, gpa) as u64;
+            let word = self.words.peek(at);
+            if !format.is_mapped(word) {
+                return false;
+            }
+            if format.is_leaf(level, word) {
+                let size = geometry.page_size(level).bytes();
+                let maps = format.output(level, word).raw();
+                return maps <= page.raw() && page.raw() < maps + size
+                    || page.raw() <= maps && maps < page.raw() + size;
+            }
+            let Some(down) = level.down() else { return false };
+            (table, level) = (format.next_table(level, word), down);
+        }
+    }
+
+    /// Whether this agent made the entry something else than `word`, or unlinked the table that it is in.
+    fn taken_by(&self, at: Hpa, word: u64, agent: Agent) -> bool {
+        let mut at = at;
+        let mut word = Some(word);
+        for _ in 0..Level::MAX_LEVELS {
+            let changed = word.is_none_or(|word| self.words.peek(at) != word);
+            if changed && self.words.last_write(at).is_some_and(|write| write.agent == agent.0) {
+                return true;
+            }
+            let Some(frame) = self.words.frame(at) else { return false };
+            (at, word) = (frame.parent, None);
+        }
+        false
+    }
+
+    /// D4: what was reported clean again cannot be written unnoticed.
+    pub(crate) fn check_clean(&mut self, range: GpaRange) {
+        let format = self.format;
+        let mut found = None;
+        for vcpu in self.exposed() {
+            for &gpa in self.ghost.pages.iter().filter(|&&gpa| range.contains(mmu_core::Gpa::new(gpa))) {
+                let walk = Walk { input: gpa, access: mmu_core::Access::WRITE };
+                self.reach(
+                    vcpu,
+                    gpa,
+                    |_| {},
+                    |cached| {
+                        let silent = format.is_writable(cached.word)
+                            && format.updated(&walk, cached.level, cached.word, PathPlace::Leaf) == cached.word;
+                        if silent && !cached.current {
+                            found = found.or(Some((vcpu, cached)));
+                        }
+                    },
+                );
+            }
+        }
+        self.hold(Invariant::D4, found.is_none(), |_| match found {
+            Some((vcpu, cached)) => format!(
+                "{} is reported and clean again, but vCPU {vcpu} may write it through the cached {:#x}",
+                cached.gpa, cached.word
+            ),
+            None => String::new(),
+        });
+    }
+
+    /// B7: a guest without caches sees what was last written.
+    pub(crate) fn check_data(&mut self, vcpu: usize, gpa: u64, page: Hpa) {
+        if self.guests[vcpu].caches == GuestCaches::Off && self.format.uncached() == mmu_core::Uncached::NeedsClean {
+            let clean = self.ghost.cleaned.is_clean(page);
+            self.hold(Invariant::B7, clean, |_| {
+                format!("vCPU {vcpu}, its caches off, reads {page} through {gpa:#x}: nobody has cleaned the page")
+            });
+        }
+    }
+
+    /// P1: a walk that gives way has got somewhere since it did so last.
+    pub(crate) fn check_progress(&mut self, actor: usize) {
+        let Some((stood, times)) = self.ghost.stood.get_mut(actor) else { return };
+        let here = *stood >> 32;
+        *times = if *stood & !AT == here { *times + 1 } else { 0 };
+        *stood = here << 32 | here;
+        let stalled = *times >= MOST_YIELDS;
+        self.hold(Invariant::P1, !stalled, |lab| {
+            format!("{} has given way {MOST_YIELDS} times in a row at the same entry", lab.hands[actor].name)
+        });
+    }
+
+    // ---- reports of the primary MMU, the end ----
+
+    /// What the world's own checker has found.
+    pub(crate) fn collect_reports(&mut self) {
+        for (invariant, ran) in [(Invariant::R2, true), (Invariant::O2, true)] {
+            if ran {
+                self.evaluations.count(invariant);
+            }
+        }
+        for violation in self.world.checker.take() {
+            let text = violation.to_string();
+            let (id, what) = text.split_once(": ").unwrap_or(("T1", &text));
+            let what =
+                what.split_once(": ").filter(|(time, _)| time.starts_with("cycle")).map_or(what, |(_, what)| what);
+            self.broken(id.parse().unwrap_or(Invariant::T1), what.to_owned());
+        }
+    }
+
+    /// R3: what is left at the end is reached from the roots.
+    pub(crate) fn check_leaks(&mut self, roots: &[Hpa]) {
+        let mut reached = vec![false; self.words.frames().len()];
+        let mut open: Vec<Hpa> = roots.to_vec();
+        while let Some(table) = open.pop() {
+            let Some(number) = self.words.frame_number(table) else { continue };
+            if std::mem::replace(&mut reached[number], true) {
+                continue;
+            }
+            let frame = self.words.frames()[number];
+            if frame.live == 0 || frame.level == Level::LAST || frame.level > self.format.geometry().root() {
+                continue;
+            }
+            for index in 0..u64::from(frame.words) {
+                let word = self.words.peek(frame.first + 8 * index);
+                if word != 0 && self.format.is_mapped(word) && !self.format.is_leaf(frame.level, word) {
+                    open.push(self.format.next_table(frame.level, word));
+                }
+            }
+        }
+        let root = self.format.geometry().root();
+        let left = self.words.frames().iter().zip(&reached);
+        let leaked = left
+            .filter(|(frame, reached)| {
+                !**reached && frame.level <= root && matches!(frame.life, Life::Private | Life::Linked)
+            })
+            .map(|(frame, _)| frame.first.to_string());
+        let leaked: Vec<String> = leaked.collect();
+        self.hold(Invariant::R3, leaked.is_empty(), |_| format!("tables left over: {}", leaked.join(", ")));
+        let held = self.world.primary.held_bytes();
+        self.hold(Invariant::R3, held.0 == 0, |_| format!("references to {held} of pages are left over"));
+        let count = self.words.peek(self.var(crate::engine::Var::IN_PROGRESS));
+        self.hold(Invariant::R7, count == 0, |_| format!("{count} invalidations are left in progress"));
+    }
+}
+
+fn cached_bytes<F: Format>(format: &F, level: Level) -> u64 {
+    format.geometry().page_size(level).bytes()
+}

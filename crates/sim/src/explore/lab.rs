@@ -1,0 +1,518 @@
+//! The laboratory: what operations act on while somebody decides the order. The exploring counterpart of the timed world.
+//!
+//! It is a [`Stage`] for the same actors. Before an operation that others can tell happens, the actor has to be chosen for it; what is chosen
+//! instead and needs no actor (a guest's access, an arriving interrupt, a grace period) is done on the spot, so that an actor goes on
+//! without being polled again unless another actor's turn has come.
+
+use mmu_core::{Cycles, Flush, Hpa, Level};
+
+use super::decision::{Agent, Chooser, Decision, Footprint, Kind, Point, Who, agents};
+use super::ghost::Ghost;
+use super::guest::Guest;
+use super::invariant::{Broken, Evaluations, Invariant};
+use super::memory::{MemoryOrder, View};
+use super::words::Words;
+use crate::arch::Arch;
+use crate::engine::world::World;
+use crate::engine::{
+    Blockable, Exit, HostCounters, LockId, LockKind, LockMode, Memslots, Op, PrimaryMmu, Reply, Stage, Var, VcpuId,
+    WaitQueue, WaitQueues,
+};
+use crate::workload::GuestWork;
+
+/// What an actor waits to do.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Pending {
+    /// This operation, when it is chosen.
+    Op(Op),
+    /// So many vCPUs have not answered yet.
+    Flight(u32),
+    /// The end of this grace period.
+    Grace(u64),
+    /// A wake-up.
+    Asleep,
+    Awake,
+    /// Its vCPU to leave the guest.
+    Guest(VcpuId),
+    /// Nothing: it has just begun, is running, or has finished.
+    Nothing,
+}
+
+/// What is kept of a host actor.
+#[derive(Clone, Debug)]
+pub(crate) struct Hand {
+    pub(crate) name: &'static str,
+    pub(crate) pending: Pending,
+    pub(crate) finished: bool,
+    pub(crate) vcpu: Option<VcpuId>,
+    pub(crate) blockable: Blockable,
+    pub(crate) processor: Option<LockId>,
+    pub(crate) rcu_depth: u32,
+    /// Stores that have not reached memory (TSO).
+    pub(crate) buffer: Vec<(Hpa, u64)>,
+    /// What it has seen (weak memory).
+    pub(crate) view: View,
+}
+
+impl Hand {
+    pub(crate) fn new(name: &'static str, vcpu: Option<VcpuId>) -> Self {
+        Self {
+            name,
+            pending: Pending::Nothing,
+            finished: false,
+            vcpu,
+            blockable: Blockable::Yes,
+            processor: None,
+            rcu_depth: 0,
+            buffer: Vec::new(),
+            view: View::default(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lock {
+    pub(crate) kind: LockKind,
+    pub(crate) writer: Option<u8>,
+    /// Readers by actor; one may hold it several times.
+    pub(crate) readers: Vec<u8>,
+    pub(crate) view: View,
+}
+
+impl Lock {
+    pub(crate) fn admits(&self, mode: LockMode) -> bool {
+        let exclusive = mode == LockMode::Write || self.kind == LockKind::Spin;
+        self.writer.is_none() && (!exclusive || self.readers.is_empty())
+    }
+    pub(crate) fn held_by(&self, actor: usize) -> bool {
+        self.writer == Some(actor as u8) || self.readers.contains(&(actor as u8))
+    }
+}
+
+/// A grace period that has not ended: its callbacks, and the readers it waits for.
+#[derive(Clone, Debug)]
+pub(crate) struct Grace {
+    pub(crate) number: u64,
+    pub(crate) waits_for: u64,
+    pub(crate) frames: Vec<Hpa>,
+    pub(crate) subtree: Option<(Hpa, Level)>,
+}
+
+/// Why an execution came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// Everybody has finished.
+    Finished,
+    /// An invariant was broken.
+    Broken,
+    /// Too many steps.
+    Cut,
+    /// The chooser did not want to see the rest.
+    Abandoned,
+}
+
+/// What happened, step by step, when somebody wants to know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// Its number.
+    pub number: u64,
+    /// Who made it.
+    pub agent: Agent,
+    /// What it was.
+    pub what: String,
+}
+
+/// The laboratory.
+pub(crate) struct Lab<A: Arch> {
+    pub(crate) format: A::Two,
+    /// The primary MMU and the memslots; its tables are not used.
+    pub(crate) world: World<A>,
+    initial: (PrimaryMmu, Memslots, Hpa),
+    pub(crate) touched_primary: bool,
+    pub(crate) touched_slots: bool,
+    pub(crate) words: Words,
+    pub(crate) vars: Hpa,
+    pub(crate) vars_made: u32,
+    pub(crate) guests: Vec<Guest>,
+    pub(crate) hands: Vec<Hand>,
+    pub(crate) locks: Vec<Lock>,
+    pub(crate) queues: WaitQueues,
+    pub(crate) graces: Vec<Grace>,
+    pub(crate) grace_number: u64,
+    pub(crate) root: Hpa,
+    pub(crate) generation: u16,
+    pub(crate) counters: HostCounters,
+    pub(crate) memory: MemoryOrder,
+    pub(crate) sc_view: View,
+    pub(crate) ghost: Ghost,
+    pub(crate) evaluations: Evaluations,
+    pub(crate) limits: super::scenario::Limits,
+    pub(crate) ticks: u32,
+    pub(crate) failures: u32,
+    /// Modification logs are on.
+    pub(crate) modification_log: u64,
+    // ---- deciding ----
+    pub(crate) chooser: Option<Box<dyn Chooser>>,
+    pub(crate) trail: Vec<Decision>,
+    pub(crate) preemptions: u64,
+    footprints: Box<[Footprint; 64]>,
+    yielded: u64,
+    pub(crate) acting: Agent,
+    pub(crate) next: Option<Agent>,
+    pub(crate) steps: u64,
+    pub(crate) starting: bool,
+    pub(crate) reply: Reply,
+    pub(crate) end: Option<End>,
+    pub(crate) broken: Option<Broken>,
+    pub(crate) record: Option<Vec<Step>>,
+}
+
+/// Variables that a scenario may have.
+const MOST_VARS: usize = 1024;
+
+impl<A: Arch> Lab<A> {
+    /// A laboratory with the VM as it is in `world` and `words`; `words` has been filled but not settled.
+    pub(crate) fn new(world: World<A>, mut words: Words, root: Hpa, limits: super::scenario::Limits) -> Self {
+        let vars = words.alloc(super::words::WORDS, MOST_VARS);
+        words.settle();
+        let initial = (world.primary.clone(), world.slots.clone(), root);
+        Self {
+            format: *world.arch.two(),
+            initial,
+            touched_primary: false,
+            touched_slots: false,
+            words,
+            vars,
+            vars_made: Var::FIXED as u32,
+            guests: Vec::new(),
+            hands: Vec::new(),
+            locks: Vec::new(),
+            queues: WaitQueues::new(WaitQueue::FIXED),
+            graces: Vec::new(),
+            grace_number: 0,
+            root,
+            generation: 0,
+            counters: HostCounters::default(),
+            memory: limits.memory,
+            sc_view: View::default(),
+            ghost: Ghost::default(),
+            evaluations: Evaluations::default(),
+            limits,
+            ticks: limits.ticks,
+            failures: limits.allocation_failures,
+            modification_log: 0,
+            chooser: None,
+            trail: Vec::new(),
+            preemptions: 0,
+            footprints: Box::new([Footprint::NONE; 64]),
+            yielded: 0,
+            acting: Agent::actor(0),
+            next: None,
+            steps: 0,
+            starting: false,
+            reply: Reply::default(),
+            end: None,
+            broken: None,
+            record: None,
+            world,
+        }
+    }
+
+    /// Back to where executions begin: nobody there, nothing happened.
+    pub(crate) fn reset(&mut self) {
+        self.words.reset();
+        if std::mem::take(&mut self.touched_primary) {
+            self.world.primary.clone_from(&self.initial.0);
+        }
+        if std::mem::take(&mut self.touched_slots) {
+            self.world.slots.clone_from(&self.initial.1);
+            self.world.vars[Var::MEMSLOTS.0 as usize] = 0;
+        }
+        self.root = self.initial.2;
+        self.generation = 0;
+        self.vars_made = Var::FIXED as u32;
+        self.guests.clear();
+        self.hands.clear();
+        self.locks.clear();
+        self.locks.resize(LockId::FIXED, Lock { kind: LockKind::Spin, ..Lock::default() });
+        self.locks[LockId::MMU.0 as usize].kind = self.limits.mmu_lock;
+        self.queues = WaitQueues::new(WaitQueue::FIXED);
+        self.graces.clear();
+        self.grace_number = 0;
+        self.counters = HostCounters::default();
+        self.sc_view = View::default();
+        self.ghost.reset();
+        self.ticks = self.limits.ticks;
+        self.failures = self.limits.allocation_failures;
+        self.modification_log = 0;
+        self.trail.clear();
+        self.preemptions = 0;
+        self.yielded = 0;
+        self.next = None;
+        self.steps = 0;
+        self.end = None;
+        self.broken = None;
+    }
+
+    // ---- what is broken ----
+
+    pub(crate) fn broken(&mut self, invariant: Invariant, what: String) {
+        if self.broken.is_none() {
+            self.broken = Some(Broken { invariant, agent: self.acting, step: self.steps, what });
+        }
+        self.end.get_or_insert(End::Broken);
+    }
+
+    /// Evaluates an invariant.
+    pub(crate) fn hold(&mut self, invariant: Invariant, holds: bool, what: impl FnOnce(&Self) -> String) {
+        self.evaluations.count(invariant);
+        if !holds {
+            let what = what(self);
+            self.broken(invariant, what);
+        }
+    }
+
+    // ---- deciding ----
+
+    /// One of several alternatives; the first when the execution is over anyway.
+    pub(crate) fn pick(&mut self, kind: Kind, of: usize) -> usize {
+        if of <= 1 || self.end.is_some() {
+            return 0;
+        }
+        let picked = self.chooser.as_mut().and_then(|chooser| chooser.pick(kind, of));
+        let Some(chosen) = picked else {
+            self.end = Some(End::Abandoned);
+            return 0;
+        };
+        self.trail.push(Decision { kind, of: of as u16, chosen: chosen as u16 });
+        chosen
+    }
+
+    fn can_go_on(&self, hand: &Hand) -> bool {
+        match hand.pending {
+            Pending::Op(Op::Lock(lock, mode)) => self.locks[lock.0 as usize].admits(mode),
+            Pending::Op(_) | Pending::Awake => true,
+            Pending::Flight(waiting) => waiting == 0,
+            Pending::Grace(number) => self.graces.iter().all(|grace| grace.number != number),
+            Pending::Asleep | Pending::Nothing => false,
+            Pending::Guest(vcpu) => self.guests[vcpu.0].exit.is_some(),
+        }
+    }
+
+    /// Who can make a step.
+    fn enabled(&self) -> u64 {
+        let mut set = 0;
+        for (number, hand) in self.hands.iter().enumerate() {
+            if self.can_go_on(hand) {
+                set |= Agent::actor(number).bit();
+            }
+            if !hand.buffer.is_empty() {
+                set |= Agent::buffer(number).bit();
+            }
+        }
+        for (number, guest) in self.guests.iter().enumerate() {
+            if guest.runs() {
+                set |= Agent::guest(number).bit();
+            }
+            if !guest.requests.is_empty() {
+                set |= Agent::arrival(number).bit();
+            }
+        }
+        if self.graces.iter().any(|grace| grace.waits_for == 0) {
+            set |= Agent::RCU.bit();
+        }
+        set
+    }
+
+    fn footprint(&self, agent: Agent) -> Footprint {
+        match agent.who() {
+            Who::Actor(number) => self.footprint_of(number, self.hands[number].pending),
+            Who::Buffer(number) => self.hands[number].buffer.first().map_or(Footprint::NONE, |&(at, _)| {
+                let word = super::perform::word_bit(at);
+                Footprint { reads: 0, writes: word | super::perform::own_bit(number) }
+            }),
+            Who::Guest(vcpu) => self.guests[vcpu].footprint(vcpu),
+            Who::Arrival(vcpu) => Footprint {
+                reads: super::perform::WORD_BITS,
+                writes: super::perform::vcpu_bit(vcpu) | super::perform::FLIGHT_BIT,
+            },
+            Who::Rcu => Footprint { reads: super::perform::WORD_BITS, writes: super::perform::RCU_BIT },
+        }
+    }
+
+    /// Chooses who makes the next step, and makes it as long as that needs no actor but `me`. True: `me` is to go on.
+    pub(crate) fn decide(&mut self, me: Option<usize>) -> bool {
+        loop {
+            if self.end.is_some() {
+                self.next = None;
+                return false;
+            }
+            let all = self.enabled();
+            let mut set = all & !self.yielded;
+            if set == 0 {
+                self.yielded = 0;
+                set = all;
+            }
+            let Some(chosen) = self.choose(set) else { return false };
+            self.steps += 1;
+            self.yielded &= chosen.bit();
+            self.acting = chosen;
+            if self.steps > self.limits.steps {
+                self.end = Some(End::Cut);
+                continue;
+            }
+            match chosen.who() {
+                Who::Actor(number) if Some(number) == me => return true,
+                Who::Actor(_) => {
+                    self.next = Some(chosen);
+                    return false;
+                }
+                Who::Buffer(number) => self.drain_one(number),
+                Who::Guest(vcpu) => self.guest_step(vcpu),
+                Who::Arrival(vcpu) => self.arrive(vcpu),
+                Who::Rcu => self.end_grace(),
+            }
+        }
+    }
+
+    fn choose(&mut self, set: u64) -> Option<Agent> {
+        if set == 0 {
+            self.next = None;
+            self.everybody_waits();
+            return None;
+        }
+        let current = Some(self.acting).filter(|acting| set & acting.bit() != 0);
+        for agent in agents(set) {
+            self.footprints[agent.0 as usize] = self.footprint(agent);
+        }
+        let point = Point { enabled: set, current, footprints: &self.footprints };
+        let Some(chooser) = self.chooser.as_mut() else { return agents(set).next() };
+        let chosen = if set.is_power_of_two() {
+            chooser.only(point);
+            agents(set).next()
+        } else {
+            chooser.run(point)
+        };
+        let Some(chosen) = chosen.filter(|chosen| set & chosen.bit() != 0) else {
+            self.end = Some(End::Abandoned);
+            self.next = None;
+            return None;
+        };
+        if !set.is_power_of_two() {
+            let of = set.count_ones() as u16;
+            self.trail.push(Decision { kind: Kind::Run, of, chosen: u16::from(chosen.0) });
+            self.preemptions += u64::from(current.is_some_and(|current| current != chosen));
+        }
+        Some(chosen)
+    }
+
+    /// Nobody can make a step: the end, or a deadlock.
+    fn everybody_waits(&mut self) {
+        let waiting: Vec<usize> = (0..self.hands.len()).filter(|&number| !self.hands[number].finished).collect();
+        self.hold(Invariant::P4, waiting.is_empty(), |lab| {
+            let who = waiting.iter().map(|&number| format!("{} {}", lab.hands[number].name, lab.waits_for(number)));
+            format!("nobody can go on: {}", who.collect::<Vec<_>>().join("; "))
+        });
+        self.end.get_or_insert(End::Finished);
+    }
+
+    fn waits_for(&self, number: usize) -> String {
+        match self.hands[number].pending {
+            Pending::Op(Op::Lock(lock, _)) => {
+                let lock = &self.locks[lock.0 as usize];
+                let holders = lock.writer.iter().chain(&lock.readers).map(|&holder| self.hands[holder as usize].name);
+                format!("waits for a lock of {}", holders.collect::<Vec<_>>().join(", "))
+            }
+            Pending::Flight(left) => format!("waits for {left} vCPUs to answer"),
+            Pending::Grace(_) => "waits for a grace period".to_owned(),
+            Pending::Asleep => "sleeps until it is woken".to_owned(),
+            Pending::Guest(vcpu) => format!("waits for vCPU {} to leave the guest", vcpu.0),
+            Pending::Op(_) | Pending::Awake | Pending::Nothing => "could go on".to_owned(),
+        }
+    }
+
+    /// The actor lets others go first: it spins, or has given the processor away.
+    pub(crate) fn give_others_a_turn(&mut self, actor: usize) {
+        self.yielded |= Agent::actor(actor).bit();
+    }
+
+    /// The number of the acting actor.
+    pub(crate) fn me(&self) -> usize {
+        self.acting.0 as usize
+    }
+
+    pub(crate) fn note(&mut self, what: impl FnOnce(&Self) -> String) {
+        if self.record.is_some() {
+            let what = what(self);
+            let step = Step { number: self.steps, agent: self.acting, what };
+            self.record.iter_mut().for_each(|record| record.push(step.clone()));
+        }
+    }
+
+    /// The actor that was chosen makes its step; true when it can be polled.
+    pub(crate) fn resume(&mut self, actor: usize) -> bool {
+        self.acting = Agent::actor(actor);
+        match std::mem::replace(&mut self.hands[actor].pending, Pending::Nothing) {
+            Pending::Op(op) => match self.execute(op) {
+                Some(reply) => {
+                    self.reply = reply;
+                    true
+                }
+                None => false,
+            },
+            waited => {
+                self.wait_is_over(actor, waited);
+                self.reply = Reply::default();
+                true
+            }
+        }
+    }
+}
+
+impl<A: Arch> Stage for Lab<A> {
+    fn perform(&mut self, op: Op) -> Option<Reply> {
+        let me = self.me();
+        if self.end.is_some() {
+            return None;
+        }
+        if let Some(reply) = self.perform_local(op) {
+            return Some(reply);
+        }
+        self.hands[me].pending = Pending::Op(op);
+        if self.starting {
+            return None;
+        }
+        while self.decide(Some(me)) {
+            if self.resume(me) {
+                return Some(self.reply);
+            }
+        }
+        None
+    }
+
+    fn reply(&self) -> Reply {
+        self.reply
+    }
+
+    fn exit(&self, vcpu: VcpuId) -> Exit {
+        self.guests[vcpu.0].left
+    }
+
+    fn counters(&self) -> HostCounters {
+        self.counters
+    }
+
+    fn assign(&mut self, vcpu: VcpuId, work: GuestWork) {
+        self.guests[vcpu.0].assign(work, vcpu.0 as u64);
+    }
+}
+
+/// A flush of everything.
+pub(crate) const EVERYTHING: Flush = Flush {
+    scope: mmu_core::FlushScope::Vm,
+    walk_caches: mmu_core::WalkCaches::Drop,
+    reach: mmu_core::Reach::Everyone,
+};
+
+/// The moment of everything: explorations know no time.
+pub(crate) const NO_TIME: Cycles = Cycles::ZERO;

@@ -1,0 +1,821 @@
+//! What each operation does in an exploration.
+
+use mmu_core::{Bytes, Delivery, FlushScope, Format, Hpa, HpaRange, Level, Reach};
+
+use super::decision::{Footprint, Kind};
+use super::ghost::Store;
+use super::guest::{Request, What};
+use super::invariant::Invariant;
+use super::lab::{Grace, Lab, Lock, NO_TIME, Pending};
+use super::words::Life;
+use crate::arch::Arch;
+use crate::engine::world::table_words;
+use crate::engine::{
+    ActorState, AgeRun, AgeWrite, Apply, Atomicity, Blockable, DirtyOp, Fence, Frames, LockId, LockMode, Op, Order,
+    PageState, PrimaryOp, Reply, RunOp, SlotsOp, Upkeep, Var, VcpuId, WaitQueue, Wake, Work, is_young,
+};
+
+pub(crate) const RCU_BIT: u64 = 1;
+const PRIMARY_BIT: u64 = 1 << 1;
+const SLOTS_BIT: u64 = 1 << 2;
+pub(crate) const FLIGHT_BIT: u64 = 1 << 3;
+const QUEUE_BIT: u64 = 1 << 4;
+const MISC_BIT: u64 = 1 << 5;
+/// Words and variables.
+pub(crate) const WORD_BITS: u64 = u64::MAX << 24;
+
+pub(crate) fn word_bit(at: Hpa) -> u64 {
+    1 << (24 + (at.raw() >> 3).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_shr(32) % 40)
+}
+pub(crate) fn vcpu_bit(vcpu: usize) -> u64 {
+    1 << (6 + vcpu % 6)
+}
+pub(crate) fn own_bit(actor: usize) -> u64 {
+    1 << (12 + actor % 4)
+}
+fn lock_bit(lock: LockId) -> u64 {
+    1 << (16 + lock.0 % 8)
+}
+
+fn one(word: u64) -> Option<Reply> {
+    Some(Reply::one(word))
+}
+const DONE: Option<Reply> = Some(Reply { a: 0, b: 0, c: 0 });
+
+impl<A: Arch> Lab<A> {
+    pub(crate) fn var(&self, var: Var) -> Hpa {
+        self.vars + 8 * u64::from(var.0)
+    }
+
+    // ---- footprints ----
+
+    pub(crate) fn footprint_of(&self, actor: usize, pending: Pending) -> Footprint {
+        let read = |bits| Footprint { reads: bits, writes: 0 };
+        let write = |bits| Footprint { reads: 0, writes: bits };
+        let own = own_bit(actor);
+        let buffered = |bits| if self.memory == super::MemoryOrder::StoreBuffer { write(own) } else { write(bits) };
+        let op = match pending {
+            Pending::Op(op) => op,
+            Pending::Guest(vcpu) => return write(vcpu_bit(vcpu.0)),
+            Pending::Flight(_) => return read(FLIGHT_BIT),
+            Pending::Grace(_) => return read(RCU_BIT),
+            Pending::Asleep | Pending::Awake => return read(QUEUE_BIT),
+            Pending::Nothing => return Footprint::NONE,
+        };
+        match op {
+            Op::Read(at) => read(word_bit(at)),
+            Op::ReadRun(at, _) if self.words.read(at).is_ok_and(|word| self.format.is_mapped(word)) => {
+                read(word_bit(at))
+            }
+            Op::ReadRun(..) => read(WORD_BITS),
+            Op::Load(var, _) => read(word_bit(self.var(var))),
+            Op::Write(at, ..) => buffered(word_bit(at)),
+            Op::Store(var, ..) => buffered(word_bit(self.var(var))),
+            Op::Cmpxchg(at, ..) | Op::Xchg(at, _) | Op::FetchAnd(at, _) | Op::FetchOr(at, _) => write(word_bit(at)),
+            Op::Add(var, _) | Op::CmpxchgVar(var, ..) | Op::XchgVar(var, _) => write(word_bit(self.var(var))),
+            Op::Age(run) => write(word_bit(run.at)),
+            Op::Run(run) if run.apply == Apply::Nothing => read(word_bit(run.at)),
+            Op::Run(run) if run.len == 1 => {
+                Footprint { reads: 0, writes: word_bit(run.at) | if run.work.is_some() { PRIMARY_BIT } else { 0 } }
+            }
+            Op::Lock(lock, _) => write(lock_bit(lock)),
+            Op::Unlock(lock) => Footprint { reads: WORD_BITS, writes: lock_bit(lock) },
+            Op::NeedResched(lock) => read(lock_bit(lock)),
+            Op::RcuLock | Op::RcuUnlock => write(RCU_BIT),
+            Op::PrepareToWait(_) | Op::FinishWait(_) | Op::Schedule(_) | Op::WakeUp(..) => write(QUEUE_BIT),
+            Op::Primary(PrimaryOp::Fault(..) | PrimaryOp::Dereference(_)) | Op::HostMapping(..) => {
+                Footprint { reads: SLOTS_BIT, writes: PRIMARY_BIT }
+            }
+            Op::Primary(_) | Op::DropPages(_) => Footprint { reads: WORD_BITS | SLOTS_BIT, writes: PRIMARY_BIT },
+            Op::Slots(_) => write(SLOTS_BIT),
+            Op::Root => read(MISC_BIT),
+            Op::VcpuRun(vcpu) => write(vcpu_bit(vcpu.0)),
+            Op::Alloc(_) | Op::Reschedule | Op::Spend(_) | Op::Sleep(_) | Op::SleepUntil(_) => Footprint::NONE,
+            _ => Footprint::ALL,
+        }
+    }
+
+    // ---- what nobody else can tell ----
+
+    /// Performs an operation that commutes with everything others do.
+    pub(crate) fn perform_local(&mut self, op: Op) -> Option<Reply> {
+        match op {
+            Op::Spend(Work::Relax) | Op::Sleep(_) | Op::SleepUntil(_) => None,
+            Op::Spend(_) | Op::CountSpurious => DONE,
+            Op::Now => one(0),
+            Op::CountRetry => {
+                self.counters.retried_faults += 1;
+                self.give_others_a_turn(self.me());
+                DONE
+            }
+            Op::Fence(Fence::Full) if self.memory == super::MemoryOrder::StoreBuffer => None,
+            Op::Fence(fence) => {
+                self.fence(fence);
+                DONE
+            }
+            Op::MayBlock(blockable) => {
+                let me = self.me();
+                self.hands[me].blockable = blockable;
+                DONE
+            }
+            Op::NewVar(initial) => {
+                let var = self.new_var(initial);
+                one(u64::from(var.0))
+            }
+            Op::NewLock(kind) => {
+                self.locks.push(Lock { kind, ..Lock::default() });
+                one(self.locks.len() as u64 - 1)
+            }
+            Op::NewWaitQueue => one(u64::from(self.queues.create().0)),
+            Op::Primary(op @ (PrimaryOp::WindowBegin(_) | PrimaryOp::WindowEnd(_) | PrimaryOp::Cached(..))) => {
+                Some(self.primary(op))
+            }
+            Op::Slots(op) if !matches!(op, SlotsOp::Free(_)) => Some(self.slots(op)),
+            Op::Dirty(op) if !matches!(op, DirtyOp::PopModified(_)) => Some(self.dirty(op)),
+            Op::Upkeep(op) => self.upkeep_local(op),
+            Op::RunBelow(_) | Op::AgeBelow(_) | Op::RemoveSubtrees(_) => DONE,
+            _ => None,
+        }
+    }
+
+    pub(crate) fn new_var(&mut self, initial: u64) -> Var {
+        let var = Var(self.vars_made);
+        self.vars_made += 1;
+        if initial != 0 {
+            let at = self.var(var);
+            self.words.write(at, 1, initial, u8::MAX);
+        }
+        var
+    }
+
+    // ---- steps ----
+
+    /// Performs an operation of the acting actor. `None`: it waits.
+    pub(crate) fn execute(&mut self, op: Op) -> Option<Reply> {
+        let me = self.me();
+        self.note(|_| super::render::operation(&op));
+        if op.gives_way() {
+            let blocks = self.hands[me].blockable == Blockable::No;
+            self.hold(Invariant::P5, !blocks, |lab| format!("{} must not block and does", lab.hands[me].name));
+        }
+        match op {
+            Op::Read(at) => one(self.read_word(at, Order::Relaxed)),
+            Op::ReadRun(at, most) => {
+                let word = self.read_word(at, Order::Relaxed);
+                let len = if self.format.is_mapped(word) { 1 } else { self.words.alike(at, most.max(1)) };
+                Some(Reply { a: word, b: 0, c: if self.words.peek(at) == word { len } else { 1 } })
+            }
+            Op::Write(at, word, order) => {
+                if self.is_word(at) {
+                    self.store_plainly(at, word, order);
+                }
+                DONE
+            }
+            Op::Cmpxchg(at, old, new) => self.exchange(at, |found| (found == old).then_some(new)),
+            Op::Xchg(at, new) => self.exchange(at, |_| Some(new)),
+            Op::FetchAnd(at, mask) => self.exchange(at, |found| Some(found & mask)),
+            Op::FetchOr(at, mask) => self.exchange(at, |found| Some(found | mask)),
+            Op::Run(run) => one(self.run(run)),
+            Op::Age(run) => Some(self.age(run)),
+            Op::Load(var, order) => one(self.load(self.var(var), order)),
+            Op::Store(var, value, order) => {
+                self.store_plainly(self.var(var), value, order);
+                DONE
+            }
+            Op::Add(var, delta) => {
+                let at = self.var(var);
+                let found = self.exchange(at, |found| Some(found.wrapping_add_signed(delta)))?;
+                let value = found.a.wrapping_add_signed(delta);
+                if [Var::IN_PROGRESS, Var::ACTIVE_INVALIDATIONS].contains(&var) {
+                    self.hold(Invariant::R7, value <= i64::MAX as u64, |_| {
+                        "an invalidation ended that had not begun".to_owned()
+                    });
+                }
+                one(value)
+            }
+            Op::CmpxchgVar(var, old, new) => self.exchange(self.var(var), |found| (found == old).then_some(new)),
+            Op::XchgVar(var, new) => self.exchange(self.var(var), |_| Some(new)),
+            Op::Alloc(level) => Some(self.alloc(level)),
+            Op::Live(at) => {
+                self.is_word(at);
+                one(self.words.frame(at).map_or(0, |frame| u64::from(frame.live)))
+            }
+            Op::Free(frames) => {
+                for table in tables(frames) {
+                    self.release(table);
+                }
+                DONE
+            }
+            Op::CallRcu(frames) => {
+                let tables: Vec<Hpa> = tables(frames).collect();
+                for &table in &tables {
+                    self.retire(table);
+                }
+                self.start_grace(tables, None);
+                DONE
+            }
+            Op::SynchronizeRcu => {
+                self.fence(Fence::Full);
+                let number = self.start_grace(Vec::new(), None);
+                self.wait(Pending::Grace(number))
+            }
+            Op::RcuLock => {
+                if self.hands[me].rcu_depth == 0 {
+                    self.ghost.forget(self.acting);
+                }
+                self.hands[me].rcu_depth += 1;
+                DONE
+            }
+            Op::RcuUnlock => {
+                let depth = self.hands[me].rcu_depth;
+                self.hold(Invariant::R1, depth > 0, |_| "an RCU section is left that was not entered".to_owned());
+                self.hands[me].rcu_depth = depth.saturating_sub(1);
+                if depth == 1 {
+                    for grace in &mut self.graces {
+                        grace.waits_for &= !super::Agent::actor(me).bit();
+                    }
+                }
+                DONE
+            }
+            Op::Lock(lock, mode) => {
+                self.drain(me);
+                self.take_lock(me, lock, mode);
+                DONE
+            }
+            Op::Unlock(lock) => {
+                self.drain(me);
+                self.give_lock(me, lock);
+                DONE
+            }
+            Op::NeedResched(lock) => one(self.need_resched(me, lock)),
+            Op::Reschedule => self.reschedule(me),
+            Op::Occupy(processor) => {
+                self.hands[me].processor = Some(processor);
+                DONE
+            }
+            Op::Vacate => {
+                if let Some(processor) = self.hands[me].processor.take() {
+                    self.give_lock(me, processor);
+                }
+                DONE
+            }
+            Op::Flush(flush) => self.flush(flush),
+            Op::ReloadRoots => self.ask_everybody(|_| What::Reload),
+            Op::KickAll => self.ask_everybody(|_| What::Leave),
+            Op::VcpuRun(vcpu) => self.enter_guest(vcpu),
+            Op::LoadRoot(vcpu, root, generation) => {
+                let now = self.words.now();
+                self.guests[vcpu.0].load_root(root, generation, now);
+                DONE
+            }
+            Op::Fence(fence) => {
+                self.fence(fence);
+                DONE
+            }
+            Op::PrepareToWait(queue) => {
+                self.fence(Fence::Full);
+                self.queues.prepare(queue, me);
+                DONE
+            }
+            Op::FinishWait(queue) => {
+                self.queues.leave(queue, me);
+                DONE
+            }
+            Op::Schedule(queue) => {
+                if self.queues.sleep(queue, me) {
+                    self.wait(Pending::Asleep)
+                } else {
+                    DONE
+                }
+            }
+            Op::WakeUp(queue, whom) => {
+                self.fence(Fence::Full);
+                self.wake(queue, whom);
+                DONE
+            }
+            Op::Spend(_) | Op::Sleep(_) | Op::SleepUntil(_) => {
+                self.give_others_a_turn(me);
+                DONE
+            }
+            Op::HostMapping(gpa, most) => {
+                one(u64::from(self.world.host_mapping(mmu_core::Gpa::new(gpa), most).shift()))
+            }
+            Op::DropPages(range) => {
+                for hvas in self.world.guest_hvas(range) {
+                    self.primary(PrimaryOp::Unmap(hvas, crate::engine::Unmapping::Discard));
+                }
+                DONE
+            }
+            Op::SetRoot(root) => {
+                self.root = root;
+                self.generation = self.generation.wrapping_add(1);
+                DONE
+            }
+            Op::Root => one(self.root.raw()),
+            Op::Primary(op) => Some(self.primary(op)),
+            Op::Slots(op) => Some(self.slots(op)),
+            Op::Dirty(op) => Some(self.dirty(op)),
+            Op::Upkeep(op) => Some(self.upkeep(op)),
+            _ => DONE,
+        }
+    }
+
+    fn wait(&mut self, pending: Pending) -> Option<Reply> {
+        let me = self.me();
+        self.hands[me].pending = pending;
+        None
+    }
+
+    /// What the actor waited for has come.
+    pub(crate) fn wait_is_over(&mut self, actor: usize, waited: Pending) {
+        if let Pending::Guest(vcpu) = waited
+            && let Some(exit) = self.guests[vcpu.0].exit.take()
+        {
+            self.guests[vcpu.0].left = exit;
+        }
+        if matches!(waited, Pending::Awake | Pending::Flight(_) | Pending::Grace(_))
+            && self.memory == super::MemoryOrder::Weak
+        {
+            let view = self.sc_view.clone();
+            self.join_view(actor, &view);
+        }
+    }
+
+    // ---- table words ----
+
+    fn is_word(&mut self, at: Hpa) -> bool {
+        let found = self.words.read(at);
+        self.hold(Invariant::T5, found.is_ok(), |_| match found {
+            Err(super::words::NoWord::Freed) => format!("a table word at {at} is used after its frame was freed"),
+            _ => format!("{at} is no table word"),
+        });
+        found.is_ok()
+    }
+
+    fn read_word(&mut self, at: Hpa, order: Order) -> u64 {
+        if !self.is_word(at) {
+            return 0;
+        }
+        let word = self.load(at, order);
+        self.ghost.saw(self.acting, at, word);
+        word
+    }
+
+    /// An atomic read-modify-write; replies what was found.
+    fn exchange(&mut self, at: Hpa, new: impl FnOnce(u64) -> Option<u64>) -> Option<Reply> {
+        self.fence(Fence::Full);
+        if !self.is_word(at) {
+            return one(0);
+        }
+        let found = self.words.peek(at);
+        self.ghost.saw(self.acting, at, found);
+        if let Some(new) = new(found) {
+            self.commit(at, 1, new, 0, Store::Atomic);
+        }
+        self.fence(Fence::Full);
+        one(found)
+    }
+
+    /// Work on a run: what maps nothing goes at once, a mapping alone.
+    fn run(&mut self, run: RunOp) -> u64 {
+        if !self.is_word(run.at) {
+            return run.len;
+        }
+        let word = self.words.peek(run.at);
+        if let Atomicity::IfStill(old) = run.atomicity
+            && word != old
+        {
+            self.ghost.saw(self.acting, run.at, word);
+            return 0;
+        }
+        if let Apply::Fill { first, step } = run.apply {
+            self.commit(run.at, run.len, first, step, Store::Plain(Order::Relaxed));
+            return run.len;
+        }
+        let n = if self.format.is_mapped(word) { 1 } else { self.words.alike(run.at, run.len) };
+        if run.work == Some(Work::ReleaseLeaf) {
+            self.hand_over(run.at, word);
+            self.counters.zapped_leaves += 1;
+        }
+        let new = match run.apply {
+            Apply::Nothing | Apply::Fill { .. } => return n,
+            Apply::Set(new) => new,
+            Apply::Mask { and, or } => word & and | or,
+        };
+        let store = if run.atomicity == Atomicity::Plain { Store::Plain(Order::Relaxed) } else { Store::Atomic };
+        if store == Store::Atomic {
+            self.ghost.saw(self.acting, run.at, word);
+        }
+        if new != word {
+            self.commit(run.at, n, new, 0, store);
+        }
+        n
+    }
+
+    /// A leaf goes: what it knows of its page is handed over.
+    fn hand_over(&mut self, at: Hpa, word: u64) {
+        let Some(level) = self.words.frame(at).map(|frame| frame.level) else { return };
+        let format = self.format;
+        if level > format.geometry().root() || !format.is_mapped(word) || !format.is_leaf(level, word) {
+            return;
+        }
+        let dirty = match format.dirty_mask() {
+            0 => format.is_writable(word),
+            mask => word & mask != 0,
+        };
+        let accessed = format.mark_young(word).is_none();
+        let page = HpaRange::new(format.output(level, word), Bytes(format.geometry().page_size(level).bytes()));
+        let state = PageState { accessed: accessed.into(), dirty: dirty.into() };
+        self.touched_primary = true;
+        self.world.mark_pages(page, state, &ActorState::new(self.me(), NO_TIME));
+        self.collect_reports();
+    }
+
+    fn age(&mut self, run: AgeRun) -> Reply {
+        let format = self.format;
+        let leaf = format.is_mapped(run.old) && format.is_leaf(run.level, run.old);
+        let young = leaf && is_young(&format, run.old);
+        let (found, failed) = match (young, run.write) {
+            (true, AgeWrite::And) => {
+                let found = self.exchange(run.at, |found| Some(found & !format.accessed_mask()));
+                (found.map_or(0, |reply| reply.a), false)
+            }
+            (true, AgeWrite::Cmpxchg) => {
+                let found = self.exchange(run.at, |found| (found == run.old).then(|| format.mark_old(found)));
+                let found = found.map_or(0, |reply| reply.a);
+                (found, found != run.old)
+            }
+            _ => (run.old, false),
+        };
+        Reply { a: 1, b: u64::from(failed), c: found }
+    }
+
+    // ---- frames ----
+
+    fn alloc(&mut self, level: Level) -> Reply {
+        if self.failures > 0 && self.pick(Kind::Alloc, 2) == 1 {
+            self.failures -= 1;
+            return Reply { a: 0, b: 1, c: 0 };
+        }
+        let words = table_words(&self.format, level);
+        Reply::one(self.words.alloc(level, words).raw())
+    }
+
+    pub(crate) fn start_grace(&mut self, frames: Vec<Hpa>, subtree: Option<(Hpa, Level)>) -> u64 {
+        let readers = self.hands.iter().enumerate().filter(|(_, hand)| hand.rcu_depth > 0);
+        let waits_for = readers.map(|(number, _)| super::Agent::actor(number).bit()).fold(0, |set, bit| set | bit);
+        self.grace_number += 1;
+        self.graces.push(Grace { number: self.grace_number, waits_for, frames, subtree });
+        self.grace_number
+    }
+
+    /// The oldest grace period that can end does.
+    pub(crate) fn end_grace(&mut self) {
+        let Some(ripe) = self.graces.iter().position(|grace| grace.waits_for == 0) else { return };
+        let grace = self.graces.remove(ripe);
+        self.note(|_| {
+            let tables: Vec<String> = grace.frames.iter().map(ToString::to_string).collect();
+            format!(
+                "a grace period ends; freed: {}",
+                if tables.is_empty() { "nothing".into() } else { tables.join(" ") }
+            )
+        });
+        for table in grace.frames {
+            self.release(table);
+        }
+        if let Some((table, level)) = grace.subtree {
+            self.release_subtree(table, level);
+        }
+    }
+
+    fn release_subtree(&mut self, table: Hpa, level: Level) {
+        let entries = self.format.geometry().entries(level) as u64;
+        for index in 0..entries {
+            if level == Level::LAST || self.end.is_some() {
+                break;
+            }
+            let at = table + 8 * index;
+            let word = self.words.peek(at);
+            if self.format.is_mapped(word)
+                && !self.format.is_leaf(level, word)
+                && self.is_word(at)
+                && let Some(down) = level.down()
+            {
+                self.release_subtree(self.format.next_table(level, word), down);
+            }
+        }
+        self.release(table);
+    }
+
+    // ---- locks and scheduling ----
+
+    fn take_lock(&mut self, me: usize, lock: LockId, mode: LockMode) {
+        let held = &mut self.locks[lock.0 as usize];
+        if mode == LockMode::Write || held.kind == crate::engine::LockKind::Spin {
+            held.writer = Some(me as u8);
+        } else {
+            held.readers.push(me as u8);
+        }
+        let view = std::mem::take(&mut held.view);
+        self.join_view(me, &view);
+        self.locks[lock.0 as usize].view = view;
+    }
+
+    fn give_lock(&mut self, me: usize, lock: LockId) {
+        let held = self.locks[lock.0 as usize].held_by(me);
+        self.hold(Invariant::O3, held, |_| "a lock is given back that is not held".to_owned());
+        if lock == LockId::MMU {
+            self.check_debt();
+        }
+        let seen = self.hands[me].view.clone();
+        let lock = &mut self.locks[lock.0 as usize];
+        if lock.writer == Some(me as u8) {
+            lock.writer = None;
+        } else if let Some(reader) = lock.readers.iter().position(|&reader| reader == me as u8) {
+            lock.readers.swap_remove(reader);
+        }
+        lock.view = seen;
+    }
+
+    fn is_wanted(&self, me: usize, lock: LockId) -> bool {
+        let wants =
+            |hand: &super::lab::Hand| matches!(hand.pending, Pending::Op(Op::Lock(wanted, _)) if wanted == lock);
+        self.hands.iter().enumerate().any(|(number, hand)| number != me && wants(hand))
+    }
+
+    fn need_resched(&mut self, me: usize, lock: LockId) -> u64 {
+        let contended = self.is_wanted(me, lock);
+        let processor = self.hands[me].processor.is_some_and(|processor| self.is_wanted(me, processor));
+        let mut alternatives = [0; 3];
+        let mut count = 1;
+        if contended {
+            alternatives[count] = 1;
+            count += 1;
+        }
+        if self.ticks > 0 || processor {
+            alternatives[count] = 2;
+            count += 1;
+        }
+        let answer = alternatives[self.pick(Kind::Resched, count)];
+        if answer == 2 && !processor {
+            self.ticks -= 1;
+        }
+        if answer != 0 {
+            self.check_progress(me);
+        }
+        answer
+    }
+
+    fn reschedule(&mut self, me: usize) -> Option<Reply> {
+        self.give_others_a_turn(me);
+        if let Some(processor) = self.hands[me].processor
+            && self.is_wanted(me, processor)
+        {
+            self.give_lock(me, processor);
+            return self.wait(Pending::Op(Op::Lock(processor, LockMode::Write)));
+        }
+        DONE
+    }
+
+    pub(crate) fn wake(&mut self, queue: WaitQueue, whom: Wake) {
+        for actor in self.queues.wake(queue, whom) {
+            if self.hands[actor].pending == Pending::Asleep {
+                self.hands[actor].pending = Pending::Awake;
+            }
+        }
+    }
+
+    // ---- translations ----
+
+    fn flush(&mut self, flush: mmu_core::Flush) -> Option<Reply> {
+        self.fence(Fence::Full);
+        let plan = self.format.flush_plan(flush);
+        self.counters.remote_flushes += u64::from(plan.delivery != Delivery::LocalInstruction);
+        self.check_cover(flush, plan.covers);
+        let (me, now) = (self.me(), self.words.now());
+        match plan.delivery {
+            Delivery::LocalInstruction => {
+                if let Some(vcpu) = self.hands[me].vcpu {
+                    self.guests[vcpu.0].invalidate(plan.covers, now);
+                }
+                DONE
+            }
+            Delivery::Interrupt => self.ask_everybody(|_| What::Flush(plan.covers)),
+            Delivery::Broadcast => {
+                let mut waiting = 0;
+                for guest in &mut self.guests {
+                    if guest.runs() {
+                        guest.requests.push(Request { what: What::Flush(plan.covers), asked_by: me });
+                        waiting += 1;
+                    } else {
+                        guest.invalidate(plan.covers, now);
+                    }
+                }
+                self.fly(waiting)
+            }
+        }
+    }
+
+    fn fly(&mut self, waiting: u32) -> Option<Reply> {
+        if waiting == 0 { DONE } else { self.wait(Pending::Flight(waiting)) }
+    }
+
+    fn ask_everybody(&mut self, what: impl Fn(usize) -> What) -> Option<Reply> {
+        self.fence(Fence::Full);
+        let (me, mut waiting) = (self.me(), 0);
+        for (number, guest) in self.guests.iter_mut().enumerate() {
+            if guest.runs() {
+                guest.requests.push(Request { what: what(number), asked_by: me });
+                waiting += 1;
+            } else {
+                // Out of the guest nothing can be used before it is entered again: noted, nobody waits.
+                guest.note(what(number));
+            }
+        }
+        self.fly(waiting)
+    }
+
+    /// What was asked of a vCPU is done there, and acknowledged.
+    pub(crate) fn arrive(&mut self, vcpu: usize) {
+        let now = self.words.now();
+        let Request { what, asked_by } = self.guests[vcpu].requests.remove(0);
+        self.note(|_| format!("{}: done and acknowledged", what.name()));
+        match what {
+            What::Flush(flush) => self.guests[vcpu].invalidate(flush, now),
+            What::Reload => {
+                self.guests[vcpu].reload = true;
+                self.leave(vcpu, crate::engine::ExitReason::Kicked);
+            }
+            What::Leave => self.leave(vcpu, crate::engine::ExitReason::Kicked),
+        }
+        self.evaluations.count(Invariant::T6);
+        if let Pending::Flight(left) = &mut self.hands[asked_by].pending {
+            *left = left.saturating_sub(1);
+        }
+    }
+
+    fn enter_guest(&mut self, id: VcpuId) -> Option<Reply> {
+        let (me, now) = (self.me(), self.words.now());
+        let (root, generation) = (self.root, self.generation);
+        self.hands[me].vcpu = Some(id);
+        let guest = &mut self.guests[id.0];
+        if std::mem::take(&mut guest.kicked) {
+            guest.left = crate::engine::Exit { reason: crate::engine::ExitReason::Kicked, at: NO_TIME };
+            return DONE;
+        }
+        if std::mem::take(&mut guest.reload) {
+            guest.load_root(root, generation, now);
+        }
+        if let Some(owed) = guest.owed.take() {
+            guest.invalidate(owed, now);
+        }
+        guest.enter(now);
+        self.wait(Pending::Guest(id))
+    }
+
+    pub(crate) fn leave(&mut self, vcpu: usize, reason: crate::engine::ExitReason) {
+        let guest = &mut self.guests[vcpu];
+        if guest.runs() {
+            guest.exit_with(reason);
+            // What has not arrived yet is done before the guest is entered again, so nobody need wait for it.
+            for request in std::mem::take(&mut guest.requests) {
+                guest.note(request.what);
+                if let Pending::Flight(left) = &mut self.hands[request.asked_by].pending {
+                    *left = left.saturating_sub(1);
+                }
+            }
+        }
+    }
+
+    fn check_cover(&mut self, asked: mmu_core::Flush, done: mmu_core::Flush) {
+        let covers = match (asked.scope, done.scope) {
+            (_, FlushScope::Vm) => true,
+            (FlushScope::Vm, FlushScope::Range { .. }) => false,
+            (FlushScope::Range { start, bytes, .. }, FlushScope::Range { start: from, bytes: much, .. }) => {
+                from <= start && start.raw() + bytes <= from.raw() + much
+            }
+        };
+        let everywhere = asked.reach == Reach::Local || done.reach == Reach::Everyone;
+        self.hold(Invariant::B3, covers && everywhere, |_| format!("asked for {asked:?}, invalidated {done:?}"));
+    }
+
+    // ---- the primary MMU ----
+
+    pub(crate) fn primary(&mut self, op: PrimaryOp) -> Reply {
+        self.touched_primary = true;
+        let mut actor = ActorState::new(self.me(), NO_TIME);
+        let reply = self.world.perform_primary(op, &mut actor, &[]);
+        self.world.woken.clear();
+        if matches!(op, PrimaryOp::MoveFinish(..)) {
+            self.wake(WaitQueue::MIGRATION, Wake::All);
+        }
+        self.collect_reports();
+        if !matches!(op, PrimaryOp::Fault(..) | PrimaryOp::Dereference(_) | PrimaryOp::Mark(..)) {
+            self.check_pages();
+        }
+        reply
+    }
+
+    fn slots(&mut self, op: SlotsOp) -> Reply {
+        self.touched_slots = true;
+        let mut actor = ActorState::new(self.me(), NO_TIME);
+        let reply = self.world.perform_slots(op, &mut actor);
+        self.collect_reports();
+        reply
+    }
+
+    // ---- dirty logging, upkeep ----
+
+    fn dirty(&mut self, op: DirtyOp) -> Reply {
+        match op {
+            DirtyOp::AllocWords(words) => {
+                let at = self.words.alloc(super::words::WORDS, words as usize);
+                return Reply::one(at.raw());
+            }
+            DirtyOp::SetLog(entries) => self.modification_log = entries,
+            DirtyOp::PopModified(vcpu) => {
+                let page = self.guests[vcpu.0].modified.pop_front();
+                return Reply { a: page.map_or(0, mmu_core::Gpa::raw), b: u64::from(page.is_some()), c: 0 };
+            }
+            DirtyOp::Peek(at) => return Reply::one(self.words.peek(at)),
+            DirtyOp::Visit(_) => {}
+            DirtyOp::Begins => self.ghost.written.begins(),
+            DirtyOp::Reported(range) => {
+                self.ghost.written.reported(range);
+                self.check_clean(range);
+            }
+            DirtyOp::Settled => {
+                let lost: Vec<String> = self.ghost.written.lost().map(|gpa| gpa.to_string()).collect();
+                self.hold(Invariant::D3, lost.is_empty(), |_| {
+                    format!("written while writes were logged, and in no log: {}", lost.join(", "))
+                });
+            }
+        }
+        Reply::default()
+    }
+
+    fn upkeep_local(&mut self, op: Upkeep) -> Option<Reply> {
+        match op {
+            Upkeep::InvalidateFetched(_) | Upkeep::CountBreak(_) | Upkeep::UserExit | Upkeep::RunFailed => DONE,
+            _ => None,
+        }
+    }
+
+    fn upkeep(&mut self, op: Upkeep) -> Reply {
+        match op {
+            Upkeep::GetTable(table) => {
+                let count = self.words.frame_mut(table).map(|frame| {
+                    frame.extra += 1;
+                    frame.extra
+                });
+                return Reply::one(u64::from(count.unwrap_or(0)) + 1);
+            }
+            Upkeep::PutTable(table) => {
+                let extra = self.words.frame(table).map_or(0, |frame| frame.extra);
+                self.hold(Invariant::R6, extra > 0, |_| {
+                    format!("a reference to table {table} is put that nobody took")
+                });
+                if let Some(frame) = self.words.frame_mut(table) {
+                    frame.extra = extra.saturating_sub(1);
+                }
+                return Reply::one(u64::from(extra));
+            }
+            Upkeep::TableCount(table) => {
+                self.is_word(table);
+                let count = self.words.frame(table).map_or(0, |frame| 1 + frame.extra + frame.live);
+                return Reply::one(u64::from(count));
+            }
+            Upkeep::CallRcuSubtree(table, level) => {
+                self.retire(table);
+                self.start_grace(Vec::new(), Some((table, level)));
+            }
+            Upkeep::Emulated(vcpu) => self.guests[vcpu.0].skip(),
+            Upkeep::UnhandledConflict(vcpu, gpa) => self.hold(Invariant::T7, false, |_| {
+                format!("vCPU {} met translations of different sizes at {gpa}, and nobody handles the abort", vcpu.0)
+            }),
+            Upkeep::Clean(range) => self.ghost.clean(range),
+            Upkeep::HostWrites(range) => {
+                for page in self.world.guest_pages(range) {
+                    self.ghost.soil(page);
+                }
+            }
+            Upkeep::SetGuestCaches(vcpu, caches) => self.guests[vcpu.0].caches = caches,
+            Upkeep::InvalidateFetched(_) | Upkeep::CountBreak(_) | Upkeep::UserExit | Upkeep::RunFailed => {}
+        }
+        Reply::default()
+    }
+
+    /// A frame is given up: it takes no entries any more.
+    fn retire(&mut self, table: Hpa) {
+        let life = self.words.frame(table).map(|frame| frame.life);
+        let held = matches!(life, Some(Life::Private | Life::Linked));
+        self.hold(Invariant::R2, held, |_| format!("table {table} is given up although it is {life:?}"));
+        if let Some(frame) = self.words.frame_mut(table) {
+            frame.life = Life::Retired;
+        }
+    }
+}
+
+fn tables(frames: Frames) -> impl Iterator<Item = Hpa> {
+    (0..frames.count).map(move |n| frames.first + n * frames.bytes)
+}

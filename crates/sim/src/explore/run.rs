@@ -1,0 +1,192 @@
+//! One execution of a scenario.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use super::decision::{Agent, Chooser, Decision};
+use super::invariant::{Broken, Evaluations, Invariant};
+use super::lab::{End, Lab, Pending, Step};
+use super::scenario::{Build, Ended, Leaks, Scenario};
+use crate::arch::Arch;
+use crate::engine::ActorFuture;
+
+/// Executes a scenario again and again, one execution at a time.
+pub(crate) struct Runner<'s, A: Arch> {
+    scenario: &'s Scenario<A>,
+    lab: Rc<RefCell<Lab<A>>>,
+}
+
+/// What became of an execution.
+#[derive(Clone, Debug)]
+pub(crate) struct Execution {
+    pub(crate) end: End,
+    pub(crate) steps: u64,
+    pub(crate) preemptions: u64,
+    pub(crate) broken: Option<Broken>,
+    /// What the tables, the variables and the actors' ends amount to.
+    pub(crate) digest: u64,
+}
+
+impl<'s, A: Arch> Runner<'s, A> {
+    pub(crate) fn new(scenario: &'s Scenario<A>) -> Self {
+        Self { scenario, lab: Rc::new(RefCell::new(scenario.build())) }
+    }
+
+    /// Evaluations since this was last asked.
+    pub(crate) fn take_evaluations(&mut self) -> Evaluations {
+        std::mem::take(&mut self.lab.borrow_mut().evaluations)
+    }
+
+    /// Decisions of the last execution.
+    pub(crate) fn trail(&self) -> Vec<Decision> {
+        self.lab.borrow().trail.clone()
+    }
+
+    /// Names of host actors, of the last execution.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let lab = self.lab.borrow();
+        let name = |hand: &super::lab::Hand| match hand.vcpu {
+            Some(vcpu) => format!("vcpu {} (host)", vcpu.0),
+            None => hand.name.to_owned(),
+        };
+        lab.hands.iter().map(name).collect()
+    }
+
+    /// Executes once more, with every step written down.
+    pub(crate) fn record(&mut self, chooser: Box<dyn Chooser>) -> (Execution, Vec<Step>) {
+        self.lab.borrow_mut().record = Some(Vec::new());
+        let execution = self.execute(chooser);
+        let steps = self.lab.borrow_mut().record.take().unwrap_or_default();
+        (execution, steps)
+    }
+
+    /// One execution.
+    pub(crate) fn execute(&mut self, chooser: Box<dyn Chooser>) -> Execution {
+        {
+            let mut lab = self.lab.borrow_mut();
+            lab.reset();
+            lab.chooser = Some(chooser);
+        }
+        let mut build = Build { lab: &self.lab, futures: Vec::new(), finally: Vec::new(), roots: Vec::new() };
+        for part in &self.scenario.parts {
+            part(&mut build);
+        }
+        let Build { futures, finally, roots, .. } = build;
+        self.run(futures);
+        let mut lab = self.lab.borrow_mut();
+        lab.chooser = None;
+        if lab.end == Some(End::Finished) {
+            let ended = Ended {
+                retried_faults: lab.counters.retried_faults,
+                remote_flushes: lab.counters.remote_flushes,
+                zapped_leaves: lab.counters.zapped_leaves,
+            };
+            for check in finally {
+                match check(&ended) {
+                    Ok(()) => {}
+                    Err((invariant, what)) => lab.hold(invariant, false, |_| what),
+                }
+            }
+            if self.scenario.limits.leaks == Leaks::Reported {
+                let mut roots = roots;
+                roots.push(lab.root);
+                lab.check_leaks(&roots);
+            }
+            if lab.broken.is_some() {
+                lab.end = Some(End::Broken);
+            }
+        }
+        let digest = lab.digest();
+        Execution {
+            end: lab.end.unwrap_or(End::Finished),
+            steps: lab.steps,
+            preemptions: lab.preemptions,
+            broken: lab.broken.clone(),
+            digest,
+        }
+    }
+
+    fn run(&self, futures: Vec<ActorFuture>) {
+        let mut futures: Vec<Option<ActorFuture>> = futures.into_iter().map(Some).collect();
+        self.lab.borrow_mut().starting = true;
+        for number in 0..futures.len() {
+            self.lab.borrow_mut().acting = Agent::actor(number);
+            self.poll(&mut futures, number);
+        }
+        {
+            let mut lab = self.lab.borrow_mut();
+            lab.starting = false;
+            lab.acting = Agent::RCU;
+            lab.decide(None);
+        }
+        loop {
+            let number = {
+                let mut lab = self.lab.borrow_mut();
+                let Some(next) = lab.next.take() else { break };
+                let number = next.0 as usize;
+                let mut goes_on = lab.resume(number);
+                while !goes_on && lab.decide(Some(number)) {
+                    goes_on = lab.resume(number);
+                }
+                if !goes_on {
+                    continue;
+                }
+                number
+            };
+            self.poll(&mut futures, number);
+        }
+    }
+
+    fn poll(&self, futures: &mut [Option<ActorFuture>], number: usize) {
+        let Some(future) = futures[number].as_mut() else { return };
+        let ready = future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        if !ready {
+            return;
+        }
+        futures[number] = None;
+        let mut lab = self.lab.borrow_mut();
+        lab.hands[number].finished = true;
+        lab.hands[number].pending = Pending::Nothing;
+        lab.drain(number);
+        if !lab.starting && lab.end.is_none() {
+            lab.decide(None);
+        }
+    }
+}
+
+impl<A: Arch> Lab<A> {
+    /// A number for what everything amounts to.
+    fn digest(&self) -> u64 {
+        let mut digest = 0xcbf2_9ce4_8422_2325_u64;
+        let mut mix = |word: u64| digest = (digest ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+        for write in self.words.log() {
+            mix(u64::from(write.at));
+            mix(write.new);
+            mix(u64::from(write.agent));
+        }
+        mix(self.steps);
+        mix(self.root.raw());
+        for hand in &self.hands {
+            mix(u64::from(hand.finished));
+        }
+        mix(self.broken.as_ref().map_or(0, |broken| broken.invariant as u64 + 1));
+        digest
+    }
+}
+
+/// The invariant that an execution broke, or would have if it had been allowed to go on.
+pub(crate) fn verdict(execution: &Execution, livelock: Option<Invariant>, fair: bool) -> Option<Broken> {
+    if let Some(broken) = &execution.broken {
+        return Some(broken.clone());
+    }
+    match (execution.end, livelock) {
+        (End::Cut, Some(invariant)) if fair => Some(Broken {
+            invariant,
+            agent: Agent::RCU,
+            step: execution.steps,
+            what: format!("not over after {} steps of a fair order", execution.steps),
+        }),
+        _ => None,
+    }
+}

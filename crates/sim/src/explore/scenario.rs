@@ -1,0 +1,394 @@
+//! Scenarios: a small VM, a few vCPUs, a few host actors.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+
+use mmu_core::machine::Machine;
+use mmu_core::{AccessKind, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Hpa, HvaRange, Leaf, Level, PageSize, Perms};
+
+use super::invariant::Invariant;
+use super::lab::{Hand, Lab};
+use super::memory::MemoryOrder;
+use super::words::Words;
+use crate::arch::Arch;
+use crate::engine::world::{World, table_words};
+use crate::engine::{
+    ActorFuture, BackingKind, Bed, Costs, Frames, Host, LockId, LockKind, Memslot, PrimaryMmu, Protection, SlotFlags,
+    SlotId, SlotsVersion, Userfault, Var, VcpuId, Vma, WaitQueue,
+};
+use crate::experiment::Populate;
+use crate::experiment::vm::GUEST_MEMORY;
+use crate::workload::GuestAccess;
+
+/// The VM of a scenario.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SmallVm {
+    /// Guest memory, backed by consecutive host pages.
+    pub memory: Bytes,
+    /// Size of the second-stage leaves that are there at the start, and of the host's.
+    pub page: PageSize,
+    /// What is mapped at the start.
+    pub populate: Populate,
+}
+
+impl SmallVm {
+    /// So many pages of the smallest size, all mapped.
+    pub const fn mapped(pages: u64) -> SmallVm {
+        SmallVm { memory: Bytes(pages << 12), page: PageSize::SIZE_4K, populate: Populate::Mapped }
+    }
+    /// So many pages of the smallest size, none mapped.
+    pub const fn unmapped(pages: u64) -> SmallVm {
+        SmallVm { populate: Populate::ByFaults, ..Self::mapped(pages) }
+    }
+    /// Memory of leaves of 2 MiB.
+    pub const fn huge(leaves: u64) -> SmallVm {
+        SmallVm { memory: Bytes(leaves << 21), page: PageSize::SIZE_2M, populate: Populate::Mapped }
+    }
+}
+
+/// Whether tables that nobody reaches at the end are leaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leaks {
+    /// They are.
+    Reported,
+    /// They are not: the scenario ends before its protocol does.
+    Ignored,
+}
+
+/// What bounds a scenario.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Steps after which an execution is cut off.
+    pub steps: u64,
+    /// How often a task may be told that its time slice is over, all together.
+    pub ticks: u32,
+    /// How many allocations may fail.
+    pub allocation_failures: u32,
+    /// What loads may return.
+    pub memory: MemoryOrder,
+    /// Leaks.
+    pub leaks: Leaks,
+    /// What kind of lock `mmu_lock` is.
+    pub mmu_lock: LockKind,
+    /// The invariant that is broken when a fair execution does not come to an end.
+    pub livelock: Option<Invariant>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            steps: 4000,
+            ticks: 1,
+            allocation_failures: 0,
+            memory: MemoryOrder::Sequential,
+            leaks: Leaks::Reported,
+            mmu_lock: LockKind::ReadWrite,
+            livelock: None,
+        }
+    }
+}
+
+type Part<A> = Box<dyn Fn(&mut Build<'_, A>) + Send + Sync>;
+type Prepare<A> = Box<dyn Fn(&mut World<A>) + Send + Sync>;
+
+/// A scenario: what is there and who does what. It is built anew for every execution.
+///
+/// See `examples/explore.rs` for a whole program.
+pub struct Scenario<A: Arch> {
+    pub(crate) name: String,
+    pub(crate) arch: A,
+    pub(crate) vm: SmallVm,
+    pub(crate) limits: Limits,
+    pub(crate) parts: Vec<Part<A>>,
+    prepare: Vec<Prepare<A>>,
+    only: Option<Vec<u64>>,
+}
+
+impl<A: Arch> fmt::Debug for Scenario<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scenario").field("name", &self.name).field("vm", &self.vm).finish_non_exhaustive()
+    }
+}
+
+/// An access of a guest program.
+pub const fn access(kind: AccessKind, gpa: u64) -> GuestAccess {
+    GuestAccess { gva: Gva::new(gpa), kind }
+}
+/// A load.
+pub const fn read(gpa: u64) -> GuestAccess {
+    access(AccessKind::Read, gpa)
+}
+/// A store.
+pub const fn write(gpa: u64) -> GuestAccess {
+    access(AccessKind::Write, gpa)
+}
+
+impl<A: Arch> Scenario<A> {
+    /// An empty scenario on these formats.
+    pub fn new(name: impl Into<String>, arch: A, vm: SmallVm) -> Self {
+        Self {
+            name: name.into(),
+            arch,
+            vm,
+            limits: Limits::default(),
+            parts: Vec::new(),
+            prepare: Vec::new(),
+            only: None,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What bounds it.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+    /// The bounds, to be changed.
+    pub fn limits_mut(&mut self) -> &mut Limits {
+        &mut self.limits
+    }
+
+    /// Maps these pages only, and has the checker look at them.
+    #[must_use]
+    pub fn pages(mut self, pages: impl IntoIterator<Item = u64>) -> Self {
+        self.only = Some(pages.into_iter().collect());
+        self
+    }
+
+    /// Changes the primary MMU or the memslots before anything begins.
+    #[must_use]
+    pub fn prepare(mut self, prepare: impl Fn(&mut World<A>) + Send + Sync + 'static) -> Self {
+        self.prepare.push(Box::new(prepare));
+        self
+    }
+
+    /// A vCPU whose guest makes these accesses, and whose thread is `thread`.
+    #[must_use]
+    pub fn vcpu(
+        self,
+        accesses: impl IntoIterator<Item = GuestAccess>,
+        thread: impl Fn(Host<A::Two>, VcpuId) -> ActorFuture + Send + Sync + 'static,
+    ) -> Self {
+        let accesses: Vec<GuestAccess> = accesses.into_iter().collect();
+        self.setup(move |build| {
+            let vcpu = build.add_vcpu(accesses.clone());
+            build.spawn_thread(vcpu, |host| thread(host, vcpu));
+        })
+    }
+
+    /// A host actor.
+    #[must_use]
+    pub fn actor(
+        self,
+        name: &'static str,
+        start: impl Fn(Host<A::Two>) -> ActorFuture + Send + Sync + 'static,
+    ) -> Self {
+        self.setup(move |build| build.spawn(name, &start))
+    }
+
+    /// Anything else: variables, several actors with what they share, what must be true in the end.
+    #[must_use]
+    pub fn setup(mut self, part: impl Fn(&mut Build<'_, A>) + Send + Sync + 'static) -> Self {
+        self.parts.push(Box::new(part));
+        self
+    }
+
+    /// Builds the VM.
+    pub(crate) fn build(&self) -> Lab<A> {
+        let two = *self.arch.two();
+        let geometry = *two.geometry();
+        let mut primary = PrimaryMmu::new(Hpa::new(1 << 32), geometry.page_size(Level::LAST));
+        let memory = HvaRange::new(GUEST_MEMORY, self.vm.memory);
+        let backing = if self.vm.page > geometry.page_size(Level::LAST) {
+            BackingKind::Thp(self.vm.page)
+        } else {
+            BackingKind::Small
+        };
+        primary.map(memory, Vma { protection: Protection::ReadWrite, backing, userfault: Userfault::Off });
+        let host = primary.populate(memory, PageSize::SIZE_2M, self.vm.page);
+        let mut words = Words::new(Hpa::new(1 << 36), two.present_mask());
+        let root = words.alloc(geometry.root(), table_words(&two, geometry.root()));
+        set_place(&mut words, root, Hpa::new(0), 0);
+        let leaf_level = geometry.level_of(self.vm.page).unwrap_or(Level::LAST);
+        if self.vm.populate == Populate::Mapped {
+            let size = self.vm.page.bytes() as usize;
+            let all = || (0..self.vm.memory.0).step_by(size).collect();
+            for at in self.only.clone().unwrap_or_else(all) {
+                install(&mut words, &two, root, at, host + at, leaf_level);
+            }
+        }
+        // Nothing costs anything here, but the world wants a price list.
+        let machine =
+            Machine::names().find_map(|name| Machine::builtin(name).ok()).expect("there are built-in machines");
+        let costs = Costs::of(&machine);
+        let tables = mmu_core::memory::TableMemory::new(
+            mmu_core::image::RamRange { start: Hpa::new(1 << 40), bytes: 1 << 21 },
+            two.present_mask(),
+        );
+        let tables = tables.expect("a pool of 2 MiB at a multiple of 2 MiB is legal");
+        let mut world = World::new(self.arch, costs, tables, primary, root);
+        let gpa = GpaRange::new(Gpa::new(0), self.vm.memory);
+        let slot = Memslot { id: SlotId(0), gpa, hva: GUEST_MEMORY, flags: SlotFlags::empty() };
+        world.slots.put_now(SlotsVersion(0), slot);
+        for prepare in &self.prepare {
+            prepare(&mut world);
+        }
+        let mut lab = Lab::new(world, words, root, self.limits);
+        lab.ghost.pages = self.watched();
+        lab
+    }
+
+    /// Guest addresses that the checker looks at: one of each leaf, a few of large ones.
+    fn watched(&self) -> Vec<u64> {
+        if let Some(only) = &self.only {
+            return only.clone();
+        }
+        let granule = self.arch.two().geometry().granule().bytes();
+        let mut pages: Vec<u64> = (0..self.vm.memory.0.min(8 * granule)).step_by(granule as usize).collect();
+        pages.extend((0..self.vm.memory.0).step_by(1 << 21).flat_map(|at| [at, at + granule]));
+        pages.retain(|&at| at < self.vm.memory.0);
+        pages.sort_unstable();
+        pages.dedup();
+        pages
+    }
+}
+
+/// Maps one leaf before anything begins.
+fn install<F: Format>(words: &mut Words, format: &F, root: Hpa, gpa: u64, host: Hpa, leaf_level: Level) {
+    let geometry = *format.geometry();
+    let (mut table, mut level) = (root, geometry.root());
+    while level > leaf_level {
+        let at = table + 8 * geometry.index(level, gpa) as u64;
+        let word = words.peek(at);
+        let Some(down) = level.down() else { return };
+        let next = if format.is_mapped(word) {
+            format.next_table(level, word)
+        } else {
+            let next = words.alloc(down, table_words(format, down));
+            if let Ok(word) = format.encode_table(level, next) {
+                words.write(at, 1, word, u8::MAX);
+            }
+            set_place(words, next, at, gpa & !((1 << geometry.shift(level)) - 1));
+            next
+        };
+        (table, level) = (next, down);
+    }
+    let leaf = Leaf { output: host, perms: Perms::RWX.with(Perms::DIRTY), accessed: true, attrs: F::Attrs::default() };
+    if let Ok(word) = format.encode_leaf(level, &leaf) {
+        words.write(table + 8 * geometry.index(level, gpa) as u64, 1, word, u8::MAX);
+    }
+}
+
+fn set_place(words: &mut Words, table: Hpa, parent: Hpa, gpa: u64) {
+    if let Some(frame) = words.frame_mut(table) {
+        frame.life = super::words::Life::Linked;
+        (frame.parent, frame.gpa) = (parent, gpa);
+    }
+}
+
+type Finally = Box<dyn FnOnce(&Ended) -> Result<(), (Invariant, String)>>;
+
+/// How an execution that broke nothing ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// Faults that were taken again.
+    pub retried_faults: u64,
+    /// Flushes that left the processor.
+    pub remote_flushes: u64,
+    /// Leaves zapped.
+    pub zapped_leaves: u64,
+}
+
+/// A scenario under construction, for one execution.
+pub struct Build<'a, A: Arch> {
+    pub(crate) lab: &'a Rc<RefCell<Lab<A>>>,
+    pub(crate) futures: Vec<ActorFuture>,
+    pub(crate) finally: Vec<Finally>,
+    pub(crate) roots: Vec<Hpa>,
+}
+
+impl<A: Arch> fmt::Debug for Build<'_, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Build").field("actors", &self.futures.len()).finish_non_exhaustive()
+    }
+}
+
+impl<A: Arch> Build<'_, A> {
+    /// A vCPU whose guest makes these accesses. Somebody has to be its thread ([`Bed::spawn_thread`]).
+    pub fn add_vcpu(&mut self, accesses: Vec<GuestAccess>) -> VcpuId {
+        let mut lab = self.lab.borrow_mut();
+        let root = lab.root;
+        lab.guests.push(super::guest::Guest::new(root, accesses));
+        VcpuId(lab.guests.len() - 1)
+    }
+
+    /// Starts a host actor.
+    pub fn spawn(&mut self, name: &'static str, start: impl FnOnce(Host<A::Two>) -> ActorFuture) {
+        self.add(name, None, start);
+    }
+
+    fn add(&mut self, name: &'static str, vcpu: Option<VcpuId>, start: impl FnOnce(Host<A::Two>) -> ActorFuture) {
+        let format = {
+            let mut lab = self.lab.borrow_mut();
+            lab.hands.push(Hand::new(name, vcpu));
+            lab.format
+        };
+        let stage: Rc<RefCell<dyn crate::engine::Stage>> = self.lab.clone();
+        self.futures.push(start(Host::new(stage, format)));
+    }
+
+    /// What must be true at the end of an execution that broke nothing else.
+    pub fn finally(&mut self, check: impl FnOnce(&Ended) -> Result<(), (Invariant, String)> + 'static) {
+        self.finally.push(Box::new(check));
+    }
+
+    /// This table, and what it points to, may be left at the end.
+    pub fn keep_root(&mut self, table: Hpa) {
+        self.roots.push(table);
+    }
+
+    /// Presets a shared variable.
+    pub fn set_var(&mut self, var: Var, value: u64) {
+        let mut lab = self.lab.borrow_mut();
+        let at = lab.var(var);
+        lab.words.write(at, 1, value, u8::MAX);
+    }
+}
+
+impl<A: Arch> Bed for Build<'_, A> {
+    type Format = A::Two;
+
+    fn new_var(&mut self, initial: u64) -> Var {
+        self.lab.borrow_mut().new_var(initial)
+    }
+    fn new_lock(&mut self, kind: LockKind) -> LockId {
+        let mut lab = self.lab.borrow_mut();
+        lab.locks.push(super::lab::Lock { kind, ..Default::default() });
+        LockId(lab.locks.len() as u32 - 1)
+    }
+    fn new_wait_queue(&mut self) -> WaitQueue {
+        self.lab.borrow_mut().queues.create()
+    }
+    fn alloc_words(&mut self, words: u64) -> Option<Frames> {
+        let first = self.lab.borrow_mut().words.alloc(super::words::WORDS, words as usize);
+        Some(crate::engine::words_at(first, words))
+    }
+    fn root(&self) -> Hpa {
+        self.lab.borrow().root
+    }
+    fn vcpus(&self) -> usize {
+        self.lab.borrow().guests.len()
+    }
+    fn spawn_actor(&mut self, name: &'static str, _at: Cycles, start: impl FnOnce(Host<A::Two>) -> ActorFuture) {
+        self.add(name, None, start);
+    }
+    fn spawn_thread(&mut self, vcpu: VcpuId, start: impl FnOnce(Host<A::Two>) -> ActorFuture) {
+        self.add("vcpu", Some(vcpu), start);
+    }
+}
