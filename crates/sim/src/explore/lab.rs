@@ -4,6 +4,8 @@
 //! instead and needs no actor (a guest's access, an arriving interrupt, a grace period) is done on the spot, so that an actor goes on
 //! without being polled again unless another actor's turn has come.
 
+use std::cell::RefCell;
+
 use mmu_core::{Cycles, Flush, Hpa, Level};
 
 use super::decision::{Agent, Chooser, Decision, Footprint, Kind, Point, Who, agents};
@@ -469,8 +471,9 @@ impl<A: Arch> Lab<A> {
     }
 }
 
-impl<A: Arch> Stage for Lab<A> {
-    fn perform(&mut self, op: Op) -> Option<Reply> {
+impl<A: Arch> Lab<A> {
+    /// An operation of the actor that is being polled.
+    fn ask(&mut self, op: Op) -> Option<Reply> {
         let me = self.me();
         if self.end.is_some() {
             return None;
@@ -489,21 +492,27 @@ impl<A: Arch> Stage for Lab<A> {
         }
         None
     }
+}
+
+impl<A: Arch> Stage for RefCell<Lab<A>> {
+    fn perform(&self, op: Op) -> Option<Reply> {
+        self.borrow_mut().ask(op)
+    }
 
     fn reply(&self) -> Reply {
-        self.reply
+        self.borrow().reply
     }
 
     fn exit(&self, vcpu: VcpuId) -> Exit {
-        self.guests[vcpu.0].left
+        self.borrow().guests[vcpu.0].left
     }
 
     fn counters(&self) -> HostCounters {
-        self.counters
+        self.borrow().counters
     }
 
-    fn assign(&mut self, vcpu: VcpuId, work: GuestWork) {
-        self.guests[vcpu.0].assign(work, vcpu.0 as u64);
+    fn assign(&self, vcpu: VcpuId, work: GuestWork) {
+        self.borrow_mut().guests[vcpu.0].assign(work, vcpu.0 as u64);
     }
 }
 

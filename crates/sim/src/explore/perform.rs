@@ -64,7 +64,7 @@ impl<A: Arch> Lab<A> {
         };
         match op {
             Op::Read(at) => read(word_bit(at)),
-            Op::ReadRun(at, _) if self.words.read(at).is_ok_and(|word| self.format.is_mapped(word)) => {
+            Op::ReadRun(at, ..) if self.words.read(at).is_ok_and(|word| self.format.is_mapped(word)) => {
                 read(word_bit(at))
             }
             Op::ReadRun(..) => read(WORD_BITS),
@@ -160,7 +160,7 @@ impl<A: Arch> Lab<A> {
         }
         match op {
             Op::Read(at) => one(self.read_word(at, Order::Relaxed)),
-            Op::ReadRun(at, most) => {
+            Op::ReadRun(at, most, _) => {
                 let word = self.read_word(at, Order::Relaxed);
                 let len = if self.format.is_mapped(word) { 1 } else { self.words.alike(at, most.max(1)) };
                 Some(Reply { a: word, b: 0, c: if self.words.peek(at) == word { len } else { 1 } })

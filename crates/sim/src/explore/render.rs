@@ -31,7 +31,7 @@ fn var(var: Var) -> String {
 pub(crate) fn operation(op: &Op) -> String {
     match *op {
         Op::Read(at) => format!("read {at}"),
-        Op::ReadRun(at, _) => format!("read entry {at}"),
+        Op::ReadRun(at, ..) => format!("read entry {at}"),
         Op::Write(at, word, _) => format!("write {at} = {word:#x}"),
         Op::Cmpxchg(at, old, new) => format!("cmpxchg {at}: {old:#x} -> {new:#x}"),
         Op::Xchg(at, new) => format!("xchg {at} = {new:#x}"),

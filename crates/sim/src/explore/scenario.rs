@@ -339,7 +339,7 @@ impl<A: Arch> Build<'_, A> {
             lab.hands.push(Hand::new(name, vcpu));
             lab.format
         };
-        let stage: Rc<RefCell<dyn crate::engine::Stage>> = self.lab.clone();
+        let stage: Rc<dyn crate::engine::Stage> = self.lab.clone();
         self.futures.push(start(Host::new(stage, format)));
     }
 
