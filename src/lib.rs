@@ -10,6 +10,7 @@
 //! | [`sim`] | the engine, host protocols, checker, workloads, experiments |
 //! | [`trace`] | readers and writers of memory traces |
 //! | [`vectors`] | replaying translations that emulators recorded |
+//! | [`predict`] | latency curves from a machine's sheet |
 //! | [`explore`] | exhaustive exploration, page-table litmus tests, the protocol lint |
 //!
 //! The names that most programs need are at the root.
@@ -48,6 +49,7 @@ pub use arch_ppc_radix as power;
 pub use arch_x86_ept as x86;
 pub use mmu_core as core;
 pub use mmu_explore as explore;
+pub use mmu_predict as predict;
 pub use mmu_sim as sim;
 pub use mmu_trace as trace;
 pub use mmu_vectors as vectors;

@@ -14,6 +14,7 @@ const IMPORTS: [(&str, &[&str]); 12] = [
     ("mmu-sim", &["mmu-core", "mmu-trace"]),
     ("mmu-vectors", &["mmu-core", "arch-x86-ept", "arch-arm64-s2", "arch-ppc-radix"]),
     ("mmu-explore", &["mmu-core", "mmu-sim", "arch-x86-ept", "arch-arm64-s2", "arch-ppc-radix"]),
+    ("mmu-predict", &["mmu-core"]),
     (
         "mmusim",
         &[
@@ -24,6 +25,7 @@ const IMPORTS: [(&str, &[&str]); 12] = [
             "mmu-trace",
             "mmu-vectors",
             "mmu-explore",
+            "mmu-predict",
             "mmu-sim",
         ],
     ),
@@ -39,6 +41,7 @@ const IMPORTS: [(&str, &[&str]); 12] = [
             "mmu-trace",
             "mmu-vectors",
             "mmu-explore",
+            "mmu-predict",
             "mmu-sim",
         ],
     ),

@@ -56,6 +56,8 @@ pub enum Command {
     /// Many experiments, on one machine or many: plans, shards that may be killed, merges
     #[command(subcommand)]
     Sweep(crate::sweep::Sweep),
+    /// Predict latency curves of two-stage translation, or score predictions against measurements
+    Predict(crate::predict::PredictArgs),
     /// Machine sheets: which there are, what they say, whether they are right
     #[command(subcommand)]
     Machine(Machine),

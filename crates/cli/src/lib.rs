@@ -6,6 +6,7 @@
 //! | `compare` | `compare zap`: from arguments to plans, runs and their report |
 //! | `selftest` | KVM's own tests by name |
 //! | `explore` | protocols run adversarially, the bug museum |
+//! | `predict` | latency curves from a sheet, and their score against measurements |
 //! | `vectors`, `litmus`, `trace`, `tlb`, `machine` | the other commands |
 //! | `sweep` | plans, shards and merges of many experiments |
 //! | `platform`, `record` | which machines a command runs on, and what it records |
@@ -23,6 +24,7 @@ mod litmus;
 mod machine;
 mod output;
 mod platform;
+pub mod predict;
 mod progress;
 pub mod record;
 pub mod selftest;
@@ -78,6 +80,7 @@ fn dispatch(command: &Command) -> Result<(), CliError> {
         Command::Trace(args::Trace::Convert(args)) => trace::convert(args),
         Command::Tlb(args) => tlb::replay(args),
         Command::Sweep(sweep) => sweep::run(sweep),
+        Command::Predict(args) => predict::run(args),
         Command::Machine(args::Machine::List(args)) => machine::list(args),
         Command::Machine(args::Machine::Show(args)) => machine::show(args),
         Command::Machine(args::Machine::Check(args)) => machine::check(args),

@@ -87,7 +87,7 @@ fn all_defects_are_reported_with_their_places() {
 #[test]
 fn single_defects() {
     for (from, to, message) in [
-        ("entries = 2048, ways = 16", "entries = 0, ways = 16", "a structure of 0 entries"),
+        ("entries = 2048, ways = 32", "entries = 0, ways = 16", "a structure of 0 entries"),
         ("latency_cycles = 5 }", "latency_cycles = 0 }", "a latency of 0"),
         ("latency_cycles = 5 }", "latency_cycles = 500 }", "a latency of 16 cycles is no longer"),
         ("latency_ns = 156.0", "latency_ns = 156.0, latency_cycles = 3", "two latencies"),
@@ -102,7 +102,11 @@ fn single_defects() {
         ("host_page = \"4K\"", "host_page = \"1K\"", "host pages of 1K are smaller"),
         ("tables = 2,", "tables = 3,", "tables of level 3 are the root's"),
         ("tables = 2,", "tables = 1,", "tables of level 1 have two caches"),
-        ("replacement = \"random-half\"", "replacement = \"tree-plru\"", "tree-PLRU cannot order"),
+        (
+            "index = \"hashed\", larger",
+            "index = \"skewed\", replacement = \"tree-plru\", larger",
+            "tree-PLRU cannot order",
+        ),
         ("ports = [\"store\"]", "ports = []", "TLB array `l1d-store`: nobody asks"),
         ("ports = [\"store\"]", "ports = [\"load\"]", "no first-level TLB serves Store"),
         ("larger = \"skip\"", "larger = \"skip\", coalesce = { pages = 3 }", "TLB array `l2`: 3 pages"),

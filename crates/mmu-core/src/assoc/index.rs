@@ -12,6 +12,8 @@ pub enum Index {
     /// The low bits xor-ed with the bits next above them. This is what second-level TLBs of several Intel cores
     /// do (Gras et al., "Translation Leak-aside Buffer", USENIX Security 2018, calls it XOR-7 at 128 sets).
     XorFold,
+    /// A hash of the whole block number, the same for all ways: blocks side by side fall on sets as if by chance.
+    Hashed,
     /// Every way has a hash of its own, so that blocks which collide in one way rarely collide in another
     /// (Seznec, "A case for two-way skewed-associative caches", ISCA 1993).
     Skewed,
@@ -30,6 +32,7 @@ enum Rule {
     Mask,
     Remainder,
     Fold(u32),
+    Hashed,
     Skewed,
 }
 
@@ -42,6 +45,7 @@ impl Indexer {
             Index::Modulo if sets.is_power_of_two() => Rule::Mask,
             Index::Modulo => Rule::Remainder,
             Index::XorFold => Rule::Fold(sets.next_power_of_two().trailing_zeros().max(1)),
+            Index::Hashed => Rule::Hashed,
             Index::Skewed => Rule::Skewed,
         };
         Self { rule, sets, mask: sets - 1 }
@@ -54,7 +58,7 @@ impl Indexer {
             Rule::Mask => self.set_by_mask(number),
             Rule::Remainder => (number % u64::from(self.sets)) as u32,
             Rule::Fold(bits) => self.reduce((number ^ (number >> bits)) & ((1 << bits) - 1)),
-            Rule::Skewed => self.set_of_way(number, 0),
+            Rule::Hashed | Rule::Skewed => self.set_of_way(number, 0),
         }
     }
 
@@ -92,7 +96,7 @@ mod tests {
 
     #[test]
     fn every_index_stays_below_the_number_of_sets() {
-        for index in [Index::Modulo, Index::XorFold, Index::Skewed] {
+        for index in [Index::Modulo, Index::XorFold, Index::Hashed, Index::Skewed] {
             for sets in [1, 2, 3, 16, 100, 128] {
                 let indexer = Indexer::new(index, sets);
                 for number in (0..4000).chain([u64::MAX, 1 << 52]) {

@@ -5,8 +5,10 @@ use std::ops::Range;
 use toml::Spanned;
 
 use super::cost;
-use super::raw::{RawArray, RawCacheLevel, RawCaches, RawMachine, RawPscLevel, RawTags, RawTlb};
-use super::{Arch, Clock, InvalidateSpec, Machine, MachineError, Stages, WalkSpec};
+use super::raw::{
+    RawArray, RawCacheLevel, RawCaches, RawFetch, RawFetchLevel, RawMachine, RawPscLevel, RawTags, RawTlb,
+};
+use super::{Arch, Clock, FetchLevel, FetchSpec, InvalidateSpec, Machine, MachineError, Stages, WalkSpec};
 use crate::addr::{Cycles, Level, PageSize};
 use crate::assoc::{Index, Replacement, Shape};
 use crate::tlb::{
@@ -59,8 +61,12 @@ pub(super) fn machine(raw: &RawMachine) -> Result<Machine, Vec<MachineError>> {
         rules,
     };
     let nested = raw.tlb.nested.as_ref().and_then(|array| self::array(array, &mut checks));
-    let walk =
-        WalkSpec { walkers: checks.within("walkers", &raw.walk.walkers, 1, 64), fixed: Cycles(raw.walk.fixed_cycles) };
+    let walk = WalkSpec {
+        walkers: checks.within("walkers", &raw.walk.walkers, 1, 64),
+        in_flight: checks.within("in_flight", &raw.walk.in_flight, 1, 256),
+        fixed: Cycles(raw.walk.fixed_cycles),
+        per_reference: Cycles(raw.walk.reference_cycles),
+    };
     let invalidate = InvalidateSpec {
         broadcast: raw.invalidate.broadcast,
         range: raw.invalidate.range,
@@ -68,6 +74,11 @@ pub(super) fn machine(raw: &RawMachine) -> Result<Machine, Vec<MachineError>> {
         full_above_pages_local: raw.invalidate.full_above_pages_local,
         contention_slope: checks.within("contention_slope", &raw.invalidate.contention_slope, 0.0, 100.0),
     };
+    let fetch = raw.fetch.as_ref().map(|fetch| fetch_levels(fetch, &mut checks));
+    let software_ns = raw.software_ns.iter();
+    let software_ns = software_ns
+        .map(|(name, ns)| (name.clone(), checks.within(&format!("software_ns.{name}"), ns, 0.0, 1e12)))
+        .collect();
     let costs = cost::read(&raw.cost, arch.unwrap_or(Arch::X86_64), clock, &mut checks);
     match arch {
         Some(arch) if checks.errors.is_empty() => Ok(Machine {
@@ -81,6 +92,8 @@ pub(super) fn machine(raw: &RawMachine) -> Result<Machine, Vec<MachineError>> {
             walk,
             invalidate,
             costs,
+            fetch,
+            software_ns,
         }),
         _ => {
             checks.errors.sort_by_key(|error| error.span.start);
@@ -143,7 +156,8 @@ fn caches(raw: &RawCaches, clock: Clock, checks: &mut Checks) -> CacheSpec {
     let span = raw.memory.span();
     let latency = latency(memory.latency_cycles.as_ref(), memory.latency_ns.as_ref(), &span, clock, checks);
     slower(nearer, latency, span, checks);
-    CacheSpec { line_bytes, levels, memory: latency }
+    let fill_buffers = checks.within("fill_buffers", &raw.fill_buffers, 1, 1024);
+    CacheSpec { line_bytes, levels, memory: latency, fill_buffers }
 }
 
 /// A level further away that answers sooner would never be asked second.
@@ -251,6 +265,16 @@ fn tlb(raw: &RawTlb, rules: TagRules, stages: Stages, checks: &mut Checks) -> Tl
         l2_hit_extra: Cycles(raw.l2_hit_extra_cycles),
         l2_hit_extra_fetch: Cycles(raw.l2_hit_extra_fetch_cycles),
     }
+}
+
+fn fetch_levels(raw: &RawFetch, checks: &mut Checks) -> FetchSpec {
+    let level = |raw: &Spanned<RawFetchLevel>| {
+        let raw = raw.get_ref();
+        let cycles = checks.within("cycles", &raw.cycles, 0.0, 10_000.0);
+        let shape = shape(&raw.entries, &raw.ways, raw.index, raw.replacement, checks)?;
+        Some(FetchLevel { name: raw.name.clone(), shape, cycles })
+    };
+    FetchSpec { levels: raw.levels.iter().filter_map(level).collect(), beyond: raw.beyond_cycles }
 }
 
 fn psc_levels(raw: &[Spanned<RawPscLevel>], levels: u8, checks: &mut Checks) -> Vec<PscLevelSpec> {

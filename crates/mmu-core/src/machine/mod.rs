@@ -16,6 +16,7 @@ mod cost;
 mod error;
 mod raw;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ pub use cost::Costs;
 pub use error::MachineError;
 
 use crate::addr::{Cycles, PageSize};
+use crate::assoc::Shape;
 use crate::geometry::Geometry;
 use crate::tlb::{ArrayError, CacheSpec, CachesSpec, LatencyCache, TranslationCaches};
 
@@ -96,10 +98,34 @@ pub struct Stages {
 /// The walker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WalkSpec {
-    /// Walks that can run at the same time.
+    /// Walks that can run at the same time while caches serve them.
     pub walkers: u32,
+    /// Walks that can be under way, those that wait for memory among them.
+    pub in_flight: u32,
     /// Cycles of a walk besides its references.
     pub fixed: Cycles,
+    /// Cycles of each reference besides the latency of whoever serves it: the walker works an address out and asks.
+    pub per_reference: Cycles,
+}
+
+/// How fast the front end follows jumps: places where it finds the next one, nearest first. Translation is not part of this.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FetchSpec {
+    /// The places.
+    pub levels: Vec<FetchLevel>,
+    /// Cycles of a jump that is in none of them.
+    pub beyond: f64,
+}
+
+/// One of those places: a target buffer, or an instruction cache.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FetchLevel {
+    /// Name in the sheet.
+    pub name: String,
+    /// Jumps that it holds.
+    pub shape: Shape,
+    /// Cycles from one jump to the next.
+    pub cycles: f64,
 }
 
 /// How invalidations reach other CPUs.
@@ -168,6 +194,10 @@ pub struct Machine {
     pub invalidate: InvalidateSpec,
     /// Costs of events.
     pub costs: Costs,
+    /// How fast jumps are followed, where it is described.
+    pub fetch: Option<FetchSpec>,
+    /// Measured costs of software paths by name, in nanoseconds; whoever predicts such paths knows the names.
+    pub software_ns: BTreeMap<String, f64>,
 }
 
 macro_rules! sheet {

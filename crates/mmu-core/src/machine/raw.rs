@@ -1,5 +1,7 @@
 //! The file format of a machine description, as serde reads it. What it means is checked in `check`.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -24,6 +26,29 @@ pub(super) struct RawMachine {
     pub(super) tags: RawTags,
     pub(super) invalidate: RawInvalidate,
     pub(super) cost: RawCosts,
+    pub(super) fetch: Option<RawFetch>,
+    #[serde(default)]
+    pub(super) software_ns: BTreeMap<String, Spanned<f64>>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFetch {
+    pub(super) levels: Vec<Spanned<RawFetchLevel>>,
+    pub(super) beyond_cycles: f64,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFetchLevel {
+    pub(super) name: String,
+    pub(super) entries: Spanned<u32>,
+    pub(super) ways: Spanned<u32>,
+    #[serde(default)]
+    pub(super) index: Index,
+    #[serde(default)]
+    pub(super) replacement: Replacement,
+    pub(super) cycles: Spanned<f64>,
 }
 
 #[derive(Deserialize, Debug)]
@@ -41,6 +66,7 @@ pub(super) struct RawCaches {
     pub(super) line_bytes: Spanned<u64>,
     pub(super) levels: Vec<Spanned<RawCacheLevel>>,
     pub(super) memory: Spanned<RawLatency>,
+    pub(super) fill_buffers: Spanned<u32>,
 }
 
 #[derive(Deserialize, Debug)]
@@ -116,7 +142,9 @@ pub(super) struct RawPscLevel {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawWalk {
     pub(super) walkers: Spanned<u32>,
+    pub(super) in_flight: Spanned<u32>,
     pub(super) fixed_cycles: u64,
+    pub(super) reference_cycles: u64,
 }
 
 #[derive(Deserialize, Debug)]

@@ -29,6 +29,8 @@ pub struct CacheSpec {
     pub levels: Vec<CacheLevelSpec>,
     /// Latency of memory.
     pub memory: Cycles,
+    /// Lines that may be on their way from beyond the first level at the same time.
+    pub fill_buffers: u32,
 }
 
 /// Where a reference was served.
@@ -122,7 +124,7 @@ mod tests {
             latency: Cycles(latency),
         };
         let levels = vec![level("l1", 2, 5), level("l2", 4, 16)];
-        LatencyCache::new(&CacheSpec { line_bytes: 64, levels, memory: Cycles(600) }, 0)
+        LatencyCache::new(&CacheSpec { line_bytes: 64, levels, memory: Cycles(600), fill_buffers: 10 }, 0)
     }
 
     #[test]

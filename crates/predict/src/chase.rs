@@ -1,0 +1,351 @@
+//! A point of a curve, simulated: its accesses go through the TLBs, misses walk both stages over real tables, and every
+//! reference of a walk, like the data itself, goes through the caches by host-physical address.
+//!
+//! A chase goes round in a fixed random order, so that a point is in its steady state after the first rounds. Points that
+//! exceed every cache are measured on a stretch of a round: nothing is met twice in it anyway.
+
+use mmu_core::assoc::SetAssoc;
+use mmu_core::machine::Machine;
+use mmu_core::tlb::{Input, Kind, LatencyCache, Lookup, Port, ServedBy, Tag, TlbEntry, TranslationCaches, Vmid};
+use mmu_core::walk::{NestedCursor, Stage, Step};
+use mmu_core::{Access, AccessKind, Format, Gpa, Gva, Hpa, PageSize, Privilege, Purpose};
+
+use crate::curve::{Curve, Form};
+use crate::layout::{Layout, LayoutError};
+use crate::order::{Order, scatter};
+
+/// Most cache levels, memory among them.
+pub const SERVERS: usize = 6;
+
+/// What happened in a measured stretch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Accesses of the chase.
+    pub accesses: u64,
+    /// Those that missed the first-level TLB.
+    pub l1_misses: u64,
+    /// Those that missed the second level too, and walked.
+    pub walks: u64,
+    /// References of walks to the guest's tables.
+    pub stage1: u64,
+    /// References of walks to the hypervisor's tables.
+    pub stage2: u64,
+    /// References of walks by who served them: caches from the nearest on, memory last.
+    pub walk_served: [u64; SERVERS],
+    /// References to data likewise.
+    pub data_served: [u64; SERVERS],
+    /// Cycles of walks.
+    pub walk_cycles: u64,
+    /// Cycles of data.
+    pub data_cycles: u64,
+    /// Cycles of second-level look-ups.
+    pub l2_cycles: u64,
+    /// Thousandths of cycles of following jumps.
+    pub jump_millicycles: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.accesses += other.accesses;
+        self.l1_misses += other.l1_misses;
+        self.walks += other.walks;
+        self.stage1 += other.stage1;
+        self.stage2 += other.stage2;
+        self.walk_cycles += other.walk_cycles;
+        self.data_cycles += other.data_cycles;
+        self.l2_cycles += other.l2_cycles;
+        self.jump_millicycles += other.jump_millicycles;
+        for server in 0..SERVERS {
+            self.walk_served[server] += other.walk_served[server];
+            self.data_served[server] += other.data_served[server];
+        }
+    }
+}
+
+/// First address of the data; the lower half of 47 bits, on a boundary of every level.
+const DATA: u64 = 0x1000_0000_0000;
+/// First address of the list that says which page is next, in curves whose pages hold nothing.
+const LIST: u64 = 0x0800_0000_0000;
+
+/// Bytes of small frames that a guest has had in use, among which those of a benchmark lie scattered. D: with this many the second
+/// stage's tables take the room in the caches that `dense4k` shows from 2,560 to 16,384 pages.
+const USED: u64 = 4 << 30;
+
+/// How long a point is run.
+const WARM_UP: u64 = 350_000;
+const LONGEST_WARM_UP: u64 = 600_000;
+const MEASURED: u64 = 100_000;
+/// Small points are run for so many accesses at least.
+const LEAST: u64 = 20_000;
+
+struct Run<F1: Format, F2: Format> {
+    layout: Layout<F1, F2>,
+    caches: TranslationCaches,
+    memory: LatencyCache,
+    servers: usize,
+    port: Port,
+    tag: Tag,
+    walk_fixed: u64,
+    walk_reference: u64,
+    jumps: Vec<(SetAssoc<u64, ()>, u64)>,
+    beyond: u64,
+    counts: Counts,
+}
+
+/// A jump's cycles in thousandths.
+fn milli(cycles: f64) -> u64 {
+    (cycles * 1000.0) as u64
+}
+
+/// Runs one point.
+pub(crate) fn run<F1: Format, F2: Format>(
+    machine: &Machine,
+    formats: (F1, F2),
+    curve: &Curve,
+    n: u64,
+    seed: u64,
+) -> Result<Counts, LayoutError> {
+    let place = Place::new(curve, n, seed);
+    let mut layout = Layout::new(formats, place.bytes(), machine.stages.host_page, seed)?;
+    place.map(&mut layout)?;
+    let (one, two) = (layout.one.geometry(), layout.two.geometry());
+    let caches = machine.translation_caches(one, two, seed);
+    let caches = caches.map_err(|error| LayoutError::Tables(error.to_string()))?;
+    let fetch = machine.fetch.as_ref();
+    let mut run = Run {
+        caches,
+        layout,
+        memory: machine.latency_cache(seed),
+        servers: machine.caches.levels.len(),
+        port: if curve.fetches() { Port::Fetch } else { Port::Load },
+        tag: Tag { vmid: Vmid(1), ..Tag::default() },
+        walk_fixed: machine.walk.fixed.0,
+        walk_reference: machine.walk.per_reference.0,
+        jumps: fetch.map_or_else(Vec::new, |fetch| {
+            fetch.levels.iter().map(|level| (SetAssoc::new(level.shape, seed), milli(level.cycles))).collect()
+        }),
+        // A machine whose front end is not described follows a jump in each cycle.
+        beyond: milli(fetch.map_or(1.0, |fetch| fetch.beyond)),
+        counts: Counts::default(),
+    };
+    let order = Order::new(place.points(), seed);
+    let round = place.points();
+    let (warm_up, measured) = if round <= MEASURED {
+        let rounds = |least: u64| round * least.div_ceil(round);
+        (rounds(LEAST.max(2 * round)), rounds(LEAST))
+    } else {
+        (WARM_UP.max((round + round / 4).min(LONGEST_WARM_UP)), MEASURED)
+    };
+    for step in 0..warm_up {
+        run.step(&place, &order, step)?;
+    }
+    run.counts = Counts::default();
+    for step in warm_up..warm_up + measured {
+        run.step(&place, &order, step)?;
+    }
+    Ok(run.counts)
+}
+
+/// What a point touches, and where it lies.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    curve: Curve,
+    n: u64,
+    data: u64,
+}
+
+impl Place {
+    fn new(curve: &Curve, n: u64, seed: u64) -> Self {
+        Self { curve: *curve, n, data: DATA + (scatter(seed, 16, 5) << 30) }
+    }
+
+    /// Accesses of one round.
+    fn points(&self) -> u64 {
+        match self.curve.form {
+            Form::Regions { total, .. } => total / self.n.max(1) * self.n,
+            _ => self.n,
+        }
+    }
+
+    /// Bytes of an item of the list: the number of a page, or its address.
+    fn item(&self) -> u64 {
+        if self.curve.form == Form::Zero { 4 } else { 8 }
+    }
+
+    fn is_one_frame(&self) -> bool {
+        matches!(self.curve.form, Form::Zero | Form::Regions { .. })
+    }
+
+    /// Bytes of memory that it takes, tables included.
+    fn bytes(&self) -> u64 {
+        let data = if self.is_one_frame() { 1 } else { self.curve.pages(self.n).max(1) };
+        // A table of each of two levels for each page is the most that there can be.
+        let tables = match self.curve.form {
+            Form::Regions { .. } => 4 * self.n,
+            _ => self.curve.pages(self.n) / 128 + 64,
+        };
+        // A guest has memory that the benchmark does not use.
+        ((data + tables) << 12).max(USED) * 2
+    }
+
+    /// The address that is touched by visiting point `x`.
+    fn address(&self, x: u64) -> u64 {
+        match self.curve.form {
+            Form::Packed | Form::PackedJumps => self.data + x * 64,
+            // Lines of neighbouring pages lie in neighbouring sets.
+            Form::Dense | Form::Jumps => self.data + (x << 12) + (x % 64) * 64,
+            Form::Zero => self.data + (x << self.curve.page.shift()),
+            Form::Regions { region_shift, .. } => {
+                let (region, k) = (x % self.n, x / self.n);
+                let each = (self.points() / self.n).max(1);
+                let slots = 1u64 << (region_shift - 12);
+                // Evenly spaced, in every region from another page on.
+                let turn = region.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+                let page = (k * (slots / each).max(1) + turn) % slots;
+                self.data + (region << region_shift) + (page << 12)
+            }
+        }
+    }
+
+    /// Builds the tables.
+    fn map<F1: Format, F2: Format>(&self, layout: &mut Layout<F1, F2>) -> Result<(), LayoutError> {
+        let page = self.curve.page.max(layout.one.geometry().granule());
+        if self.is_one_frame() {
+            let frame = layout.frame(page)?;
+            for x in 0..self.points() {
+                layout.map(self.address(x) & !(page.bytes() - 1), page, frame)?;
+            }
+            return self.map_run(layout, LIST, self.points() * self.item(), layout.one.geometry().granule());
+        }
+        let bytes = self.address(self.points() - 1) - self.data + 64;
+        self.map_run(layout, self.data, bytes, page)
+    }
+
+    fn map_run<F1: Format, F2: Format>(
+        &self,
+        layout: &mut Layout<F1, F2>,
+        start: u64,
+        bytes: u64,
+        page: PageSize,
+    ) -> Result<(), LayoutError> {
+        for n in 0..bytes.div_ceil(page.bytes()) {
+            let frame = if self.curve.fetches() { layout.next_frame(page)? } else { layout.frame(page)? };
+            layout.map(start + (n << page.shift()), page, frame)?;
+        }
+        Ok(())
+    }
+}
+
+impl<F1: Format, F2: Format> Run<F1, F2> {
+    fn step(&mut self, place: &Place, order: &Order, step: u64) -> Result<(), LayoutError> {
+        if place.is_one_frame() {
+            self.next_in_list(place, step % place.points())?;
+        }
+        let gva = place.address(order.at(step));
+        self.counts.accesses += 1;
+        let at = match self.caches.tlb.lookup(self.port, self.tag, input(gva)) {
+            Lookup::L1(entry) => entry.translate(input(gva)),
+            Lookup::L2(entry) => {
+                self.counts.l1_misses += 1;
+                self.counts.l2_cycles += self.caches.tlb.l2_hit_extra(self.port).0;
+                entry.translate(input(gva))
+            }
+            Lookup::Miss => {
+                self.counts.l1_misses += 1;
+                self.counts.walks += 1;
+                self.counts.l2_cycles += self.caches.tlb.l2_hit_extra(self.port).0;
+                self.walk(gva)?
+            }
+        };
+        // Instructions come from a cache of their own, ahead of time.
+        if self.port == Port::Fetch {
+            self.counts.jump_millicycles += self.jump(gva >> 6);
+        }
+        if self.port == Port::Load {
+            let served = self.memory.access(at);
+            self.counts.data_served[self.server(served.by)] += 1;
+            self.counts.data_cycles += served.latency.0;
+        }
+        Ok(())
+    }
+
+    /// Follows the jump in a line of code; returns thousandths of cycles.
+    fn jump(&mut self, line: u64) -> u64 {
+        let mut found = self.beyond;
+        for (level, cycles) in self.jumps.iter_mut().rev() {
+            if level.lookup(&line).is_some() {
+                found = *cycles;
+            } else {
+                level.displace(line, ());
+            }
+        }
+        found
+    }
+
+    /// The list is read in order, so that its latency is hidden; it takes room all the same.
+    fn next_in_list(&mut self, place: &Place, item: u64) -> Result<(), LayoutError> {
+        let gva = LIST + item * place.item();
+        let at = match self.caches.tlb.lookup(Port::Load, self.tag, input(gva)) {
+            Lookup::L1(entry) | Lookup::L2(entry) => entry.translate(input(gva)),
+            Lookup::Miss => {
+                let before = self.counts;
+                let at = self.walk(gva)?;
+                self.counts = before;
+                at
+            }
+        };
+        if gva % 64 == 0 {
+            self.memory.access(at);
+        }
+        Ok(())
+    }
+
+    fn walk(&mut self, gva: u64) -> Result<Hpa, LayoutError> {
+        let kind = if self.port == Port::Fetch { AccessKind::Execute } else { AccessKind::Read };
+        let access = Access { kind, purpose: Purpose::Data, privilege: Privilege::User };
+        let layout = &mut self.layout;
+        let (one, two) = (layout.one, layout.two);
+        let mut cursor = NestedCursor::new(one, layout.guest_root, two, layout.host_root, gva, access);
+        let mut cached = self.caches.for_walk(self.tag, Kind::Combined);
+        let mut cycles = self.walk_fixed;
+        let found = loop {
+            match cursor.step(layout, &mut cached) {
+                Step::Read(reference) => {
+                    let served = self.memory.access(reference.at);
+                    cycles += served.latency.0 + self.walk_reference;
+                    let server = match served.by {
+                        ServedBy::Cache(n) => n as usize,
+                        ServedBy::Memory => self.servers,
+                    };
+                    self.counts.walk_served[server.min(SERVERS - 1)] += 1;
+                    match reference.stage {
+                        Stage::One => self.counts.stage1 += 1,
+                        Stage::Two => self.counts.stage2 += 1,
+                    }
+                }
+                // Flags are set in the first round.
+                Step::Update(_) | Step::Restart(_) => {}
+                Step::Done(found) => break found,
+                Step::Fault(fault) => {
+                    return Err(LayoutError::Tables(format!("{gva:#x} is not mapped: {fault:?}")));
+                }
+            }
+        };
+        self.counts.walk_cycles += cycles;
+        let gpa = cursor.first_stage().map_or(0, |mapped| mapped.output.raw() | gva & (mapped.size.bytes() - 1));
+        let entry = TlbEntry::new(found.page(), found.size, found.perms).through(Gpa::new(gpa));
+        self.caches.tlb.fill(self.port, self.tag, input(gva), entry);
+        Ok(found.output)
+    }
+
+    fn server(&self, by: ServedBy) -> usize {
+        match by {
+            ServedBy::Cache(n) => (n as usize).min(SERVERS - 1),
+            ServedBy::Memory => self.servers.min(SERVERS - 1),
+        }
+    }
+}
+
+fn input(gva: u64) -> Input {
+    Input::Combined(Gva::new(gva))
+}

@@ -1,0 +1,31 @@
+//! Latency curves of two-stage translation, predicted from a machine description and scored against measurements.
+//!
+//! A microbenchmark chases pointers through `n` pages and measures an access. Here the same accesses go through the
+//! machine's TLBs; a miss walks the guest's tables and, for each of its references, the hypervisor's, over real words;
+//! every reference passes through the caches by host-physical address. What the machine's sheet does not say follows:
+//! knees, plateaus and slopes are not fitted, they come out.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`curve`] | curves by name, and what a point of each touches |
+//! | [`prediction`] | predicting a point, with the events behind it |
+//! | [`software`] | costs of events put together from the sheet: shootdowns, faults, atomics |
+//! | [`score`] | predictions against a file of measurements: errors by band, knees, order |
+//!
+//! # Not here
+//!
+//! Noise and stolen time: predictions are compared with medians. Prefetching of data: chases defeat it. Where the frames of a
+//! benchmark lie is chosen as in a machine that has run for a while; a freshly started one may be faster.
+
+pub mod chase;
+pub mod curve;
+mod layout;
+mod order;
+mod overlap;
+pub mod prediction;
+pub mod score;
+pub mod software;
+
+pub use curve::{Curve, CurveError, Form};
+pub use layout::LayoutError;
+pub use prediction::{Events, PredictError, Prediction, predict, predict_all};
