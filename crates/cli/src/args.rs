@@ -56,6 +56,10 @@ pub enum Command {
     /// Many experiments, on one machine or many: plans, shards that may be killed, merges
     #[command(subcommand)]
     Sweep(crate::sweep::Sweep),
+    /// Run published measurements again and compare their ratios
+    Reproduce(crate::reproduce::ReproduceArgs),
+    /// Write the report of predictions and reproductions with their errors
+    Validation(crate::validation::ValidationArgs),
     /// Predict latency curves of two-stage translation, or score predictions against measurements
     Predict(crate::predict::PredictArgs),
     /// Machine sheets: which there are, what they say, whether they are right

@@ -7,6 +7,8 @@
 //! | `selftest` | KVM's own tests by name |
 //! | `explore` | protocols run adversarially, the bug museum |
 //! | `predict` | latency curves from a sheet, and their score against measurements |
+//! | `reproduce` | published measurements run again, their ratios, their plots |
+//! | `validation` | both in one report |
 //! | `vectors`, `litmus`, `trace`, `tlb`, `machine` | the other commands |
 //! | `sweep` | plans, shards and merges of many experiments |
 //! | `platform`, `record` | which machines a command runs on, and what it records |
@@ -27,11 +29,13 @@ mod platform;
 pub mod predict;
 mod progress;
 pub mod record;
+pub mod reproduce;
 pub mod selftest;
 pub mod sweep;
 mod table;
 pub mod tlb;
 mod trace;
+pub mod validation;
 mod vectors;
 
 use std::ffi::OsString;
@@ -80,6 +84,8 @@ fn dispatch(command: &Command) -> Result<(), CliError> {
         Command::Trace(args::Trace::Convert(args)) => trace::convert(args),
         Command::Tlb(args) => tlb::replay(args),
         Command::Sweep(sweep) => sweep::run(sweep),
+        Command::Reproduce(args) => reproduce::run(args),
+        Command::Validation(args) => validation::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Machine(args::Machine::List(args)) => machine::list(args),
         Command::Machine(args::Machine::Show(args)) => machine::show(args),

@@ -7,6 +7,7 @@ pub mod events;
 pub mod experiment;
 pub mod explore;
 pub mod protocols;
+pub mod reproduce;
 pub mod rng;
 pub mod selftests;
 pub mod tlb_replay;

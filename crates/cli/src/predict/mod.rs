@@ -15,7 +15,8 @@ use crate::machine::load;
 use crate::output::Output;
 use crate::platform::{Formats, formats};
 
-pub(crate) use score::{Scores, scores};
+pub(crate) use report::write_csv;
+pub(crate) use score::scores;
 
 /// Guest-physical memory that the second stage is made for: more than any point takes.
 const MEMORY: Bytes = Bytes(1 << 40);

@@ -74,7 +74,7 @@ pub(super) fn csv(machine: &Machine, points: &[Prediction]) -> Result<String, Cl
     write_csv(rows)
 }
 
-pub(super) fn write_csv(rows: Vec<Vec<String>>) -> Result<String, CliError> {
+pub(crate) fn write_csv(rows: Vec<Vec<String>>) -> Result<String, CliError> {
     let failed = |why: std::io::Error| CliError::Write { to: "CSV".to_owned(), why };
     let mut writer = csv::Writer::from_writer(Vec::new());
     for row in rows {

@@ -110,6 +110,7 @@ impl Arguments {
                 SplitName::Lazy => SplitWhen::Lazily,
                 SplitName::Eager => SplitWhen::Eagerly(eagerly),
             }),
+            ..Options::default()
         }
     }
 }

@@ -242,7 +242,9 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     let waits = sim.threads().values().map(|stats| stats.lock_wait).sum();
     let longest = sim.vcpu_stats().iter().map(|stats| stats.longest_fault).max().unwrap_or_default();
     let notes = notes.take();
-    Ok(report(platform, &options, layout, notes, [waits, longest]))
+    let mut report = report(platform, &options, layout, notes, [waits, longest]);
+    super::factors(&mut report, &sim);
+    Ok(report)
 }
 
 /// The thread of one vCPU, over all iterations that concern it.

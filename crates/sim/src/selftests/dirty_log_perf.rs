@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::dirty_bed::{Bed, Reader, Timed, vm};
 use super::{SelftestError, SelftestReport, finish, option_error, supported_page};
 use crate::arch::Arch;
-use crate::engine::VcpuId;
+use crate::engine::{LockMode, VcpuId};
 use crate::experiment::Platform;
+use crate::protocols::collapse::CollapsePolicy;
 use crate::protocols::dirty_log::ring::{DirtyRing, RingOrder};
 use crate::protocols::dirty_log::{
     DirtyPages, DirtyPolicy, Initially, LogKind, Manual, SplitWhen, Tracking, clear_dirty_log, disable, enable,
@@ -83,6 +84,12 @@ pub struct Options {
     pub tracking: Option<Tracking>,
     /// When large pages are split; `None` is what Linux 6.6 does on the architecture.
     pub split: Option<SplitWhen>,
+    /// How faults hold `mmu_lock`; `None` is what Linux 6.6 does on the architecture.
+    pub lock: Option<LockMode>,
+    /// What becomes of small pages when logging ends; `None` is what Linux 6.6 does on the architecture.
+    pub collapse: Option<CollapsePolicy>,
+    /// Distance between the pages that an iteration writes; `None` writes all of them.
+    pub stride: Option<Bytes>,
 }
 
 impl Default for Options {
@@ -102,6 +109,9 @@ impl Default for Options {
             ring: None,
             tracking: None,
             split: None,
+            lock: None,
+            collapse: None,
+            stride: None,
         }
     }
 }
@@ -126,6 +136,7 @@ impl Options {
             split: self.split.unwrap_or(kernel.split),
             manual,
             initially,
+            collapse: self.collapse.or(kernel.collapse),
             ..kernel
         };
         policy.check(format).map_err(|error| option_error("--tracking", error.to_string()))?;
@@ -140,12 +151,16 @@ impl Options {
         }
         let bytes = self.bytes_per_vcpu.0;
         let base = if self.regions == Regions::Partitioned { bytes * vcpu as u64 } else { 0 };
+        let stride = match self.stride {
+            Some(stride) if phase > 1 => stride.0.max(page.bytes()),
+            _ => page.bytes(),
+        };
         let mix = match self.order {
             Order::Random if phase > 1 => Mix::Uniform,
-            Order::Random | Order::Sequential => Mix::Strided { stride: page.bytes() },
+            Order::Random | Order::Sequential => Mix::Strided { stride },
         };
         let writes_percent = if phase == 1 { 100 } else { self.write_percent };
-        let spec = PatternSpec { bytes, mix, writes_percent, accesses: bytes / page.bytes() };
+        let spec = PatternSpec { bytes, mix, writes_percent, accesses: bytes / stride };
         Some(GuestWork::Pattern { spec, base: Gva::new(base), seed: Seed(self.seed.wrapping_add(phase)) })
     }
 }
@@ -166,7 +181,8 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     let kind = if options.ring.is_some() { LogKind::Rings } else { LogKind::Bitmap };
     let mut bed = Bed::new(platform, &spec, kind)?;
     let rings = rings(&mut bed, options, &policy)?;
-    let faults = FaultPolicy::linux_6_6(format, page);
+    let kernel = FaultPolicy::linux_6_6(format, page);
+    let faults = FaultPolicy { lock: options.lock.unwrap_or(kernel.lock), ..kernel };
     for index in 0..options.vcpus {
         let options = options.clone();
         bed.vcpu(VcpuId(index), faults, rings.get(index).copied(), move |phase| options.work(index, phase, small));
@@ -223,6 +239,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     timed.report(&mut report, &[]);
     averages(&mut report, options.iterations);
     checks(&mut report, &bed, options, small);
+    super::factors(&mut report, &bed.sim);
     Ok(report)
 }
 
@@ -250,8 +267,10 @@ fn averages(report: &mut SelftestReport, iterations: u64) {
 fn checks<A: Arch>(report: &mut SelftestReport, bed: &Bed<A>, options: &Options, page: PageSize) {
     let stats = bed.sim.vcpu_stats();
     let accesses: u64 = stats.iter().map(|vcpu| vcpu.accesses).sum();
-    let phases = 1 + options.iterations + u64::from(options.disabling == Disabling::Running);
-    let wanted = phases * options.vcpus as u64 * (options.bytes_per_vcpu.0 / page.bytes());
+    let later = options.iterations + u64::from(options.disabling == Disabling::Running);
+    let bytes = options.bytes_per_vcpu.0;
+    let stride = options.stride.map_or(page.bytes(), |stride| stride.0.max(page.bytes()));
+    let wanted = options.vcpus as u64 * (bytes / page.bytes() + later * (bytes / stride));
     report.check(accesses == wanted, format!("every access of every phase completes: {accesses} of {wanted}"));
     let world = bed.sim.world();
     let written = world.written();

@@ -168,6 +168,24 @@ impl From<BuildError> for SelftestError {
     }
 }
 
+/// Where the time of a whole run went, all threads and vCPUs together, as figures named `time of ..`: what a reproduction sets side by side.
+fn factors<A: Arch>(report: &mut SelftestReport, sim: &Sim<A>) {
+    let vcpus = sim.vcpu_stats();
+    let waits: Cycles = sim.threads().values().map(|stats| stats.lock_wait).sum();
+    let host = *sim.world().counters();
+    let clean = sim.world().costs.clean_4k.0 * (host.cleaned_bytes >> 12);
+    for (name, cycles) in [
+        ("time of locks (s)", waits),
+        ("time of flushes (s)", host.flush_wait),
+        ("time of maintenance (s)", Cycles(clean)),
+        ("time of walks (s)", vcpus.iter().map(|vcpu| vcpu.walk_cycles).sum()),
+        ("time of faults (s)", vcpus.iter().map(|vcpu| vcpu.fault_cycles).sum()),
+    ] {
+        let seconds = report.seconds(cycles);
+        report.figures.insert(name.into(), seconds);
+    }
+}
+
 /// Runs a test's simulation to its end, tears the VM down, and turns whatever went wrong into an error.
 ///
 /// # Errors

@@ -114,6 +114,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
         format!("every page was written once: {} of {}", stats[1].accesses, half / stride),
     );
     report.figures.insert("max fault latency (cycles)".into(), stats[1].longest_fault.0 as f64);
+    super::factors(&mut report, &sim);
     report.figures.insert("pages recovered".into(), recovered.zapped as f64);
     report.figures.insert("flushes of recovery".into(), recovered.flushes as f64);
     let host = *sim.world().counters();

@@ -178,6 +178,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     report.check(accesses == wanted, format!("every access of every stage completes: {accesses} of {wanted}"));
     let failed = sim.world().counters().failed_runs;
     report.check(failed == 0, format!("every KVM_RUN succeeds: {failed} failed"));
+    super::factors(&mut report, &sim);
     report.figures.insert("TLB conflict aborts".into(), stats.iter().map(|vcpu| vcpu.conflicts).sum::<u64>() as f64);
     report.figures.insert("second-stage faults".into(), stats.iter().map(|vcpu| vcpu.faults).sum::<u64>() as f64);
     Ok(report)

@@ -1,0 +1,197 @@
+//! The published figures, with the messages that have them.
+
+use mmu_core::{ByteUnits, Bytes};
+
+use super::{Case, Id};
+
+/// A published pair of values.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Published {
+    /// vCPUs.
+    pub vcpus: usize,
+    /// Memory, as in [`Case::bytes`].
+    pub bytes: Bytes,
+    /// What was measured, as [`super::Row::what`] has it.
+    pub what: &'static str,
+    /// Before the change and after it.
+    pub values: [f64; 2],
+}
+
+/// An experiment with its published figures.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Experiment {
+    /// Its number.
+    pub id: Id,
+    /// What changed.
+    pub title: &'static str,
+    /// The test and its options.
+    pub command: &'static str,
+    /// Where the figures were published.
+    pub source: &'static str,
+    /// The built-in machine that stands for the authors', which is named in no message.
+    pub machine: &'static str,
+    /// How much less memory a run has by default, so that it takes seconds.
+    pub scale: u64,
+    /// The figures.
+    pub published: Vec<Published>,
+}
+
+impl Experiment {
+    /// The published cases, each once.
+    pub fn cases(&self) -> Vec<Case> {
+        let mut cases: Vec<Case> = Vec::new();
+        for row in &self.published {
+            let case = Case { vcpus: row.vcpus, bytes: row.bytes, scale: self.scale };
+            if !cases.contains(&case) {
+                cases.push(case);
+            }
+        }
+        cases
+    }
+
+    /// What was published about a case.
+    pub fn values(&self, case: &Case, what: &str) -> Option<[f64; 2]> {
+        let row = |row: &&Published| (row.vcpus, row.bytes, row.what) == (case.vcpus, case.bytes, what);
+        self.published.iter().find(row).map(|row| row.values)
+    }
+}
+
+fn rows<const N: usize>(bytes: u64, what: &'static str, values: [(usize, [f64; 2]); N]) -> Vec<Published> {
+    values.into_iter().map(|(vcpus, values)| Published { vcpus, bytes: Bytes(bytes), what, values }).collect()
+}
+
+/// All experiments.
+pub fn experiments() -> Vec<Experiment> {
+    vec![
+        Experiment {
+            id: Id::R1,
+            title: "aging: under mmu_lock, then lockless",
+            command: "access_tracking_perf_test -p -l -b 1G -v N (x86, 4K pages)",
+            source: "20240529180510.2295118-1-jthoughton",
+            machine: "intel-sapphire-rapids",
+            scale: 64,
+            published: rows(
+                1.GiB(),
+                "one aging pass",
+                [(1, [0.00824, 0.00731]), (8, [0.2274, 0.0639]), (32, [4.3473, 0.2509]), (112, [13.4738, 2.2922])],
+            ),
+        },
+        Experiment {
+            id: Id::R2,
+            title: "root zap: one pass at the root, then two passes at 1G",
+            command: "zap of a root that maps 4K pages",
+            source: "1b6043e8e584, 8351779ce65f",
+            machine: "intel-skylake-sp",
+            scale: 1,
+            published: rows(512.GiB(), "longest stretch without a reschedule", [(1, [7.0, 0.1])]),
+        },
+        Experiment {
+            id: Id::R3,
+            title: "end of dirty logging: zap and flush for each 2M page, then recovered in place with batched flushes",
+            command: "dirty_log_perf_test -s anonymous_hugetlb_2mb -v 64 -e -b 4g",
+            source: "dirty_log_perf_test, August 2024",
+            machine: "intel-sapphire-rapids",
+            scale: 64,
+            published: [
+                rows(4.GiB(), "disable dirty logging", [(64, [14.334, 4.795])]),
+                rows(4.GiB(), "remote flushes", [(64, [131_072.0, 76.0])]),
+                rows(4.GiB(), "page faults", [(64, [393_599.0, 262_575.0])]),
+            ]
+            .concat(),
+        },
+        Experiment {
+            id: Id::R4,
+            title: "recovery of NX huge pages: under the write lock, then under the read lock",
+            command: "nx_huge_pages_perf_test -b 16G -s 1G, period 100 ms, ratio 4",
+            source: "nx_huge_pages_perf_test (proposed 2025)",
+            machine: "intel-sapphire-rapids",
+            scale: 1,
+            published: rows(16.GiB(), "maximum fault latency", [(2, [8.50e6, 0.049e6])]),
+        },
+        Experiment {
+            id: Id::R5,
+            title: "arm64 block mappings without FWB: cache maintenance by every faulting vCPU, then by the mapper",
+            command: "kvm_page_table_test -g 1G -s 20G -v N",
+            source: "20210208112250.163568-1-wangyanan55",
+            machine: "huawei-kunpeng-920",
+            scale: 20,
+            published: [
+                rows(20.GiB(), "create mappings", [(20, [52.83, 3.70]), (40, [104.56, 3.70])]),
+                rows(20.GiB(), "rebuild mappings", [(40, [103.93, 2.96])]),
+                rows(20.GiB(), "rebuild, block first", [(1, [2.824, 0.244]), (40, [2.962, 0.366])]),
+            ]
+            .concat(),
+        },
+        Experiment {
+            id: Id::R6,
+            title: "arm64 faults: under the write lock, then in parallel under the read lock",
+            command: "dirty_log_perf_test -b 4G -v N, THP",
+            source: "20221107215644.1895162-1-oliver.upton",
+            machine: "arm-neoverse-n1",
+            scale: 128,
+            published: rows(
+                4.GiB(),
+                "iteration 1 dirty memory",
+                [(1, [0.87, 0.93]), (8, [5.01, 1.39]), (48, [32.10, 6.23])],
+            ),
+        },
+        Experiment {
+            id: Id::R7,
+            title: "arm64 unmap of a 4K-backed guest: one TLBI per page, then one range TLBI",
+            command: "unmap of the whole guest",
+            source: "20230722022251.3446223-1-rananta",
+            machine: "arm-neoverse-v1",
+            scale: 1,
+            published: [rows(1.GiB(), "unmap", [(1, [0.54, 0.13])]), rows(128.GiB(), "unmap", [(1, [64.65, 14.39])])]
+                .concat(),
+        },
+        Experiment {
+            id: Id::R8,
+            title: "x86 dirty logging: 1G pages split by faults, then eagerly",
+            command: "dirty_log_perf_test -s anonymous_hugetlb_1gb -v 96 -b 1G",
+            source: "20220119230739.2234394-1-dmatlack",
+            machine: "intel-skylake-sp",
+            scale: 1,
+            published: [
+                rows(1.GiB(), "enable dirty logging", [(96, [0.00168, 1.547])]),
+                rows(1.GiB(), "iteration 1 dirty memory", [(96, [2.944, 0.146])]),
+            ]
+            .concat(),
+        },
+        Experiment {
+            id: Id::R9,
+            title: "arm64 dirty logging, sparse writes: blocks split by faults, then eagerly",
+            command: "dirty_log_perf_test -b 1G -i 3, one write in each 2M",
+            source: "20221112081714.2169495-1-ricarkol",
+            machine: "arm-neoverse-n1",
+            scale: 1,
+            published: rows(
+                1.GiB(),
+                "dirty memory",
+                [(8, [0.00578, 0.00197]), (64, [0.04175, 0.00692]), (152, [0.10972, 0.01894])],
+            ),
+        },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_experiment_has_cases_and_values() {
+        let all = experiments();
+        assert_eq!(all.iter().map(|experiment| experiment.id).collect::<Vec<_>>(), Id::ALL);
+        for experiment in &all {
+            assert!(!experiment.cases().is_empty());
+            for row in &experiment.published {
+                let case = Case { vcpus: row.vcpus, bytes: row.bytes, scale: experiment.scale };
+                assert_eq!(experiment.values(&case, row.what), Some(row.values));
+                assert!(experiment.cases().contains(&case));
+            }
+        }
+        assert_eq!(all[0].cases().len(), 4);
+        assert_eq!("r7".parse(), Ok(Id::R7));
+        assert!("R10".parse::<Id>().unwrap_err().contains("R1 to R9"));
+    }
+}
