@@ -53,6 +53,9 @@ pub enum Command {
     Trace(Trace),
     /// Replay a trace through TLBs alone and count hits, misses and page walks
     Tlb(crate::tlb::TlbArgs),
+    /// Run one zap strategy, or none, under running guests; save the run and go on later
+    #[command(after_help = EXIT_CODES)]
+    Run(crate::run::RunArgs),
     /// Many experiments, on one machine or many: plans, shards that may be killed, merges
     #[command(subcommand)]
     Sweep(crate::sweep::Sweep),

@@ -10,6 +10,7 @@
 //! | `reproduce` | published measurements run again, their ratios, their plots |
 //! | `validation` | both in one report |
 //! | `vectors`, `litmus`, `trace`, `tlb`, `machine` | the other commands |
+//! | `run`, `signals` | one run that can be saved and continued; being asked to stop |
 //! | `sweep` | plans, shards and merges of many experiments |
 //! | `platform`, `record` | which machines a command runs on, and what it records |
 //! | `table`, `output`, `progress` | tables for people, where data goes, where talk goes |
@@ -30,7 +31,9 @@ pub mod predict;
 mod progress;
 pub mod record;
 pub mod reproduce;
+pub mod run;
 pub mod selftest;
+mod signals;
 pub mod sweep;
 mod table;
 pub mod tlb;
@@ -83,6 +86,7 @@ fn dispatch(command: &Command) -> Result<(), CliError> {
         Command::Trace(args::Trace::Info(args)) => trace::info(args),
         Command::Trace(args::Trace::Convert(args)) => trace::convert(args),
         Command::Tlb(args) => tlb::replay(args),
+        Command::Run(args) => run::run(args),
         Command::Sweep(sweep) => sweep::run(sweep),
         Command::Reproduce(args) => reproduce::run(args),
         Command::Validation(args) => validation::run(args),

@@ -66,7 +66,14 @@ impl Output {
     /// # Errors
     /// The destination refuses; [`CliError::ClosedPipe`] when nobody reads any more.
     pub fn write(&mut self, text: &str) -> Result<(), CliError> {
-        let bytes = text.as_bytes();
+        self.write_bytes(text.as_bytes())
+    }
+
+    /// Writes bytes and passes them on at once.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<(), CliError> {
         let result = match &mut self.to {
             To::Stdout(stdout) => stdout.write_all(bytes).and_then(|()| stdout.flush()),
             To::Stream(file) => file.write_all(bytes),

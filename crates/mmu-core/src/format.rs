@@ -145,7 +145,7 @@ impl fmt::Display for EncodeError {
 impl Error for EncodeError {}
 
 /// What a fault means to software that does not care about the architecture's encoding.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub enum FaultClass {
     /// Nothing is mapped there.
     NotPresent,
@@ -245,7 +245,7 @@ pub enum GuestUpdates {
 }
 
 /// Pages a flush must cover.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub enum FlushScope {
     /// The leaves that translate `bytes` bytes from `start`.
     Range {
@@ -261,7 +261,7 @@ pub enum FlushScope {
 }
 
 /// Whether cached table pointers must go as well: they must when a table was unlinked.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub enum WalkCaches {
     /// Only leaves changed.
     Keep,
@@ -270,7 +270,7 @@ pub enum WalkCaches {
 }
 
 /// Who must invalidate.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub enum Reach {
     /// The calling processor only.
     Local,
@@ -279,7 +279,7 @@ pub enum Reach {
 }
 
 /// A request to invalidate cached translations.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Flush {
     /// Which translations.
     pub scope: FlushScope,

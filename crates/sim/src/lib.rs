@@ -10,6 +10,7 @@ pub mod protocols;
 pub mod reproduce;
 pub mod rng;
 pub mod selftests;
+pub mod snapshot;
 pub mod tlb_replay;
 pub mod workload;
 

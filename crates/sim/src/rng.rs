@@ -61,7 +61,7 @@ impl Rng {
 /// Zipf-distributed ranks below `n` with exponent `s` (in hundredths), by inversion over an integer table of the
 /// cumulative weights of geometric buckets: exact per bucket, uniform inside one, so that terabytes of pages need a
 /// table of a few hundred words.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Zipf {
     /// (first rank of the bucket, cumulative weight before it)
     buckets: Vec<(u64, u64)>,

@@ -13,11 +13,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::datum::{Datum, Record};
 use crate::error::SweepError;
-use crate::point::{Point, record_line};
+use crate::point::{Point, content_hash, record_line};
 use crate::spec::Spec;
 use crate::{Experiment, SCHEMA_VERSION};
 
@@ -86,7 +85,7 @@ impl Plan {
             ("model", Datum::from(u64::from(self.model)).json()),
             ("name", Datum::from(self.name.as_str()).json()),
             ("points", number(self.points.len())),
-            ("points_xxh3", Datum::from(format!("{:032x}", xxh3_128(list.as_bytes()))).json()),
+            ("points_xxh3", Datum::from(content_hash(list.as_bytes())).json()),
             ("schema", Datum::from(u64::from(SCHEMA_VERSION)).json()),
         ];
         record_line(&fields) + "\n"
@@ -142,7 +141,7 @@ impl Plan {
         }
         let (list_path, name) = (directory.join("points.jsonl"), string("name")?.to_owned());
         let list = fs::read_to_string(&list_path).map_err(SweepError::io(&list_path))?;
-        if format!("{:032x}", xxh3_128(list.as_bytes())) != string("points_xxh3")? {
+        if content_hash(list.as_bytes()) != string("points_xxh3")? {
             return Err(SweepError::plan(&list_path, "is not the list that was planned; restore it, or plan again"));
         }
         let read = |(number, line): (usize, &str)| {
@@ -178,7 +177,7 @@ impl Plan {
         let find = |(argument, name): (&String, &String)| {
             let path = self.directory.join("inputs").join(name);
             let content = fs::read(&path).map_err(SweepError::io(&path))?;
-            if name.starts_with(&format!("{:032x}-", xxh3_128(&content))) {
+            if name.starts_with(&format!("{}-", content_hash(&content))) {
                 Ok((argument.clone(), path))
             } else {
                 Err(SweepError::plan(&path, "is not the file that was planned; restore it, or plan again"))
@@ -200,7 +199,7 @@ impl Files {
         };
         let content = fs::read(path).map_err(|why| format!("{argument}: cannot read {path}: {why}"))?;
         let base = Path::new(path).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let name = format!("{:032x}-{base}", xxh3_128(&content));
+        let name = format!("{}-{base}", content_hash(&content));
         self.0.insert(name.clone(), content);
         Ok(name)
     }

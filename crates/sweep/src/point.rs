@@ -102,6 +102,11 @@ impl Point {
     }
 }
 
+/// The hash of a file's content, as names in plans begin.
+pub fn content_hash(content: &[u8]) -> String {
+    format!("{:032x}", xxh3_128(content))
+}
+
 /// An object of fields that are JSON already, in this order.
 pub(crate) fn record_line(fields: &[(&str, String)]) -> String {
     let fields: Vec<String> = fields.iter().map(|(name, json)| format!("\"{name}\":{json}")).collect();

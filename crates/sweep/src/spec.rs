@@ -160,6 +160,15 @@ fn scalar(value: &toml::Value) -> Result<Datum, String> {
     }
 }
 
+/// Reads options alone: names and values, without axes.
+///
+/// # Errors
+/// What does not read, with line and column; a value that no option can have.
+pub fn options(text: &str) -> Result<Record, String> {
+    let table: toml::Table = toml::from_str(text).map_err(|error| error.to_string())?;
+    arguments(&table)
+}
+
 fn arguments(table: &toml::Table) -> Result<Record, String> {
     let read = |(name, value): (&String, &toml::Value)| {
         Ok((name.clone(), scalar(value).map_err(|what| format!("{name}: {what}"))?))

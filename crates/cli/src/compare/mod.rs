@@ -3,7 +3,7 @@
 //! Everything that can be wrong with the arguments is found before the first run: a plan is complete, and its guest has
 //! been built once.
 
-mod plan;
+pub(crate) mod plan;
 mod report;
 
 use mmu_sweep::Record;
@@ -70,10 +70,10 @@ pub(crate) fn rows(args: &CompareZap) -> Result<Vec<Record>, CliError> {
 }
 
 /// The threads that simulate vCPUs.
-struct Workers(Option<ThreadPool>);
+pub(crate) struct Workers(Option<ThreadPool>);
 
 impl Workers {
-    fn new(threads: Option<u32>) -> Result<Self, CliError> {
+    pub(crate) fn new(threads: Option<u32>) -> Result<Self, CliError> {
         if threads == Some(1) {
             return Ok(Self(None));
         }
@@ -84,6 +84,14 @@ impl Workers {
             CliError::argument(format!("--threads {threads}"), format!("cannot start threads: {error}; use fewer"))
         })?;
         Ok(Self(Some(pool)))
+    }
+
+    /// Does something with these threads at hand.
+    pub(crate) fn with<T: Send>(&self, work: impl FnOnce(Threads) -> T + Send) -> T {
+        match &self.0 {
+            None => work(Threads::One),
+            Some(pool) => pool.install(|| work(Threads::Pool)),
+        }
     }
 
     fn run(&self, plan: &Plan, progress: &Progress, recorder: &mut Recorder) -> Result<ZapReport, CliError> {
@@ -127,7 +135,7 @@ impl Workers {
 }
 
 /// Guests that cannot go on were given too little or damaged input; anything else is a finding.
-fn failure(plan: &Plan, error: &RunError) -> CliError {
+pub(crate) fn failure(plan: &Plan, error: &RunError) -> CliError {
     let place = format!("{} on {}", plan.arch_name(), plan.machine.name);
     match error {
         RunError::Build(error) => plan::refused(plan, error),

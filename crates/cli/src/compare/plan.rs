@@ -18,15 +18,15 @@ const SHIPPED_TRACE: &str = "traces/sqlite3.mmut.xz";
 
 /// One comparison.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) machine: Machine,
-    pub(super) formats: Formats,
-    pub(super) vm: VmSpec,
-    pub(super) request: ZapRequest,
+pub(crate) struct Plan {
+    pub(crate) machine: Machine,
+    pub(crate) formats: Formats,
+    pub(crate) vm: VmSpec,
+    pub(crate) request: ZapRequest,
 }
 
 impl Plan {
-    pub(super) fn arch_name(&self) -> &'static str {
+    pub(crate) fn arch_name(&self) -> &'static str {
         match &self.formats {
             Formats::X86(arch) => arch.name(),
             Formats::Arm64(arch) => arch.name(),
@@ -35,7 +35,7 @@ impl Plan {
     }
 
     /// Levels of the guest's and of the hypervisor's tables.
-    pub(super) fn levels(&self) -> (usize, usize) {
+    pub(crate) fn levels(&self) -> (usize, usize) {
         fn of<A: Arch>(arch: &A) -> (usize, usize) {
             (arch.one().geometry().levels(), arch.two().geometry().levels())
         }
@@ -48,7 +48,7 @@ impl Plan {
 }
 
 /// The plans of a command line, one per architecture.
-pub(super) fn plans(args: &CompareZap) -> Result<Vec<Plan>, CliError> {
+pub(crate) fn plans(args: &CompareZap) -> Result<Vec<Plan>, CliError> {
     let workload = workload(args)?;
     let machines = machines(args.machine.as_deref(), &args.arch)?;
     machines.into_iter().map(|machine| plan(args, machine, workload.clone())).collect()
@@ -148,7 +148,7 @@ fn check_range(plan: &Plan) -> Result<(), CliError> {
 }
 
 /// A guest that cannot be built, as the argument that says so.
-pub(super) fn refused(plan: &Plan, error: &BuildError) -> CliError {
+pub(crate) fn refused(plan: &Plan, error: &BuildError) -> CliError {
     let vm = &plan.vm;
     let memory = format!("--memory {}", vm.memory);
     let guest_page = || match vm.guest {

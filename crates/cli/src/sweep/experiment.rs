@@ -9,14 +9,25 @@ use mmusim::sim::MODEL_VERSION;
 use mmu_sweep::{Datum, Experiment, Job, Record, Unfinished};
 
 use crate::args::{Cli, Command, Compare};
-use crate::{CliError, Colour, compare, selftest};
+use crate::{CliError, Colour, compare, run, selftest};
 
 /// What sweeps can run: commands of this program whose result is a table.
 pub(super) struct Commands;
 
 /// Options that a point must not have: they say where results go or how fast they come, not what they are.
-const REFUSED: [&str; 9] =
-    ["output", "json", "csv", "threads", "events", "timeline", "events-limit", "checkpoint", "checkpoint-every"];
+const REFUSED: [&str; 11] = [
+    "output",
+    "json",
+    "csv",
+    "threads",
+    "events",
+    "timeline",
+    "events-limit",
+    "checkpoint",
+    "checkpoint-every",
+    "resume",
+    "spec",
+];
 
 /// Names as options are written.
 fn option(name: &str) -> String {
@@ -24,7 +35,7 @@ fn option(name: &str) -> String {
 }
 
 /// The command line of a point. Arguments that name files are replaced by where those are.
-fn words(command: &str, arguments: &Record, file: impl Fn(&str) -> Option<String>) -> Vec<String> {
+pub(crate) fn words(command: &str, arguments: &Record, file: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let mut words = vec!["mmusim".to_owned()];
     words.extend(command.split_whitespace().map(str::to_owned));
     for (name, value) in arguments {
@@ -39,7 +50,7 @@ fn words(command: &str, arguments: &Record, file: impl Fn(&str) -> Option<String
     words
 }
 
-fn parse(words: Vec<String>) -> Result<Command, String> {
+pub(crate) fn parse(words: Vec<String>) -> Result<Command, String> {
     match Cli::try_parse_from(words) {
         Ok(cli) => Ok(cli.command),
         Err(error) => {
@@ -50,13 +61,13 @@ fn parse(words: Vec<String>) -> Result<Command, String> {
     }
 }
 
-fn say(error: &CliError) -> String {
+pub(crate) fn say(error: &CliError) -> String {
     let text = error.render(Colour::Plain).unwrap_or_default();
     text.trim_start_matches("error: ").to_owned()
 }
 
 /// Arguments that name files: traces, and machines that are not built in.
-fn files(arguments: &Record) -> Vec<String> {
+pub(crate) fn files(arguments: &Record) -> Vec<String> {
     let names_file = |(name, value): &(&String, &Datum)| match (name.as_str(), value) {
         ("trace", _) => true,
         ("machine", Datum::Text(machine)) => Machine::sheet(machine).is_none() && Path::new(machine).exists(),
@@ -81,17 +92,23 @@ impl Experiment for Commands {
                 }
                 compare::check(&args).map_err(|error| say(&error))?;
             }
+            Command::Run(args) => run::check(&args).map_err(|error| say(&error))?,
             Command::Selftest(_) => {}
-            _ => return Err(format!("{command} cannot be swept; there are `compare zap` and `selftest NAME`")),
+            _ => return Err(format!("{command} cannot be swept; there are `compare zap`, `run` and `selftest NAME`")),
         }
         Ok(files(arguments))
     }
 
-    fn run(&self, job: &Job<'_>, _stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<Record>, Unfinished> {
+    fn run(&self, job: &Job<'_>, stop: &(dyn Fn() -> bool + Sync)) -> Result<Vec<Record>, Unfinished> {
         let file = |name: &str| job.files.get(name).map(|path| path.display().to_string());
         let command = parse(words(job.command, job.arguments, file)).map_err(Unfinished::Failed)?;
         let rows = match command {
             Command::Compare(Compare::Zap(args)) => compare::rows(&args),
+            Command::Run(args) => match run::row(&args, &job.checkpoint, stop) {
+                Ok(Some(row)) => Ok(vec![row]),
+                Ok(None) => return Err(Unfinished::Stopped),
+                Err(error) => Err(error),
+            },
             Command::Selftest(test) => selftest::rows(&test),
             _ => Err(CliError::input(format!("{} cannot be swept", job.command))),
         };

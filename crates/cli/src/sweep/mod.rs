@@ -2,15 +2,13 @@
 //!
 //! `experiment` makes commands of this program into points; everything about plans, shards and merges is in the crate `mmu-sweep`.
 
-mod experiment;
+pub(crate) mod experiment;
 mod submit;
 
 use std::fmt::Write;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
@@ -24,6 +22,7 @@ use serde_json::json;
 use crate::args::EXIT_CODES;
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::signals::Signals;
 use crate::{CliError, SCHEMA_VERSION};
 use experiment::Commands;
 
@@ -209,29 +208,6 @@ fn time(seconds: f64) -> String {
 }
 
 // ---- run ----
-
-/// Set by SIGTERM, SIGINT and SIGUSR1: begin nothing new.
-struct Signals(Arc<AtomicBool>);
-
-impl Signals {
-    fn watch() -> Result<Self, CliError> {
-        use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGUSR1, SIGINT] {
-            // A second one of a kind that means "now" is obeyed at once.
-            let now = if signal == SIGUSR1 { None } else { Some(flag.clone()) };
-            let registered = now
-                .map_or(Ok(()), |now| signal_hook::flag::register_conditional_shutdown(signal, 75, now).map(drop))
-                .and_then(|()| signal_hook::flag::register(signal, flag.clone()).map(drop));
-            registered.map_err(|why| CliError::input(format!("cannot watch signal {signal}: {why}")))?;
-        }
-        Ok(Self(flag))
-    }
-
-    fn stopped(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 fn run_shard(args: &RunArgs) -> Result<(), CliError> {
     let plan = open(&args.plan)?;

@@ -20,14 +20,14 @@ pub enum Index {
 }
 
 /// The index function of one shape, with its constants worked out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Indexer {
     rule: Rule,
     sets: u32,
     mask: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 enum Rule {
     Mask,
     Remainder,

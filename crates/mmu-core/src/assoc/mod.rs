@@ -86,7 +86,7 @@ impl Key for u64 {
 }
 
 /// Place of an entry in the structure it came from, valid until the next insertion or removal there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Slot(u32);
 
 impl Slot {
@@ -108,7 +108,7 @@ pub struct Missed {
 }
 
 /// One way: what it holds.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, serde::Serialize, serde::Deserialize)]
 struct Cell<R, V> {
     tag: u64,
     rest: R,
@@ -116,7 +116,7 @@ struct Cell<R, V> {
 }
 
 /// How a probe goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 enum Probe {
     /// Through the row of the set that a mask gives, of up to eight ways.
     Eight,
@@ -134,7 +134,7 @@ enum Recency {
 }
 
 /// What a hit does to the replacement state.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 enum OnHit {
     /// Gives the way a new time stamp.
     Stamp,
@@ -147,7 +147,7 @@ enum OnHit {
 }
 
 /// Whose way a new entry takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 enum OnFill {
     /// That with the oldest stamp of a narrow set.
     Oldest,
@@ -179,7 +179,11 @@ pub enum Inserted<K, V> {
 /// assert_eq!(cache.insert(6, "six"), Inserted::Evicted(4, "four"));
 /// # Ok::<(), mmu_core::assoc::ShapeError>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
+#[serde(bound(
+    serialize = "K::Rest: serde::Serialize, V: serde::Serialize",
+    deserialize = "K::Rest: serde::Deserialize<'de>, V: serde::Deserialize<'de>"
+))]
 pub struct SetAssoc<K: Key, V> {
     cells: Vec<Cell<K::Rest, V>>,
     /// One per set; skewed structures do not use theirs.
@@ -205,7 +209,7 @@ pub struct SetAssoc<K: Key, V> {
     random: SplitMix,
 }
 
-#[derive(Clone)]
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
 enum Layout {
     Narrow,
     Wide(Lists, Chains),

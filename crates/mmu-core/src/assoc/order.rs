@@ -61,7 +61,7 @@ pub(super) mod packed {
 /// Time stamps of slots. The lowest of a set is the way at the end.
 ///
 /// Emptied ways get stamps below all others, the lower the later, as if they were moved to the end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Stamps {
     of: Vec<u64>,
     /// The newest stamp: counts up from the middle of all numbers.
@@ -166,14 +166,14 @@ impl Stamps {
 }
 
 /// Circular lists, one per set, for any number of ways. Slots are numbered across sets, a power of two to each.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Lists {
     heads: Vec<u32>,
     links: Vec<Link>,
 }
 
 /// The neighbours of a slot.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct Link {
     next: u32,
     prev: u32,
@@ -232,7 +232,7 @@ impl Lists {
 }
 
 /// Slots by tag, so that wide sets are not scanned: chained buckets over all sets.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Chains {
     heads: Vec<u32>,
     next: Vec<u32>,

@@ -85,7 +85,7 @@ pub(super) mod nru {
 }
 
 /// `SplitMix64` (Steele, Lea, Flood, OOPSLA 2014): one word of state, any seed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct SplitMix(pub u64);
 
 impl SplitMix {

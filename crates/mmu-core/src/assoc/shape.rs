@@ -18,7 +18,7 @@ const MAX_ENTRIES: u32 = 1 << 24;
 /// assert!(Shape::new(64, 5).is_err());
 /// # Ok::<(), mmu_core::assoc::ShapeError>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Shape {
     sets: u32,
     ways: u32,

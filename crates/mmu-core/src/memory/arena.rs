@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 /// Blocks of `1 << log` items. An index counts units of `1 << UNIT` items, so that 32 bits reach far.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Blocks<T, const UNIT: u32> {
     items: Vec<T>,
     free: Vec<Vec<u32>>,
@@ -80,7 +80,7 @@ pub(super) fn grow<T>(items: &mut Vec<T>, more: usize) {
 }
 
 /// A set of piece numbers kept as disjoint, non-adjacent ranges.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Ranges {
     /// Start and length.
     ranges: BTreeMap<u32, u32>,

@@ -15,7 +15,7 @@ pub(super) const MAX_SHIFT: u32 = PIECE_SHIFT;
 pub(super) const NONE: u32 = u32::MAX;
 
 /// What a 2 MiB piece of the pool holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) enum Kind {
     /// Nothing yet.
     Absent,
@@ -28,7 +28,7 @@ pub(super) enum Kind {
 }
 
 /// One piece's entry of the directory, the first load of every access.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Piece {
     pub(super) index: u32,
     /// The slab of `Frames`.
@@ -42,7 +42,7 @@ pub(super) struct Piece {
     pub(super) past: Past,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) enum Past {
     Fresh,
     Freed,
@@ -70,7 +70,7 @@ impl Piece {
 }
 
 /// The template of a piece: what all its frames have in common. Interned, so equal pieces have equal indices.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Uniform {
     pub(super) line: Line,
     pub(super) refs: u32,
@@ -79,7 +79,7 @@ pub(super) struct Uniform {
 }
 
 /// How a frame's words are held.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) enum Body {
     Never,
     /// Freed; `next` in the slab's list of free slots.
@@ -99,7 +99,7 @@ pub(super) enum Body {
 }
 
 /// A frame in a piece that is not uniform.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Record {
     pub(super) body: Body,
     pub(super) refs: u32,
@@ -151,7 +151,7 @@ impl Record {
 }
 
 /// Book-keeping of a piece whose frames are recorded one by one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Slab {
     /// Live frames.
     pub(super) used: u32,

@@ -99,7 +99,7 @@ use overlay::Overlay;
 use stretch::Occupied;
 
 /// What happens to freed frames.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub enum Reuse {
     /// They are allocated again, the one freed last first.
     #[default]
@@ -109,7 +109,7 @@ pub enum Reuse {
 }
 
 /// How frames are held.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub enum Holding {
     /// In the smallest form that fits, folding back when words become uniform.
     #[default]
@@ -124,7 +124,7 @@ pub enum Holding {
 /// Addresses are host-physical; a *word* is the raw 64-bit value, whatever its byte order in memory. All operations on one
 /// word take constant time except the first write to a whole template and a change between forms, which touch one
 /// piece's records or one frame.
-#[derive(Clone)]
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
 pub struct TableMemory {
     base: u64,
     bytes: u64,
@@ -137,6 +137,7 @@ pub struct TableMemory {
     free_uniforms: Vec<u32>,
     records: Blocks<Record, 0>,
     dense: Blocks<u64, MIN_SHIFT>,
+    #[serde(skip)]
     heads: Heads,
     occupied: Occupied,
     overlays: Vec<Overlay>,

@@ -19,7 +19,7 @@ const ZERO: u16 = 7;
 /// A difference of at most this many bits is taken for a change of flags, which other words are likely to share.
 const FLAG_BITS: u32 = 4;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Overlay {
     values: [u64; VALUES],
     entries: [u16; MAX_EXCEPTIONS],

@@ -50,7 +50,7 @@ impl Run {
 }
 
 /// A progression anchored at the pool's first word, so that two neighbours continue each other exactly when they are equal.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Line {
     origin: u64,
     step: u64,

@@ -32,7 +32,7 @@ pub struct Stretches<'a> {
 }
 
 /// Which words of dense blocks are not zero, 32 words in each number: as many numbers as the arena has units.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Occupied(Vec<u32>);
 
 impl Occupied {

@@ -16,7 +16,7 @@ use crate::assoc::{Inserted, Key, Missed, SetAssoc, Shape, Slot};
 const NO_CLASS: u8 = u8::MAX;
 
 /// One page size of an array.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Class {
     cut: Cut,
     page_shift: u32,
@@ -39,7 +39,7 @@ impl Class {
 }
 
 /// What a look-up asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 enum Ask {
     /// Nothing: the array is empty.
     Nothing,
@@ -59,7 +59,7 @@ pub(super) enum Known {
 }
 
 /// One TLB array.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct TlbArray {
     name: String,
     store: SetAssoc<TlbKey, Stored>,
@@ -73,6 +73,7 @@ pub struct TlbArray {
     /// Bit `i`: class `i` has entries.
     present: u8,
     /// Class that stores a page of this shift.
+    #[serde(with = "super::saved::one")]
     by_shift: [u8; 64],
     rules: TagRules,
     /// Counters; those of hits follow from the store's.

@@ -31,7 +31,7 @@ pub struct Removed {
 }
 
 /// TLBs, paging-structure caches and nested TLB of one hardware thread.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct TranslationCaches {
     /// TLBs.
     pub tlb: Tlb,

@@ -104,7 +104,7 @@ impl Default for TlbEntry {
 /// ```
 // PERF: two words travel in registers of the host. Copied by its fields, an entry cost a store-forwarding stall at
 // every copy between levels.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Stored {
     output: u64,
     gpa: u64,

@@ -68,11 +68,12 @@ impl Lookup {
 }
 
 /// The arrays of one level, and which of them each port asks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct Arrays {
     all: Vec<TlbArray>,
     routes: [Vec<u8>; 3],
     /// The array that stores the pages of a shift, by port.
+    #[serde(with = "super::saved")]
     homes: [[u8; 64]; 3],
     /// Look-ups of a port that found nothing here.
     missed: [u64; 3],
@@ -256,7 +257,7 @@ impl Put {
 /// assert!(matches!(tlb.lookup(Port::Load, tag, va), Lookup::L1(entry) if entry.output == Hpa::new(0x9000)));
 /// # Ok::<(), mmu_core::tlb::ArrayError>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Tlb {
     l1: Arrays,
     l2: Arrays,
@@ -265,17 +266,38 @@ pub struct Tlb {
     l2_hit_extra: [Cycles; 3],
     // PERF: spares most first-level hits the search. A hint is checked against the array before it is believed, and
     // counts and orders are those of the search.
+    #[serde(skip, default = "no_hints")]
     hints: Box<[Hint; HINTS]>,
     /// What the last search found.
     // PERF: results of the search go this way, so that those of a hint stay in the host's registers.
+    #[serde(skip)]
     found: Stored,
     // PERF: spares most second-level hits the search. They are checked as hints are.
+    #[serde(skip, default = "no_guesses")]
     guesses: Box<[Slot; GUESSES]>,
     /// By port, where there is one. Worked out after fills and invalidations that may have changed it.
     // PERF: spares second-level hits, which have most to do, a quarter of their work.
+    #[serde(skip, default = "no_pairs")]
     pairs: [Pair; 3],
     /// Whether `pairs` are to be worked out.
+    #[serde(skip, default = "to_be_worked_out")]
     stale: bool,
+}
+
+fn no_pairs() -> [Pair; 3] {
+    [Pair::NONE; 3]
+}
+
+fn to_be_worked_out() -> bool {
+    true
+}
+
+fn no_hints() -> Box<[Hint; HINTS]> {
+    Box::new([Hint::default(); HINTS])
+}
+
+fn no_guesses() -> Box<[Slot; GUESSES]> {
+    Box::new([Slot::default(); GUESSES])
 }
 
 /// The arrays that answer a port while all its translations are of one size.
@@ -307,9 +329,9 @@ impl Tlb {
             inclusion: spec.inclusion,
             rules: spec.rules,
             l2_hit_extra: [spec.l2_hit_extra, spec.l2_hit_extra, spec.l2_hit_extra_fetch],
-            hints: Box::new([Hint::default(); HINTS]),
+            hints: no_hints(),
             found: Stored::default(),
-            guesses: Box::new([Slot::default(); GUESSES]),
+            guesses: no_guesses(),
             pairs: [Pair::NONE; 3],
             stale: false,
         })

@@ -121,7 +121,7 @@ pub enum CombinedByGpa {
 }
 
 /// Which parts of a [`Tag`] the hardware compares, by kind of translation.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct TagRules {
     masks: [u64; 3],
     /// Whether combined entries are reached by guest-physical invalidation.
@@ -186,7 +186,7 @@ const fn wide_word(tag: Tag) -> u64 {
 }
 
 /// Key of a translation or paging-structure-cache entry.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct TlbKey {
     page: u64,
     context: u64,
@@ -199,7 +199,7 @@ pub(super) const GROUPED: u64 = 1 << 9;
 const META: u64 = 0xfff;
 
 /// Cuts addresses to the keys of one block size, with the masks worked out.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Cut {
     mask: u64,
     /// Shift and flags.

@@ -51,7 +51,7 @@ pub struct Served {
     pub latency: Cycles,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct CacheLevel {
     lines: SetAssoc<u64, ()>,
     latency: Cycles,
@@ -59,7 +59,7 @@ struct CacheLevel {
 }
 
 /// The caches seen by one vCPU.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct LatencyCache {
     line_shift: u32,
     levels: Vec<CacheLevel>,

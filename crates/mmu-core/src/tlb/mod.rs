@@ -29,6 +29,7 @@ mod key;
 mod latency;
 mod perms;
 mod psc;
+mod saved;
 mod spec;
 
 pub use array::TlbArray;

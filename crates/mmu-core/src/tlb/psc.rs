@@ -52,7 +52,7 @@ pub struct PscStats {
 }
 
 /// A [`CachedTable`] less its level, in words that are copied whole and with a default for empty ways.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Cell {
     table: Hpa,
     host: Hpa,
@@ -82,7 +82,7 @@ impl Cell {
 }
 
 /// The cache of one level's tables.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct LevelCache {
     level: Level,
     /// What a table of this level covers, in the first stage and in the second; `None` where that is a root table.
@@ -91,7 +91,7 @@ struct LevelCache {
 }
 
 /// The paging-structure caches of one hardware thread.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct PscSet {
     /// By level, deepest tables first.
     first: Vec<LevelCache>,

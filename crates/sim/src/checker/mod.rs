@@ -267,8 +267,9 @@ impl fmt::Display for Violation {
 }
 
 /// Collects violations.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Checker {
+    #[serde(skip)]
     violations: Vec<Violation>,
     suppressed: u64,
     evaluated: u64,

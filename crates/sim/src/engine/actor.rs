@@ -6,7 +6,7 @@ use super::lock::ActorId;
 use super::op::{Blockable, LockId};
 
 /// What one actor went through.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct ActorStats {
     /// When it started.
     pub started: Cycles,
@@ -21,7 +21,7 @@ pub struct ActorStats {
 }
 
 /// The part of an actor that operations change.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct ActorState {
     pub(crate) id: ActorId,
     pub(crate) now: Cycles,

@@ -10,7 +10,7 @@ use mmu_core::{Bytes, Hpa, HpaRange};
 use super::stretches::Stretches;
 
 /// Whether an access of a guest goes through the data caches.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub enum GuestCaches {
     /// It does.
     #[default]
@@ -20,7 +20,7 @@ pub enum GuestCaches {
 }
 
 /// The clean host pages of one VM. Everything is uncleaned at first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cleanliness {
     cleaned: Stretches,
 }

@@ -5,7 +5,7 @@ use mmu_core::Cycles;
 use super::lock::ActorId;
 
 /// A flush or kick under way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Flight {
     /// Who waits for it.
     pub(crate) actor: ActorId,
@@ -18,5 +18,5 @@ pub(crate) struct Flight {
 }
 
 /// Number of a flight.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct FlightId(pub(crate) usize);

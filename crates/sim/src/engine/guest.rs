@@ -103,6 +103,14 @@ impl<F: Format> GuestTables<F> {
         Ok(tables)
     }
 
+    /// What changes in a run.
+    pub(super) fn view(&self) -> (&Vec<u64>, Gpa, u64) {
+        (&self.words, self.root, self.pages)
+    }
+    pub(super) fn set(&mut self, (words, root, pages): super::state::GuestWords) {
+        (self.words, self.root, self.pages) = (words, root, pages);
+    }
+
     /// Guest-physical address of the root table.
     pub fn root(&self) -> Gpa {
         self.root

@@ -11,7 +11,7 @@ use mmu_core::Cycles;
 use super::op::LockMode;
 
 /// Whether a lock knows readers.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub enum LockKind {
     /// One holder, whatever the mode asked for.
     Spin,
@@ -33,7 +33,7 @@ pub(crate) struct LockCosts {
 }
 
 /// What a lock went through.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct LockStats {
     /// Times it was taken.
     pub acquisitions: u64,
@@ -45,14 +45,14 @@ pub struct LockStats {
     pub longest_wait: Cycles,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 struct Waiter {
     actor: ActorId,
     mode: LockMode,
     since: Cycles,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct SimLock {
     kind: LockKind,
     holders: Vec<ActorId>,

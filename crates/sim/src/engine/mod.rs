@@ -18,6 +18,8 @@
 //! | `lock`, `wait`, `rcu`, `flight` | lock and wait queues, grace periods, flushes in the air |
 //! | `srcu` | sleepable RCU out of variables |
 //! | `tap` | recording of what passes between actors and the engine |
+//! | `results` | what a simulation has come to |
+//! | `replies`, `state` | what actors were answered; the state of everything, to be written and read |
 //! | `costs` | the machine's figures in cycles |
 
 mod actor;
@@ -37,9 +39,12 @@ mod primary;
 mod processors;
 mod rcu;
 mod reach;
+mod replies;
 mod requests;
+mod results;
 mod sim;
 mod srcu;
+mod state;
 mod stretches;
 mod tap;
 mod upkeep;
@@ -66,6 +71,7 @@ pub use primary::*;
 pub use rcu::RcuStats;
 pub use sim::{ActorFuture, Sim, Stopped, Threads};
 pub use srcu::SrcuIndex;
+pub(crate) use state::{Misfit, Sink, Source};
 pub use upkeep::Upkeep;
 pub use vcpu::{Exit, ExitReason, GuestFault, Vcpu, VcpuStats, Watch};
 pub(crate) use wait::WaitQueues;

@@ -12,7 +12,7 @@ use super::primary::{PrimaryOp, SlotsOp};
 use super::upkeep::Upkeep;
 
 /// A lock by number; see the constants for the ones every VM has.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct LockId(pub u32);
 
 impl LockId {
@@ -41,7 +41,7 @@ pub enum LockMode {
 }
 
 /// A variable of the VM that actors share, by number; see the constants for the ones every VM has.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Var(pub u32);
 
 impl Var {
@@ -78,7 +78,7 @@ impl Var {
 }
 
 /// A queue of actors that wait for an event, by number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct WaitQueue(pub u32);
 
 impl WaitQueue {
@@ -104,7 +104,7 @@ pub enum Wake {
 }
 
 /// A vCPU by number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct VcpuId(pub usize);
 
 /// What a load must not be overtaken by, or a store must not overtake.
@@ -117,7 +117,7 @@ pub enum Order {
 }
 
 /// Whether an invalidation may sleep and give the processor away (`mmu_notifier_range_blockable`).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub enum Blockable {
     /// It may.
     Yes,
@@ -285,7 +285,7 @@ pub struct AgeBelow {
 }
 
 /// A stretch of table frames.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Frames {
     /// First byte of the first frame.
     pub first: Hpa,
@@ -449,7 +449,7 @@ pub struct RemoveSubtrees {
 }
 
 /// The engine's answer: up to three numbers, read by the typed methods of `Host`.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Reply {
     /// First number.
     pub a: u64,

@@ -8,7 +8,7 @@ use super::lock::ActorId;
 use super::op::Frames;
 
 /// What RCU went through.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct RcuStats {
     /// Read sections entered.
     pub sections: u64,
@@ -20,7 +20,7 @@ pub struct RcuStats {
     pub synchronized: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct Batch {
     /// Readers that were inside when the batch was made and have not left yet.
     waiting: Vec<ActorId>,
@@ -34,7 +34,7 @@ struct Batch {
 }
 
 /// A detached table with everything below it, which a callback walks and frees.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Subtree {
     pub(crate) table: Hpa,
     pub(crate) level: Level,
@@ -48,7 +48,7 @@ pub(crate) struct Expired {
     pub(crate) wake: Vec<ActorId>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Rcu {
     readers: Vec<(ActorId, Cycles)>,
     batches: VecDeque<Batch>,

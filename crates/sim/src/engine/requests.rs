@@ -9,14 +9,14 @@ use super::vcpu::{Mode, Vcpu};
 use crate::arch::Arch;
 
 /// Something that must be done at a vCPU.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Request {
     pub(super) at: Cycles,
     pub(super) what: What,
     pub(super) flight: Option<FlightId>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) enum What {
     Flush(Flush),
     Reload,

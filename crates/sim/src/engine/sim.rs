@@ -12,9 +12,9 @@
 //! While nothing happens in the host, windows grow; while no vCPU runs, there is no window at all and actors run from event to
 //! event.
 
-use std::cell::{Ref, RefCell, RefMut};
+use std::cell::{RefCell, RefMut};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BinaryHeap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -24,14 +24,15 @@ use std::task::{Context, Waker};
 use mmu_core::{Cycles, Hpa};
 use rayon::prelude::*;
 
-use super::actor::{ActorState, ActorStats};
+use super::actor::ActorState;
 use super::counters::HostCounters;
 use super::host::{Host, Stage};
 use super::lock::{ActorId, Granted, LockKind};
 use super::op::{Frames, LockId, Op, Reply, Var, VcpuId, WaitQueue};
 use super::primary::{Handover, Memslot, PrimaryMmu, SlotsVersion};
+use super::replies::Noted;
 use super::tap::Tap;
-use super::vcpu::{Exit, Mode, Vcpu, VcpuStats, View, Watch};
+use super::vcpu::{Exit, Mode, Vcpu, View, Watch};
 use super::world::{Horizon, Performed, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
@@ -66,14 +67,14 @@ pub enum Stopped {
     },
 }
 
-struct Slot {
-    name: &'static str,
-    future: Option<ActorFuture>,
-    state: ActorState,
-    reply: Reply,
+pub(super) struct Slot {
+    pub(super) name: &'static str,
+    pub(super) future: Option<ActorFuture>,
+    pub(super) state: ActorState,
+    pub(super) reply: Reply,
     /// The vCPU that this actor is the thread of.
-    vcpu: Option<VcpuId>,
-    finished: bool,
+    pub(super) vcpu: Option<VcpuId>,
+    pub(super) finished: bool,
 }
 
 /// What operations act on, and the actor that is being polled.
@@ -166,19 +167,21 @@ impl<A: Arch> Timed<A> {
 
 /// One simulation.
 pub struct Sim<A: Arch> {
-    stage: Rc<RefCell<Timed<A>>>,
+    pub(super) stage: Rc<RefCell<Timed<A>>>,
     /// What records, in front of the stage.
-    tap: Option<Rc<RefCell<Tap<A>>>>,
+    pub(super) tap: Option<Rc<RefCell<Tap<A>>>>,
+    /// What notes answers, in front of the stage, if the simulation may be saved.
+    pub(super) noted: Option<Rc<Noted<A>>>,
     format: A::Two,
-    actors: Vec<Slot>,
+    pub(super) actors: Vec<Slot>,
     /// Actors that can go on, by time and number.
-    ready: BinaryHeap<Reverse<(Cycles, ActorId)>>,
-    now: Cycles,
-    stretch: u64,
+    pub(super) ready: BinaryHeap<Reverse<(Cycles, ActorId)>>,
+    pub(super) now: Cycles,
+    pub(super) stretch: u64,
     threads: Threads,
     watch: Watch,
     window: Cycles,
-    windows: u64,
+    pub(super) windows: u64,
 }
 
 impl<A: Arch> fmt::Debug for Sim<A> {
@@ -202,6 +205,7 @@ impl<A: Arch> Sim<A> {
         Self {
             stage: Rc::new(RefCell::new(timed)),
             tap: None,
+            noted: None,
             format,
             actors: Vec::new(),
             ready: BinaryHeap::new(),
@@ -324,9 +328,10 @@ impl<A: Arch> Sim<A> {
         if let Some(tap) = &self.tap {
             tap.borrow_mut().recorder().actor(id, name, vcpu.map(|vcpu| vcpu.0));
         }
-        let stage: Rc<dyn Stage> = match &self.tap {
-            Some(tap) => tap.clone(),
-            None => self.stage.clone(),
+        let stage: Rc<dyn Stage> = match (&self.tap, &self.noted) {
+            (Some(tap), _) => tap.clone(),
+            (None, Some(noted)) => noted.clone(),
+            (None, None) => self.stage.clone(),
         };
         let future = start(Host::new(stage, self.format));
         let state = ActorState::new(id, at);
@@ -337,17 +342,25 @@ impl<A: Arch> Sim<A> {
     /// Runs until everybody has finished.
     pub fn run(&mut self) -> Stopped {
         loop {
-            let running = self.guests_run();
-            let Some(end) = self.window_end(running) else { return self.stopped() };
-            if running {
-                self.run_vcpus(end);
-                self.collect();
-            }
-            self.run_host(end, running);
-            if running {
-                self.now = end;
+            if let Some(stopped) = self.turn() {
+                return stopped;
             }
         }
+    }
+
+    /// Runs one window, or the host alone until a vCPU enters the guest. Says so when nothing is left to happen.
+    pub fn turn(&mut self) -> Option<Stopped> {
+        let running = self.guests_run();
+        let Some(end) = self.window_end(running) else { return Some(self.stopped()) };
+        if running {
+            self.run_vcpus(end);
+            self.collect();
+        }
+        self.run_host(end, running);
+        if running {
+            self.now = end;
+        }
+        None
     }
 
     fn guests_run(&self) -> bool {
@@ -511,6 +524,9 @@ impl<A: Arch> Sim<A> {
     fn run_actor(&mut self, id: ActorId, at: Cycles, end: Cycles) {
         let until = end.min(self.next_event().unwrap_or(Cycles::NEVER));
         let Some(mut future) = self.actors[id].future.take() else { return };
+        if let Some(noted) = &self.noted {
+            noted.poll(id);
+        }
         {
             let stage = &mut *self.stage.borrow_mut();
             stage.actor = self.actors[id].state.clone();
@@ -569,46 +585,5 @@ impl<A: Arch> Sim<A> {
             world.checker.report(Violation::PageLeak { bytes: held });
         }
         stopped
-    }
-
-    // ---- results ----
-
-    /// Statistics of every actor that was spawned by the user, by name.
-    pub fn actors(&self) -> impl Iterator<Item = (&'static str, &ActorStats)> {
-        self.actors.iter().filter(|slot| slot.vcpu.is_none()).map(|slot| (slot.name, &slot.state.stats))
-    }
-
-    /// Statistics of the threads of all vCPUs, in the host.
-    pub fn threads(&self) -> BTreeMap<VcpuId, ActorStats> {
-        self.actors.iter().filter_map(|slot| Some((slot.vcpu?, slot.state.stats))).collect()
-    }
-
-    /// Statistics of each vCPU.
-    pub fn vcpu_stats(&self) -> Vec<VcpuStats> {
-        self.stage.borrow().vcpus.iter().map(|vcpu| vcpu.stats).collect()
-    }
-
-    /// Why a vCPU could not go on, if one could not.
-    pub fn failure(&self) -> Option<String> {
-        self.stage.borrow().vcpus.iter().find_map(|vcpu| {
-            let guest = vcpu.error.as_ref().map(ToString::to_string);
-            let why = guest.or_else(|| vcpu.stream.error().map(ToString::to_string))?;
-            Some(format!("vCPU {}: {why}", vcpu.index))
-        })
-    }
-
-    /// Windows run so far.
-    pub fn windows(&self) -> u64 {
-        self.windows
-    }
-
-    /// The moment that the simulation has reached.
-    pub fn now(&self) -> Cycles {
-        self.now
-    }
-
-    /// The host and the VM.
-    pub fn world(&self) -> Ref<'_, World<A>> {
-        Ref::map(self.stage.borrow(), |stage| &stage.world)
     }
 }

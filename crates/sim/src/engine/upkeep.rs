@@ -50,7 +50,7 @@ pub enum Upkeep {
 }
 
 /// What upkeep remembers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct UpkeepState {
     /// Host pages that are clean.
     pub(super) pages: Cleanliness,

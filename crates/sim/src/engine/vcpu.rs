@@ -24,7 +24,7 @@ use crate::checker::Violation;
 use crate::workload::{GuestAccess, GuestStream};
 
 /// How a vCPU left the guest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Exit {
     /// Why.
     pub reason: ExitReason,
@@ -33,7 +33,7 @@ pub struct Exit {
 }
 
 /// Why a vCPU left the guest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub enum ExitReason {
     /// A second-stage fault.
     Fault(GuestFault),
@@ -58,7 +58,7 @@ impl ExitReason {
 }
 
 /// A second-stage fault as the hypervisor gets it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct GuestFault {
     /// Where.
     pub gpa: Gpa,
@@ -69,7 +69,7 @@ pub struct GuestFault {
 }
 
 /// What a vCPU is doing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Mode {
     /// Never entered.
     Fresh,
@@ -84,7 +84,7 @@ pub(crate) enum Mode {
 }
 
 /// Counters of one vCPU.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct VcpuStats {
     /// Accesses made.
     pub accesses: u64,
@@ -179,7 +179,7 @@ pub enum Watch {
 }
 
 /// A processor's log of modified pages.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Modified {
     /// Entries of the buffer; 0 while nothing is logged.
     pub(super) capacity: u64,
@@ -194,7 +194,7 @@ impl Modified {
 }
 
 /// Which pages guest code writes, if somebody wants to know.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Stores {
     /// Pages written in this window.
     pub(super) pages: BTreeSet<Gpa>,

@@ -2,8 +2,10 @@
 
 pub mod gpc;
 pub mod platform;
+pub mod single;
 pub mod vm;
 pub mod zap;
 
 pub use platform::Platform;
+pub use single::{RunReport, ZapRun};
 pub use vm::{BuildError, Populate, VmSpec, build, build_without_threads};

@@ -177,12 +177,12 @@ impl std::fmt::Display for RunError {
 impl std::error::Error for RunError {}
 
 /// One finished run.
-struct Finished {
-    per_vcpu: Vec<Cycles>,
-    guest: VcpuStats,
-    host: HostCounters,
-    lock_wait: Cycles,
-    zap: crate::engine::ActorStats,
+pub(super) struct Finished {
+    pub(super) per_vcpu: Vec<Cycles>,
+    pub(super) guest: VcpuStats,
+    pub(super) host: HostCounters,
+    pub(super) lock_wait: Cycles,
+    pub(super) zap: crate::engine::ActorStats,
 }
 
 /// Compares strategies on one platform. `progress` is called after each run.
@@ -256,7 +256,7 @@ fn run<A: Arch>(
     finish(&mut sim)
 }
 
-fn spawn<A: Arch>(sim: &mut Sim<A>, request: ZapRequest, strategy: Strategy) {
+pub(super) fn spawn<A: Arch>(sim: &mut Sim<A>, request: ZapRequest, strategy: Strategy) {
     let range = GpaRange::new(Gpa::new(0), request.range);
     sim.spawn("zap", request.after, move |host| {
         Box::pin(async move {
@@ -272,7 +272,7 @@ fn spawn<A: Arch>(sim: &mut Sim<A>, request: ZapRequest, strategy: Strategy) {
 }
 
 /// Checks that the run ended well and adds up what it did.
-fn finish<A: Arch>(sim: &mut Sim<A>) -> Result<Finished, RunError> {
+pub(super) fn finish<A: Arch>(sim: &mut Sim<A>) -> Result<Finished, RunError> {
     if let Some(why) = sim.failure() {
         return Err(RunError::Guest(why));
     }

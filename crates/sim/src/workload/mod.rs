@@ -4,14 +4,16 @@ mod pattern;
 mod replay;
 
 pub use pattern::{Mix, Pattern, PatternSpec};
-pub use replay::{Replay, ReplayError, TraceSpec};
+pub use replay::{Replay, ReplayError, ReplayState, TraceSpec};
 
 use mmu_core::{AccessKind, Gva};
+
+use serde::{Deserialize, Serialize};
 
 use crate::rng::Seed;
 
 /// One guest access.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct GuestAccess {
     /// Guest-virtual address.
     pub gva: Gva,
@@ -73,7 +75,41 @@ pub enum GuestStream {
     Idle,
 }
 
+/// How far a stream has come.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum StreamState {
+    /// These accesses are left.
+    List(Vec<GuestAccess>),
+    /// The pattern with all it remembers.
+    Pattern(Box<Pattern>),
+    /// A place in the trace of the specification.
+    Trace(ReplayState),
+    /// Nothing.
+    Idle,
+}
+
 impl GuestStream {
+    pub(crate) fn state(&self) -> StreamState {
+        match self {
+            GuestStream::List(accesses) => StreamState::List(accesses.as_slice().to_vec()),
+            GuestStream::Pattern(pattern) => StreamState::Pattern(pattern.clone()),
+            GuestStream::Trace(replay) => StreamState::Trace(replay.state()),
+            GuestStream::Idle => StreamState::Idle,
+        }
+    }
+
+    /// Goes to where a stream of the same specification was.
+    pub(crate) fn set(&mut self, state: StreamState) -> Result<(), ReplayError> {
+        match (state, &mut *self) {
+            (StreamState::Trace(state), GuestStream::Trace(replay)) => replay.set(state)?,
+            (StreamState::Trace(_), _) => return Err(ReplayError::NoTrace),
+            (StreamState::List(left), stream) => *stream = GuestStream::List(left.into_iter()),
+            (StreamState::Pattern(pattern), stream) => *stream = GuestStream::Pattern(pattern),
+            (StreamState::Idle, stream) => *stream = GuestStream::Idle,
+        }
+        Ok(())
+    }
+
     /// Why the stream ended before its time, if it did.
     pub fn error(&self) -> Option<&ReplayError> {
         match self {

@@ -43,7 +43,7 @@ pub struct PatternSpec {
 }
 
 /// A synthetic stream.
-#[derive(Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Pattern {
     spec: PatternSpec,
     base: u64,

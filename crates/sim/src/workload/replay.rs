@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use mmu_core::AccessKind;
+use serde::{Deserialize, Serialize};
+
 use mmu_trace::{Access, AccessKind as TraceKind, ReadOptions, TraceError, TraceReader};
 
 use super::GuestAccess;
@@ -25,6 +27,10 @@ pub enum ReplayError {
     Trace(TraceError),
     /// The trace holds nothing that can be replayed.
     Empty(PathBuf),
+    /// A place in a trace was saved, and this trace has no such place.
+    Shorter(PathBuf),
+    /// A place in a trace was saved, and the workload is none.
+    NoTrace,
 }
 
 impl std::fmt::Display for ReplayError {
@@ -34,6 +40,10 @@ impl std::fmt::Display for ReplayError {
             ReplayError::Empty(path) => {
                 write!(f, "{}: the trace holds no accesses; record it again or name another", path.display())
             }
+            ReplayError::Shorter(path) => {
+                write!(f, "{}: shorter than the trace that was replayed; restore the file", path.display())
+            }
+            ReplayError::NoTrace => f.write_str("the saved vCPU replayed a trace, this workload is none"),
         }
     }
 }
@@ -42,7 +52,7 @@ impl std::error::Error for ReplayError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             ReplayError::Trace(error) => Some(error),
-            ReplayError::Empty(_) => None,
+            ReplayError::Empty(_) | ReplayError::Shorter(_) | ReplayError::NoTrace => None,
         }
     }
 }
@@ -55,12 +65,24 @@ const BATCH: usize = 4096;
 pub struct Replay {
     spec: TraceSpec,
     reader: TraceReader,
+    /// Records taken from the reader since the trace was opened last.
+    taken: u64,
     batch: Vec<Access>,
     at: usize,
     left: u64,
     pending: Option<GuestAccess>,
     read_any: bool,
     error: Option<ReplayError>,
+}
+
+/// A place in a trace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReplayState {
+    left: u64,
+    /// Records of this pass that were used.
+    record: u64,
+    pending: Option<GuestAccess>,
+    read_any: bool,
 }
 
 impl Replay {
@@ -74,6 +96,7 @@ impl Replay {
             left: spec.accesses,
             spec: spec.clone(),
             reader,
+            taken: 0,
             batch: Vec::with_capacity(BATCH),
             at: 0,
             pending: None,
@@ -87,6 +110,33 @@ impl Replay {
         self.error.as_ref()
     }
 
+    pub(crate) fn state(&self) -> ReplayState {
+        let ahead = self.batch.len() - self.at;
+        ReplayState {
+            left: self.left,
+            record: self.taken - ahead as u64,
+            pending: self.pending,
+            read_any: self.read_any,
+        }
+    }
+
+    /// Goes to a place in the trace from its start.
+    pub(crate) fn set(&mut self, state: ReplayState) -> Result<(), ReplayError> {
+        let mut fresh = Self::new(&self.spec)?;
+        while fresh.taken < state.record {
+            fresh.batch.clear();
+            match fresh.reader.fill(&mut fresh.batch, BATCH).map_err(ReplayError::Trace)? {
+                0 => return Err(ReplayError::Shorter(self.spec.path.clone())),
+                records => fresh.taken += records as u64,
+            }
+        }
+        // Batches are as they were when the trace was read before, so the place is in this one.
+        fresh.at = fresh.batch.len() - (fresh.taken - state.record) as usize;
+        (fresh.left, fresh.pending, fresh.read_any) = (state.left, state.pending, state.read_any);
+        *self = fresh;
+        Ok(())
+    }
+
     /// Reads the next batch, from the start again after the end.
     fn refill(&mut self) -> bool {
         self.at = 0;
@@ -98,13 +148,14 @@ impl Replay {
                     return false;
                 }
                 Ok(0) => match TraceReader::open_with(&self.spec.path, &self.spec.options) {
-                    Ok(reader) => self.reader = reader,
+                    Ok(reader) => (self.reader, self.taken) = (reader, 0),
                     Err(error) => {
                         self.error = Some(ReplayError::Trace(error));
                         return false;
                     }
                 },
-                Ok(_) => {
+                Ok(records) => {
+                    self.taken += records as u64;
                     self.read_any = true;
                     return true;
                 }

@@ -20,6 +20,7 @@ mod pfncache;
 mod roots;
 mod runs;
 mod selftests_faults;
+mod snapshot;
 mod split;
 mod tlb_replay;
 mod zap;

@@ -30,7 +30,7 @@ impl std::fmt::Display for OffLimits {
     }
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Limits {
     /// Invalidations whose start has returned, by number.
     windows: BTreeMap<u64, Vec<HpaRange>>,

@@ -86,7 +86,7 @@ pub(crate) struct Unmapped {
 }
 
 /// The primary MMU of one process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct PrimaryMmu {
     base: PageSize,
     vmas: Spans<Vma>,

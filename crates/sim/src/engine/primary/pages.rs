@@ -8,7 +8,7 @@ use mmu_core::{Hpa, HpaRange, PageSize};
 use super::spans::{Span, Spans};
 
 /// Whether freed pages are handed out again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub enum PageReuse {
     /// Never: a use after free cannot hide behind reuse.
     #[default]
@@ -52,7 +52,7 @@ impl From<bool> for Flag {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct HostPages {
     next: u64,
     reuse: PageReuse,

@@ -11,7 +11,7 @@ use mmu_core::{Gpa, GpaRange, Hva, HvaRange};
 
 bitflags! {
     /// Flags of a memslot.
-    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+    #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
     pub struct SlotFlags: u16 {
         /// `KVM_MEM_LOG_DIRTY_PAGES`
         const LOG_DIRTY = 1;
@@ -23,11 +23,11 @@ bitflags! {
 }
 
 /// Number of a memslot, user space's choice.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct SlotId(pub u16);
 
 /// A memslot.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Memslot {
     /// Its number.
     pub id: SlotId,
@@ -56,7 +56,7 @@ impl Memslot {
 }
 
 /// A change from one version of the memslots to the next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub enum SlotChange {
     /// Adds a memslot, or replaces the one of the same number.
     Put(Memslot),
@@ -68,7 +68,7 @@ pub enum SlotChange {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SlotsVersion(pub u64);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Set {
     generation: u64,
     slots: BTreeMap<SlotId, Memslot>,
@@ -105,7 +105,7 @@ impl Set {
 
 /// A freed version that lacks one change to be equal to a living one: an update works on it instead of copying everything, as the kernel's two
 /// sets take turns.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct Spare {
     set: Set,
     lacks: SlotChange,
@@ -113,7 +113,7 @@ struct Spare {
 }
 
 /// All versions that exist.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Memslots {
     sets: BTreeMap<u64, Set>,
     next: u64,

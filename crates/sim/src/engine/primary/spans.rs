@@ -42,7 +42,7 @@ impl<V: Along> Span<V> {
 }
 
 /// Disjoint stretches with a value each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Spans<V>(BTreeMap<u64, (u64, V)>);
 
 impl<V> Default for Spans<V> {

@@ -5,7 +5,7 @@ use mmu_core::{Cycles, Hva, PageSize};
 use super::spans::Along;
 
 /// What a mapping allows.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub enum Protection {
     /// Nothing.
     None,
@@ -36,7 +36,7 @@ impl Protection {
 }
 
 /// Which pages a mapping gets.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub enum BackingKind {
     /// Base pages.
     #[default]
@@ -48,7 +48,7 @@ pub enum BackingKind {
 }
 
 /// Whether faults go to a handler in user space, which answers after so long.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub enum Userfault {
     /// No.
     #[default]
@@ -70,7 +70,7 @@ impl Userfault {
 }
 
 /// What holds for all of a mapping.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Vma {
     /// What it allows.
     pub protection: Protection,
@@ -87,7 +87,7 @@ impl Along for Vma {
 }
 
 /// An entry of the process's own page table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Pte {
     /// Maps a page.
     Present {

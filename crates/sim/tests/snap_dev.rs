@@ -1,0 +1,4 @@
+#[path = "all/common.rs"]
+mod common;
+#[path = "all/snapshot.rs"]
+mod snapshot;
