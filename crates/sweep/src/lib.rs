@@ -11,8 +11,8 @@
 //! | only the point influences its result: no host, time, thread count or `N` | [`Experiment::run`] is given nothing else |
 //! | results appear by one atomic step, and carry a checksum | [`store`] |
 //! | short points share a file per attempt; a torn last line is dropped | [`store`] |
-//! | a point that was run twice must have given the same bytes | [`merge`] |
-//! | merges are in the plan's order, of integers and text | [`merge`], [`datum`] |
+//! | a point that was run twice must have given the same bytes | [`mod@merge`] |
+//! | merges are in the plan's order, of integers and text | [`mod@merge`], [`datum`] |
 //! | schedulers lie about lost jobs, so the directory is asked | [`merge::status`] |
 //!
 //! The crate knows nothing about simulations: [`Experiment`] turns a point into rows.

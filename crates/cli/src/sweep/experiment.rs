@@ -150,7 +150,7 @@ mod tests {
             (vec![zipf.clone(), ("vcpus", 0u64.into())], "vcpus"),
             (vec![zipf.clone(), ("machine", "no-such".into())], "no-such"),
             (vec![zipf.clone(), ("colour", "red".into())], "colour"),
-            (vec![zipf, ("memory", "100".into())], "100"),
+            (vec![zipf, ("memory", "100".into())], "share of guest memory"),
         ] {
             let error = zap(&fields).unwrap_err();
             assert!(error.contains(word), "{fields:?}: {error}");

@@ -1,4 +1,0 @@
-#[path = "all/common.rs"]
-mod common;
-#[path = "all/snapshot.rs"]
-mod snapshot;
