@@ -4,7 +4,7 @@
 //! what a vCPU *may* use (`guest::reach`), so a stale translation is found when the page goes, whether or not the guest happens to touch
 //! it. Lives of tables, words last seen and stores that are owed to a log are kept here; protocols know nothing of it.
 
-use mmu_core::{BreakRule, Entry, Format, GpaRange, Hpa, HpaRange, Level, NotPresent, PathPlace, Walk};
+use mmu_core::{Access, BreakRule, Entry, Format, GpaRange, Hpa, HpaRange, Level, NotPresent, PathPlace, Walk};
 
 use super::decision::Agent;
 use super::invariant::Invariant;
@@ -36,6 +36,8 @@ pub(crate) struct Ghost {
     /// What each write carries, under weak memory.
     pub(crate) carried: Vec<Sight>,
     cleaned: Cleanliness,
+    /// What is clean at the start: pages that are mapped.
+    pub(crate) clean_at_start: Vec<HpaRange>,
     /// Actors that took mappings away since they gave `mmu_lock` back last.
     zapped: u64,
     /// By actor: the word that it stood at when it yielded last, and how often it has stood there.
@@ -50,6 +52,9 @@ impl Ghost {
         self.written.begins();
         self.carried.clear();
         self.cleaned = Cleanliness::default();
+        for &range in &self.clean_at_start {
+            self.cleaned.clean(range);
+        }
         self.zapped = 0;
         self.stood = Default::default();
     }
@@ -101,6 +106,10 @@ impl<A: Arch> Lab<A> {
         let entry = self.words.frame(at).copied().filter(|frame| frame.level <= self.format.geometry().root());
         if let Some(frame) = entry {
             self.check_entry(at, frame.level, old, new, store);
+            let filled = len > 1 && new & self.format.present_mask() != 0;
+            self.hold(Invariant::B4, !filled || frame.life == Life::Private, |_| {
+                format!("{len} entries at {at} are filled in a table that is linked already")
+            });
             if new & self.format.present_mask() != 0
                 && self.format.is_mapped(new)
                 && !self.format.is_leaf(frame.level, new)
@@ -164,7 +173,11 @@ impl<A: Arch> Lab<A> {
 
     /// D1: a plain store loses no flag that was set since the word was read.
     fn check_flags(&mut self, at: Hpa, old: u64) {
-        let flags = self.format.accessed_mask() | self.format.dirty_mask();
+        let format = &self.format;
+        let kept = |hardware: bool, mask: u64| if hardware { mask } else { 0 };
+        let flags = kept(format.hardware_accessed(), format.accessed_mask())
+            | kept(format.hardware_dirty(), format.dirty_mask());
+        let flags = if old & format.present_mask() == 0 { 0 } else { flags };
         let seen = self.ghost.seen(self.acting, at).unwrap_or(old);
         let lost = old & !seen & flags;
         self.hold(Invariant::D1, lost == 0 || self.words.last_write(at).is_none(), |_| {
@@ -204,11 +217,51 @@ impl<A: Arch> Lab<A> {
         let gpa = mmu_core::Gpa::new(frame.gpa + (index << format.geometry().shift(level)));
         let size = format.geometry().page_size(level);
         let hvas = self.world.guest_hvas(GpaRange::new(gpa, mmu_core::Bytes(size.bytes())));
+        self.check_others(at, gpa.raw(), level, Some(page));
         let Some(hva) = hvas.first().map(|range| range.start) else { return };
         let there = self.world.primary.lookup(hva);
         self.hold(Invariant::T8, there.is_none_or(|there| there == page), |_| {
             let there = there.unwrap_or_default();
             format!("{page} is installed for {gpa} at {at}, where the primary MMU has {there}")
+        });
+    }
+
+    /// T7: nobody has another page, or where that matters another size, for the address; and nobody still uses what another actor took
+    /// away from this very entry.
+    fn check_others(&mut self, at: Hpa, gpa: u64, level: Level, page: Option<Hpa>) {
+        let format = self.format;
+        let size = format.geometry().page_size(level).bytes();
+        let sizes_matter = format.overlap() == mmu_core::Overlap::Conflict;
+        let other = self.words.last_write(at).is_some_and(|write| write.agent != self.acting.0);
+        let mut found = None;
+        let pages = std::mem::take(&mut self.ghost.pages);
+        let inside = pages.iter().copied().filter(|&at| (gpa..gpa + size).contains(&at));
+        for vcpu in self.exposed() {
+            for part in inside.clone().chain([gpa]) {
+                self.reach(
+                    vcpu,
+                    part,
+                    Access::READ,
+                    |_| {},
+                    |cached| {
+                        let goes = cached.output(part, cached_bytes(&format, cached.level));
+                        let elsewhere = page.is_some_and(|page| goes != page + (part - gpa));
+                        let resized = page.is_some() && sizes_matter && cached.level != level;
+                        let unflushed = other && cached.at == at && !cached.current;
+                        if elsewhere || resized || unflushed {
+                            found = found.or(Some((vcpu, cached)));
+                        }
+                    },
+                );
+            }
+        }
+        self.ghost.pages = pages;
+        self.hold(Invariant::T7, found.is_none(), |_| match found {
+            Some((vcpu, cached)) => format!(
+                "{at} is filled for {gpa:#x} at {level}, while vCPU {vcpu} may still translate {} to {} by {:#x} of {}",
+                cached.gpa, cached.page, cached.word, cached.level
+            ),
+            None => String::new(),
         });
     }
 
@@ -234,6 +287,9 @@ impl<A: Arch> Lab<A> {
         }
         let index = (at.raw() - parent.first.raw()) / 8;
         let gpa = parent.gpa + (index << format.geometry().shift(level));
+        if old == 0 && parent.life == Life::Linked {
+            self.check_others(at, gpa, level, None);
+        }
         self.adopt(table, at, gpa, parent.life == Life::Linked);
     }
 
@@ -284,17 +340,11 @@ impl<A: Arch> Lab<A> {
     fn check_order(&mut self, table: Hpa, parent: Hpa, gpa: u64) {
         let format = self.format;
         let level = self.words.frame(parent).filter(|frame| frame.life != Life::Freed).map(|frame| frame.level);
-        let linked = level.is_some_and(|level| {
-            let word = self.words.peek(parent);
-            format.is_mapped(word) && !format.is_leaf(level, word) && format.next_table(level, word) == table
-        });
-        let linked = linked && self.words.frame(parent).is_some_and(|frame| frame.life == Life::Linked);
-        self.hold(Invariant::R1, !linked, |_| format!("table {table} is freed while {parent} points to it"));
         let mut cached = None;
         let pages: Vec<u64> = std::iter::once(gpa).chain(self.ghost.pages.iter().copied()).collect();
         for vcpu in self.exposed() {
             for &gpa in &pages {
-                self.reach(vcpu, gpa, |at| cached = cached.or((at == table).then_some(vcpu)), |_| {});
+                self.reach(vcpu, gpa, Access::READ, |at| cached = cached.or((at == table).then_some(vcpu)), |_| {});
             }
         }
         self.hold(Invariant::R1, cached.is_none(), |_| {
@@ -328,8 +378,12 @@ impl<A: Arch> Lab<A> {
                 self.reach(
                     vcpu,
                     gpa,
+                    Access::READ,
                     |_| {},
                     |cached| {
+                        if cached.denied.is_some() {
+                            return;
+                        }
                         if let Some(why) =
                             primary.off_limits(cached.page + (gpa & (cached_bytes(&self.format, cached.level) - 1)))
                         {
@@ -365,10 +419,11 @@ impl<A: Arch> Lab<A> {
                 self.reach(
                     vcpu,
                     gpa,
+                    Access::READ,
                     |_| {},
                     |cached| {
                         if !cached.current
-                            && !self.still_maps(&format, gpa, cached.page)
+                            && !self.still_maps(&format, gpa, cached.output(gpa, cached_bytes(&format, cached.level)))
                             && self.taken_by(cached.at, cached.word, me)
                         {
                             found = found.or(Some((vcpu, cached)));
@@ -402,9 +457,7 @@ impl<A: Arch> Lab<A> {
             }
             if format.is_leaf(level, word) {
                 let size = geometry.page_size(level).bytes();
-                let maps = format.output(level, word).raw();
-                return maps <= page.raw() && page.raw() < maps + size
-                    || page.raw() <= maps && maps < page.raw() + size;
+                return format.output(level, word).raw() + (gpa & (size - 1)) == page.raw();
             }
             let Some(down) = level.down() else { return false };
             (table, level) = (format.next_table(level, word), down);
@@ -432,13 +485,15 @@ impl<A: Arch> Lab<A> {
         let mut found = None;
         for vcpu in self.exposed() {
             for &gpa in self.ghost.pages.iter().filter(|&&gpa| range.contains(mmu_core::Gpa::new(gpa))) {
-                let walk = Walk { input: gpa, access: mmu_core::Access::WRITE };
+                let walk = Walk { input: gpa, access: Access::WRITE };
                 self.reach(
                     vcpu,
                     gpa,
+                    Access::READ,
                     |_| {},
                     |cached| {
-                        let silent = format.is_writable(cached.word)
+                        let silent = cached.denied.is_none()
+                            && format.is_writable(cached.word)
                             && format.updated(&walk, cached.level, cached.word, PathPlace::Leaf) == cached.word;
                         if silent && !cached.current {
                             found = found.or(Some((vcpu, cached)));
@@ -519,9 +574,7 @@ impl<A: Arch> Lab<A> {
         let root = self.format.geometry().root();
         let left = self.words.frames().iter().zip(&reached);
         let leaked = left
-            .filter(|(frame, reached)| {
-                !**reached && frame.level <= root && matches!(frame.life, Life::Private | Life::Linked)
-            })
+            .filter(|(frame, reached)| !**reached && frame.level <= root && frame.life != Life::Freed)
             .map(|(frame, _)| frame.first.to_string());
         let leaked: Vec<String> = leaked.collect();
         self.hold(Invariant::R3, leaked.is_empty(), |_| format!("tables left over: {}", leaked.join(", ")));

@@ -2,22 +2,21 @@
 //!
 //! Nobody fills a cache here. A processor may cache, at any moment, any valid entry and any translation, several versions of one at once,
 //! and forget them again; so what it may use for an access is every path of entries that could be read one after another since the last
-//! invalidation that would have removed it. The history of words (`words`) has them all, and an access chooses, reference by
-//! reference, which version of the entry it uses. A walk that began before a write and ends after it is such a path too, so references of a
-//! walk need not be interleaved with other steps: the choice covers it. This is the argument of the litmus model (`mmu-explore`), for
-//! histories instead of sets.
+//! invalidation that would have removed it. The history of words (`words`) has them all, and an access chooses one of these paths, or walks memory as it is.
+//! A walk that began before a write and ends after it is such a path too, so references of a walk need not be interleaved with
+//! other steps: the choice covers it. This is the argument of the litmus model (`mmu-explore`), for histories instead of sets.
 //!
-//! What can be chosen, by the rules of page-table litmus tests: the versions of each entry since the last invalidation that
-//! covers it; only present ones with their accessed flag set, unless it is the one in memory now; later entries of a path no earlier than
-//! those above them. Stores through a version that is not dirty walk again. Flags are set by a compare-and-swap of the word
-//! as walked, which takes place with the read.
+//! What can be chosen, by the rules of page-table litmus tests: versions of entries since the last invalidation that
+//! covers them; only present ones with their accessed flag set; later entries of a path no earlier than those above them; a pointer that was invalidated
+//! serves only translations that were complete before. Stores through a version that is not dirty walk again, and where a
+//! denied access does so too (x86) a cached denial is no choice. A walk sets flags by a compare-and-swap of the word as walked, in the same step.
 
 use std::collections::VecDeque;
 
 use mmu_core::walk::{Bus, BusError, Exchange, Step, Translation, WalkCursor};
 use mmu_core::{
-    Access, AccessKind, Denial, FaultReport, Flush, FlushScope, Format, Gpa, Hpa, Level, PathPlace, Verdict, Walk,
-    WalkCaches,
+    Access, AccessKind, Denial, FaultClass, FaultReport, Flush, FlushScope, Format, Gpa, Hpa, Level, PathPlace, Table,
+    Verdict, Walk, WalkCaches,
 };
 
 use super::decision::{Footprint, Kind};
@@ -86,6 +85,8 @@ pub(crate) struct Guest {
     pub(crate) caches: GuestCaches,
     pub(crate) root: Hpa,
     generation: u16,
+    /// Its last fault is to be taken again.
+    pub(crate) retried: bool,
     /// It has run guest code.
     entered: bool,
     /// Nothing older is cached.
@@ -109,6 +110,7 @@ impl Guest {
             caches: GuestCaches::On,
             root,
             generation: 0,
+            retried: false,
             entered: false,
             floor: 0,
             invalidated: Vec::new(),
@@ -209,146 +211,100 @@ pub(crate) struct Cached {
     pub(crate) word: u64,
     /// It is what memory says now.
     pub(crate) current: bool,
+    /// What it answers to the access, if that is not allowed.
+    pub(crate) denied: Option<FaultClass>,
 }
 
-/// Versions of an entry, the one in memory first.
-#[derive(Clone, Copy, Debug, Default)]
-struct Usable {
-    versions: [Version; 6],
-    len: usize,
-}
-
-impl Usable {
-    fn push(&mut self, version: Version) {
-        if let Some(place) = self.versions.get_mut(self.len) {
-            *place = version;
-            self.len += 1;
-        }
-    }
-    fn as_slice(&self) -> &[Version] {
-        &self.versions[..self.len]
+impl Cached {
+    /// Where an address inside goes.
+    pub(crate) fn output(&self, gpa: u64, size: u64) -> Hpa {
+        Hpa::new(self.page.raw() + (gpa & (size - 1)))
     }
 }
 
-/// Memory as one walk sees it: every read is a choice among versions.
-struct Choosing<'a, A: Arch> {
-    lab: &'a mut Lab<A>,
-    vcpu: usize,
-    walk: Walk,
+/// A way through the tables, as far as it has been followed.
+#[derive(Clone, Copy, Debug)]
+struct Path {
     level: Level,
+    table: Table,
+    acc: u64,
     /// Later entries are no older than those above them.
     since: Moment,
-    /// An entry was used that memory does not hold any more.
-    stale: bool,
-    choose: bool,
+    /// Nor younger than the invalidation that removed a pointer which they were reached by.
+    until: Moment,
+    current: bool,
+}
+
+/// Memory as a walk reads it now.
+struct Live<'a, A: Arch> {
+    lab: &'a mut Lab<A>,
+    vcpu: usize,
+    gpa: u64,
     broken: Option<Hpa>,
 }
 
-impl<A: Arch> Bus for Choosing<'_, A> {
+impl<A: Arch> Bus for Live<'_, A> {
     fn read(&mut self, at: Hpa) -> Result<u64, BusError> {
-        let level = self.lab.words.frame(at).map_or(self.level, |frame| frame.level);
-        let freed = self.lab.words.frame(at).is_none_or(|frame| frame.life == Life::Freed);
-        if freed {
+        self.lab.words.read(at).map_err(|_| {
             self.broken = Some(at);
-            return Err(BusError { at });
-        }
-        if !self.choose {
-            return Ok(self.lab.words.peek(at));
-        }
-        let found = self.lab.usable(self.vcpu, &self.walk, level, at, self.since);
-        let chosen = found.versions[self.lab.pick(Kind::Version, found.len)];
-        self.since = self.since.max(chosen.from);
-        self.stale |= chosen.to != self.lab.words.now();
-        Ok(chosen.word)
+            BusError { at }
+        })
     }
 
     fn cmpxchg(&mut self, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
         let found = self.lab.words.peek(at);
         let lab = &mut *self.lab;
-        lab.hold(Invariant::D2, old & lab.format.present_mask() != 0 || found != old, |_| {
+        lab.hold(Invariant::D2, old & lab.format.present_mask() != 0, |_| {
             format!("hardware set flags in the entry {old:#x} at {at}, which maps nothing")
         });
         if found != old {
             return Ok(Exchange::Found(found));
         }
-        let dirty = lab.format.dirty_mask();
-        if lab.modification_log > 0 && !old & new & dirty != 0 {
-            let page = Gpa::new(self.walk.input & !0xfff);
-            lab.guests[self.vcpu].modified.push_back(page);
+        if lab.modification_log > 0 && !old & new & lab.format.dirty_mask() != 0 {
+            lab.guests[self.vcpu].modified.push_back(Gpa::new(self.gpa & !0xfff));
         }
         lab.commit(at, 1, new, 0, Store::Hardware);
         Ok(Exchange::Done)
     }
 }
 
-impl<A: Arch> Lab<A> {
-    /// Versions of an entry that a vCPU may use, the one in memory first.
-    fn usable(&self, vcpu: usize, walk: &Walk, level: Level, at: Hpa, since: Moment) -> Usable {
-        let format = &self.format;
-        let covers = format.geometry().page_size(level.min(format.geometry().root())).bytes();
-        let (leaf_floor, table_floor) = self.guests[vcpu].floors(walk.input, covers);
-        let mut found = Usable::default();
-        let oldest = since.max(leaf_floor.min(table_floor));
-        self.words.versions(at, oldest, |version| {
-            if found.len == 0 {
-                found.push(version);
-                return;
-            }
-            let word = version.word;
-            if !format.is_mapped(word) || word & format.present_mask() == 0 {
-                return;
-            }
-            let leaf = format.is_leaf(level, word);
-            let (floor, place) = if leaf { (leaf_floor, PathPlace::Leaf) } else { (table_floor, PathPlace::Table) };
-            let cached = version.to >= since.max(floor)
-                && format.may_be_cached(level, word)
-                && format.updated(walk, level, word, place) == word;
-            if cached && found.as_slice().iter().all(|known| known.word != word) {
-                found.push(version);
-            }
-        });
-        found
-    }
+/// Cached translations that one access may choose from, at most.
+const MOST_CACHED: usize = 6;
 
-    fn walk(
-        &mut self,
-        vcpu: usize,
-        gpa: u64,
-        access: Access,
-        choose: bool,
-    ) -> (Result<Translation, mmu_core::FaultClass>, bool) {
-        let root = self.guests[vcpu].root;
-        let format = self.format;
-        let mut cursor = WalkCursor::new(format, root, gpa, access);
-        let walk = Walk { input: gpa, access };
-        let mut bus = Choosing {
-            lab: self,
-            vcpu,
-            walk,
-            level: format.geometry().root(),
-            since: 0,
-            stale: false,
-            choose,
-            broken: None,
-        };
+impl<A: Arch> Lab<A> {
+    /// A walk of memory as it is.
+    fn walk(&mut self, vcpu: usize, gpa: u64, access: Access) -> Result<Translation, FaultClass> {
+        let mut cursor = WalkCursor::new(self.format, self.guests[vcpu].root, gpa, access);
+        let mut bus = Live { lab: self, vcpu, gpa, broken: None };
         let result = loop {
             match cursor.step(&mut bus) {
-                Step::Read(_) | Step::Update(_) => {}
-                Step::Restart(_) => {
-                    // The entry had changed: from here on memory is read as it is.
-                    (bus.choose, bus.since, bus.stale) = (false, 0, false);
-                }
+                Step::Read(_) | Step::Update(_) | Step::Restart(_) => {}
                 Step::Done(translation) => break Ok(translation),
                 Step::Fault(fault) => break Err(fault.class()),
             }
         };
-        let (broken, stale) = (bus.broken, bus.stale);
-        if let Some(at) = broken {
-            self.hold(Invariant::T5, false, |_| format!("vCPU {vcpu} walked into the freed table at {at}"));
-        } else {
-            self.evaluations.count(Invariant::T5);
-        }
-        (result, stale)
+        let broken = bus.broken;
+        self.hold(Invariant::T5, broken.is_none(), |_| {
+            format!("vCPU {vcpu} walked into the freed table at {}", broken.unwrap_or_default())
+        });
+        result
+    }
+
+    /// Cached translations that an access may use instead of a walk.
+    fn cached(&self, vcpu: usize, gpa: u64, access: Access) -> ([Option<Cached>; MOST_CACHED], usize) {
+        let (mut found, mut count) = ([None; MOST_CACHED], 0);
+        let denials = self.format.denial() == Denial::FaultsFromTlb;
+        let mut add = |cached: Cached| {
+            let known = found.iter().flatten().any(|known: &Cached| {
+                (known.page, known.level, known.denied) == (cached.page, cached.level, cached.denied)
+            });
+            if !cached.current && (cached.denied.is_none() || denials) && !known && count < MOST_CACHED {
+                found[count] = Some(cached);
+                count += 1;
+            }
+        };
+        self.reach(vcpu, gpa, access, |_| {}, &mut add);
+        (found, count)
     }
 
     /// One access of the guest, or its exit.
@@ -364,44 +320,75 @@ impl<A: Arch> Lab<A> {
         let (gpa, access) = (gva.raw(), Access { kind, ..Access::READ });
         if self.conflicts(vcpu, gpa) {
             self.note(|_| format!("{} {gpa:#x}: translations of different sizes", name_of(kind)));
-            let fault = GuestFault { gpa: Gpa::new(gpa), access: kind, class: mmu_core::FaultClass::TlbConflict };
+            let fault = GuestFault { gpa: Gpa::new(gpa), access: kind, class: FaultClass::TlbConflict };
             return self.leave(vcpu, ExitReason::Fault(fault));
         }
-        let (mut result, mut stale) = self.walk(vcpu, gpa, access, true);
-        if result.is_err() && stale && self.format.denial() == Denial::WalksAgain && self.end.is_none() {
-            (result, stale) = self.walk(vcpu, gpa, access, false);
-        }
+        let (cached, count) = self.cached(vcpu, gpa, access);
+        let chosen = self.pick(Kind::Version, 1 + count).checked_sub(1).and_then(|chosen| cached[chosen]);
+        let size = |level| self.format.geometry().page_size(level).bytes();
+        let (result, stale) = match chosen {
+            None => (self.walk(vcpu, gpa, access).map(|found| found.output), false),
+            Some(Cached { denied: Some(class), .. }) => (Err(class), true),
+            Some(cached) => (Ok(cached.output(gpa, size(cached.level))), true),
+        };
         if self.end.is_some() {
             return;
         }
+        let through = if stale { " through an entry that is gone" } else { "" };
         match result {
-            Ok(found) => {
+            Ok(output) => {
                 self.guests[vcpu].current = None;
-                self.note(|_| {
-                    let through = if stale { " through an entry that is gone" } else { "" };
-                    format!("{} {gpa:#x} -> {}{through}", name_of(kind), found.output)
-                });
-                self.accessed(vcpu, gpa, kind, found, stale);
+                self.note(|_| format!("{} {gpa:#x} -> {output}{through}", name_of(kind)));
+                self.accessed(vcpu, gpa, kind, output, stale);
             }
             Err(class) => {
-                self.note(|_| format!("{} {gpa:#x} faults: {class:?}", name_of(kind)));
+                self.note(|_| format!("{} {gpa:#x} faults{through}: {class:?}", name_of(kind)));
                 let fault = GuestFault { gpa: Gpa::new(gpa), access: kind, class };
                 self.leave(vcpu, ExitReason::Fault(fault));
             }
         }
     }
 
-    fn accessed(&mut self, vcpu: usize, gpa: u64, kind: AccessKind, found: Translation, stale: bool) {
-        let why = self.world.primary.off_limits(found.output);
+    fn accessed(&mut self, vcpu: usize, gpa: u64, kind: AccessKind, output: Hpa, stale: bool) {
+        let why = self.world.primary.off_limits(output);
         self.hold(Invariant::T1, why.is_none(), |_| {
             let why = why.map_or_else(String::new, |why| why.to_string());
             let how = if stale { "a cached translation" } else { "its entry" };
-            format!("vCPU {vcpu} reached {} through {how} of {gpa:#x}; the page is {why}", found.output)
+            format!("vCPU {vcpu} reached {output} through {how} of {gpa:#x}; the page is {why}")
         });
         if kind.writes() {
             self.ghost.written.wrote(Gpa::new(gpa & !0xfff));
         }
-        self.check_data(vcpu, gpa, found.output);
+        self.check_data(vcpu, gpa, output);
+    }
+
+    /// P2: a fault that was dealt with does not come back from a cached denial.
+    pub(crate) fn check_relaxed(&mut self, vcpu: usize) {
+        let ExitReason::Fault(fault) = self.guests[vcpu].left.reason else { return };
+        if std::mem::take(&mut self.guests[vcpu].retried) || fault.class != FaultClass::Permission {
+            return;
+        }
+        let access = Access { kind: fault.access, ..Access::READ };
+        let (mut denied, mut allowed) = (None, false);
+        self.reach(
+            vcpu,
+            fault.gpa.raw(),
+            access,
+            |_| {},
+            |cached| match (cached.current, cached.denied) {
+                (true, None) => allowed = true,
+                (false, Some(_)) => denied = Some(cached),
+                _ => {}
+            },
+        );
+        let comes_back = self.format.denial() == Denial::FaultsFromTlb && allowed && denied.is_some();
+        self.hold(Invariant::P2, !comes_back, |_| {
+            let word = denied.map_or(0, |cached| cached.word);
+            format!(
+                "vCPU {vcpu} faults on {} again and again: it still has {word:#x} cached, which denies the access",
+                fault.gpa
+            )
+        });
     }
 
     // ---- what may be cached ----
@@ -415,6 +402,7 @@ impl<A: Arch> Lab<A> {
         self.reach(
             vcpu,
             gpa,
+            Access::READ,
             |_| {},
             |cached| {
                 if accessed == 0 || cached.word & accessed != 0 {
@@ -425,34 +413,69 @@ impl<A: Arch> Lab<A> {
         levels.count_ones() > 1
     }
 
-    /// Every translation of `gpa` that a vCPU may use now, and every table on the way.
-    pub(crate) fn reach(&self, vcpu: usize, gpa: u64, mut table: impl FnMut(Hpa), mut leaf: impl FnMut(Cached)) {
-        let walk = Walk { input: gpa, access: Access::READ };
-        let root = self.guests[vcpu].root;
-        let Ok(begin) = self.format.begin(root, &walk) else { return };
-        // A path each: level, table, accumulated attributes, and how old later entries may be.
-        let mut paths = vec![(begin.level, begin.table, begin.acc, 0, true)];
-        while let Some((level, at, acc, since, current)) = paths.pop() {
-            table(at.base);
-            let entry = at.base + 8 * self.format.entry_index(level, at, gpa);
-            let gone = self.words.frame(entry).is_none_or(|frame| frame.life == Life::Freed);
-            if gone {
-                continue;
-            }
-            for &version in self.usable(vcpu, &walk, level, entry, since).as_slice() {
-                let (mut acc, word) = (acc, version.word);
-                let current = current && version.to == self.words.now();
-                match (self.format.entry(&walk, level, word, &mut acc), level.down()) {
-                    (Verdict::Table(next), Some(down)) => {
-                        paths.push((down, next, acc, since.max(version.from), current));
-                    }
-                    (Verdict::Leaf(mapped), _) => {
-                        let page = Hpa::new(mapped.output.raw() & !(mapped.size.bytes() - 1));
-                        leaf(Cached { gpa: Gpa::new(gpa), page, level, at: entry, word, current });
-                    }
-                    _ => {}
+    /// Every translation of `gpa` that a vCPU may use now for an access, and every table that it may walk into on the way.
+    pub(crate) fn reach(
+        &self,
+        vcpu: usize,
+        gpa: u64,
+        access: Access,
+        mut table: impl FnMut(Hpa),
+        mut leaf: impl FnMut(Cached),
+    ) {
+        let format = &self.format;
+        let walk = Walk { input: gpa, access };
+        let guest = &self.guests[vcpu];
+        let Ok(begin) = format.begin(guest.root, &walk) else { return };
+        let (level, root, acc) = (begin.level, begin.table, begin.acc);
+        let first = Path { level, table: root, acc, since: guest.floor, until: Moment::MAX, current: true };
+        let (mut open, mut count) = ([first; 2 * Level::MAX_LEVELS], 1);
+        while count > 0 {
+            count -= 1;
+            let Path { level, table: at, acc, since, until, current } = open[count];
+            let entry = at.base + 8 * format.entry_index(level, at, gpa);
+            if until == Moment::MAX {
+                table(at.base);
+                if self.words.frame(entry).is_none_or(|frame| frame.life == Life::Freed) {
+                    continue;
                 }
             }
+            let (leaf_floor, table_floor) = guest.floors(gpa, format.geometry().page_size(level).bytes());
+            self.words.versions(entry, since, |version| {
+                let Version { word, from, to } = version;
+                if word & format.present_mask() == 0 || from > until || to < since {
+                    return;
+                }
+                let current = current && to == self.words.now();
+                let place = if format.is_leaf(level, word) { PathPlace::Leaf } else { PathPlace::Table };
+                let cacheable = format.may_be_cached(level, word) && format.updated(&walk, level, word, place) == word;
+                if !current && !cacheable {
+                    return;
+                }
+                let mut acc = acc;
+                let (page, size, denied) = match (format.entry(&walk, level, word, &mut acc), level.down()) {
+                    (Verdict::Table(next), Some(down)) => {
+                        // A pointer that was invalidated serves only what was reached by it before.
+                        let until = if to < table_floor { until.min(table_floor - 1) } else { until };
+                        let current = current && until == Moment::MAX;
+                        let path = Path { level: down, table: next, acc, since: since.max(from), until, current };
+                        if let Some(place) = open.get_mut(count) {
+                            *place = path;
+                            count += 1;
+                        }
+                        return;
+                    }
+                    (Verdict::Leaf(mapped), _) => (mapped.output, mapped.size.bytes(), None),
+                    (Verdict::Fault(fault), _) if fault.class() == FaultClass::Permission => {
+                        (format.output(level, word), format.geometry().page_size(level).bytes(), Some(fault.class()))
+                    }
+                    _ => return,
+                };
+                let since = since.max(leaf_floor);
+                if current || (to >= since && since <= until) {
+                    let page = Hpa::new(page.raw() & !(size - 1));
+                    leaf(Cached { gpa: Gpa::new(gpa), page, level, at: entry, word, current, denied });
+                }
+            });
         }
     }
 
@@ -462,14 +485,9 @@ impl<A: Arch> Lab<A> {
         exposed.into_iter()
     }
 
-    /// A vCPU out of the guest keeps what it has cached unless its next entry flushes it.
+    /// Only guest code uses what is cached. A vCPU that is out of the guest is found out when it runs again.
     fn is_exposed(&self, vcpu: usize) -> bool {
-        let guest = &self.guests[vcpu];
-        guest.entered && (guest.runs() || guest.owed.is_none() && !guest.reload && !self.is_done(vcpu))
-    }
-
-    fn is_done(&self, vcpu: usize) -> bool {
-        self.hands.iter().any(|hand| hand.vcpu.is_some_and(|of| of.0 == vcpu) && hand.finished)
+        self.guests[vcpu].runs()
     }
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct Hand {
     pub(crate) blockable: Blockable,
     pub(crate) processor: Option<LockId>,
     pub(crate) rcu_depth: u32,
+    /// Entries visited since it could have rescheduled last.
+    pub(crate) stretch: u64,
     /// Stores that have not reached memory (TSO).
     pub(crate) buffer: Vec<(Hpa, u64)>,
     /// What it has seen (weak memory).
@@ -66,6 +68,7 @@ impl Hand {
             blockable: Blockable::Yes,
             processor: None,
             rcu_depth: 0,
+            stretch: 0,
             buffer: Vec::new(),
             view: View::default(),
         }
@@ -146,6 +149,10 @@ pub(crate) struct Lab<A: Arch> {
     pub(crate) counters: HostCounters,
     pub(crate) memory: MemoryOrder,
     pub(crate) sc_view: View,
+    /// What was seen when grace periods began: read sections that begin later, and are not waited for, see it too.
+    pub(crate) rcu_view: View,
+    /// When actors began: nobody sees what was before.
+    pub(crate) start: super::words::Moment,
     pub(crate) ghost: Ghost,
     pub(crate) evaluations: Evaluations,
     pub(crate) limits: super::scenario::Limits,
@@ -197,6 +204,8 @@ impl<A: Arch> Lab<A> {
             counters: HostCounters::default(),
             memory: limits.memory,
             sc_view: View::default(),
+            rcu_view: View::default(),
+            start: 0,
             ghost: Ghost::default(),
             evaluations: Evaluations::default(),
             limits,
@@ -243,6 +252,7 @@ impl<A: Arch> Lab<A> {
         self.grace_number = 0;
         self.counters = HostCounters::default();
         self.sc_view = View::default();
+        self.rcu_view = View::default();
         self.ghost.reset();
         self.ticks = self.limits.ticks;
         self.failures = self.limits.allocation_failures;

@@ -76,6 +76,12 @@ pub(crate) struct View {
     pub(crate) barrier: Moment,
 }
 
+impl View {
+    pub(crate) fn join(&mut self, other: &View) {
+        self.seen.join(&other.seen);
+    }
+}
+
 /// Versions of a word that a load may choose from, at most.
 const MOST_VERSIONS: usize = 4;
 
@@ -93,7 +99,7 @@ impl<A: Arch> Lab<A> {
         if !self.weak() {
             return self.words.peek(at);
         }
-        let since = self.hands[me].view.seen.of(at);
+        let since = self.hands[me].view.seen.of(at).max(self.start);
         let (mut versions, mut found) = ([Version::default(); MOST_VERSIONS], 0);
         self.words.versions(at, since, |version| {
             if found < MOST_VERSIONS {

@@ -59,5 +59,5 @@ pub use file::{ReplayError, ReplayFile};
 pub use invariant::{Broken, Evaluations, Invariant, UnknownInvariant};
 pub use lab::Step;
 pub use memory::MemoryOrder;
-pub use scenario::{Build, Ended, Leaks, Limits, Scenario, SmallVm, access, read, write};
+pub use scenario::{Build, Ended, LeafState, Leaks, Limits, Scenario, SmallVm, access, read, write};
 pub use strategy::{Budget, Explorable, Report, Shrinking, Stats, Strategy, UnknownStrategy, Verdict};

@@ -11,8 +11,9 @@ use super::words::Life;
 use crate::arch::Arch;
 use crate::engine::world::table_words;
 use crate::engine::{
-    ActorState, AgeRun, AgeWrite, Apply, Atomicity, Blockable, DirtyOp, Fence, Frames, LockId, LockMode, Op, Order,
-    PageState, PrimaryOp, Reply, RunOp, SlotsOp, Upkeep, Var, VcpuId, WaitQueue, Wake, Work, is_young,
+    ActorState, AgeRun, AgeWrite, Apply, Atomicity, Blockable, DirtyOp, Fence, Frames, Handover, LockId, LockMode, Op,
+    Order, PageState, PrimaryOp, Reply, ReschedCheck, RunOp, SlotsOp, Upkeep, Var, VcpuId, WaitQueue, Wake, Work,
+    is_young,
 };
 
 pub(crate) const RCU_BIT: u64 = 1;
@@ -105,6 +106,9 @@ impl<A: Arch> Lab<A> {
             Op::Now => one(0),
             Op::CountRetry => {
                 self.counters.retried_faults += 1;
+                if let Some(vcpu) = self.hands[self.me()].vcpu {
+                    self.guests[vcpu.0].retried = true;
+                }
                 self.give_others_a_turn(self.me());
                 DONE
             }
@@ -154,6 +158,7 @@ impl<A: Arch> Lab<A> {
     pub(crate) fn execute(&mut self, op: Op) -> Option<Reply> {
         let me = self.me();
         self.note(|_| super::render::operation(&op));
+        self.measure(&op);
         if op.gives_way() {
             let blocks = self.hands[me].blockable == Blockable::No;
             self.hold(Invariant::P5, !blocks, |lab| format!("{} must not block and does", lab.hands[me].name));
@@ -223,6 +228,8 @@ impl<A: Arch> Lab<A> {
                 if self.hands[me].rcu_depth == 0 {
                     self.ghost.forget(self.acting);
                 }
+                let view = self.rcu_view.clone();
+                self.join_view(me, &view);
                 self.hands[me].rcu_depth += 1;
                 DONE
             }
@@ -264,7 +271,7 @@ impl<A: Arch> Lab<A> {
             Op::KickAll => self.ask_everybody(|_| What::Leave),
             Op::VcpuRun(vcpu) => self.enter_guest(vcpu),
             Op::LoadRoot(vcpu, root, generation) => {
-                let now = self.words.now();
+                let now = self.words.tick();
                 self.guests[vcpu.0].load_root(root, generation, now);
                 DONE
             }
@@ -318,6 +325,27 @@ impl<A: Arch> Lab<A> {
             Op::Upkeep(op) => Some(self.upkeep(op)),
             _ => DONE,
         }
+    }
+
+    /// P3: how far the actor goes without an opportunity to reschedule.
+    fn measure(&mut self, op: &Op) {
+        let Some(bound) = self.limits.stretch else { return };
+        let me = self.me();
+        let stretch = &mut self.hands[me].stretch;
+        match op {
+            Op::ReadRun(..) | Op::Read(_) => *stretch += 1,
+            Op::Run(run) if run.check == ReschedCheck::Never => *stretch += run.len - 1,
+            Op::Run(_) | Op::NeedResched(_) | Op::Lock(..) => *stretch = 0,
+            op if op.gives_way() => *stretch = 0,
+            _ => {}
+        }
+        let gone = *stretch;
+        self.hold(Invariant::P3, gone <= bound, |lab| {
+            format!(
+                "{} has visited {gone} entries without asking whether to reschedule; {bound} are allowed",
+                lab.hands[me].name
+            )
+        });
     }
 
     fn wait(&mut self, pending: Pending) -> Option<Reply> {
@@ -423,7 +451,7 @@ impl<A: Arch> Lab<A> {
             0 => format.is_writable(word),
             mask => word & mask != 0,
         };
-        let accessed = format.mark_young(word).is_none();
+        let accessed = self.limits.handover == Handover::AccessedAndDirty && format.mark_young(word).is_none();
         let page = HpaRange::new(format.output(level, word), Bytes(format.geometry().page_size(level).bytes()));
         let state = PageState { accessed: accessed.into(), dirty: dirty.into() };
         self.touched_primary = true;
@@ -465,6 +493,8 @@ impl<A: Arch> Lab<A> {
         let readers = self.hands.iter().enumerate().filter(|(_, hand)| hand.rcu_depth > 0);
         let waits_for = readers.map(|(number, _)| super::Agent::actor(number).bit()).fold(0, |set, bit| set | bit);
         self.grace_number += 1;
+        let view =
+            if self.memory == super::MemoryOrder::Weak { self.hands[self.me()].view.clone() } else { View::default() };
         self.graces.push(Grace { number: self.grace_number, waits_for, frames, subtree });
         self.grace_number
     }
@@ -592,7 +622,7 @@ impl<A: Arch> Lab<A> {
         let plan = self.format.flush_plan(flush);
         self.counters.remote_flushes += u64::from(plan.delivery != Delivery::LocalInstruction);
         self.check_cover(flush, plan.covers);
-        let (me, now) = (self.me(), self.words.now());
+        let (me, now) = (self.me(), self.words.tick());
         match plan.delivery {
             Delivery::LocalInstruction => {
                 if let Some(vcpu) = self.hands[me].vcpu {
@@ -637,7 +667,7 @@ impl<A: Arch> Lab<A> {
 
     /// What was asked of a vCPU is done there, and acknowledged.
     pub(crate) fn arrive(&mut self, vcpu: usize) {
-        let now = self.words.now();
+        let now = self.words.tick();
         let Request { what, asked_by } = self.guests[vcpu].requests.remove(0);
         self.note(|_| format!("{}: done and acknowledged", what.name()));
         match what {
@@ -655,7 +685,7 @@ impl<A: Arch> Lab<A> {
     }
 
     fn enter_guest(&mut self, id: VcpuId) -> Option<Reply> {
-        let (me, now) = (self.me(), self.words.now());
+        let (me, now) = (self.me(), self.words.tick());
         let (root, generation) = (self.root, self.generation);
         self.hands[me].vcpu = Some(id);
         let guest = &mut self.guests[id.0];
@@ -670,6 +700,7 @@ impl<A: Arch> Lab<A> {
             guest.invalidate(owed, now);
         }
         guest.enter(now);
+        self.check_relaxed(id.0);
         self.wait(Pending::Guest(id))
     }
 
@@ -739,7 +770,10 @@ impl<A: Arch> Lab<A> {
             }
             DirtyOp::Peek(at) => return Reply::one(self.words.peek(at)),
             DirtyOp::Visit(_) => {}
-            DirtyOp::Begins => self.ghost.written.begins(),
+            DirtyOp::Begins => {
+                self.ghost.written.begins();
+                self.check_clean(mmu_core::GpaRange::new(mmu_core::Gpa::new(0), Bytes(u64::MAX)));
+            }
             DirtyOp::Reported(range) => {
                 self.ghost.written.reported(range);
                 self.check_clean(range);

@@ -88,10 +88,14 @@ impl<'s, A: Arch> Runner<'s, A> {
                     Err((invariant, what)) => lab.hold(invariant, false, |_| what),
                 }
             }
-            if self.scenario.limits.leaks == Leaks::Reported {
-                let mut roots = roots;
-                roots.push(lab.root);
-                lab.check_leaks(&roots);
+            match self.scenario.limits.leaks {
+                Leaks::Reported => {
+                    let mut roots = roots;
+                    roots.push(lab.root);
+                    lab.check_leaks(&roots);
+                }
+                Leaks::OfTheVm => lab.check_leaks(&roots),
+                Leaks::Ignored => {}
             }
             if lab.broken.is_some() {
                 lab.end = Some(End::Broken);
@@ -117,6 +121,7 @@ impl<'s, A: Arch> Runner<'s, A> {
         {
             let mut lab = self.lab.borrow_mut();
             lab.starting = false;
+            lab.start = lab.words.now();
             lab.acting = Agent::RCU;
             lab.decide(None);
         }

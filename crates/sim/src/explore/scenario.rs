@@ -5,7 +5,9 @@ use std::fmt;
 use std::rc::Rc;
 
 use mmu_core::machine::Machine;
-use mmu_core::{AccessKind, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Hpa, HvaRange, Leaf, Level, PageSize, Perms};
+use mmu_core::{
+    AccessKind, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Hpa, HpaRange, HvaRange, Leaf, Level, PageSize, Perms,
+};
 
 use super::invariant::Invariant;
 use super::lab::{Hand, Lab};
@@ -14,8 +16,8 @@ use super::words::Words;
 use crate::arch::Arch;
 use crate::engine::world::{World, table_words};
 use crate::engine::{
-    ActorFuture, BackingKind, Bed, Costs, Frames, Host, LockId, LockKind, Memslot, PrimaryMmu, Protection, SlotFlags,
-    SlotId, SlotsVersion, Userfault, Var, VcpuId, Vma, WaitQueue,
+    ActorFuture, BackingKind, Bed, Costs, Frames, Handover, Host, LockId, LockKind, Memslot, PrimaryMmu, Protection,
+    SlotFlags, SlotId, SlotsVersion, Userfault, Var, VcpuId, Vma, WaitQueue,
 };
 use crate::experiment::Populate;
 use crate::experiment::vm::GUEST_MEMORY;
@@ -52,6 +54,8 @@ impl SmallVm {
 pub enum Leaks {
     /// They are.
     Reported,
+    /// So are those that the VM's first root still reaches: the scenario ends with the VM.
+    OfTheVm,
     /// They are not: the scenario ends before its protocol does.
     Ignored,
 }
@@ -71,6 +75,10 @@ pub struct Limits {
     pub leaks: Leaks,
     /// What kind of lock `mmu_lock` is.
     pub mmu_lock: LockKind,
+    /// What zapped entries tell the primary MMU.
+    pub handover: Handover,
+    /// Entries that may be visited between two opportunities to reschedule.
+    pub stretch: Option<u64>,
     /// The invariant that is broken when a fair execution does not come to an end.
     pub livelock: Option<Invariant>,
 }
@@ -84,6 +92,8 @@ impl Default for Limits {
             memory: MemoryOrder::Sequential,
             leaks: Leaks::Reported,
             mmu_lock: LockKind::ReadWrite,
+            handover: Handover::AccessedAndDirty,
+            stretch: None,
             livelock: None,
         }
     }
@@ -103,6 +113,21 @@ pub struct Scenario<A: Arch> {
     pub(crate) parts: Vec<Part<A>>,
     prepare: Vec<Prepare<A>>,
     only: Option<Vec<u64>>,
+    leaves: Option<PageSize>,
+    state: LeafState,
+    slot: Option<Bytes>,
+}
+
+/// What is known of pages that are mapped at the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LeafState {
+    /// Read and written; the leaf allows everything.
+    #[default]
+    Used,
+    /// Never touched: where there are flags they are clear.
+    Untouched,
+    /// Read and written once, and write-protected since.
+    Protected,
 }
 
 impl<A: Arch> fmt::Debug for Scenario<A> {
@@ -135,6 +160,9 @@ impl<A: Arch> Scenario<A> {
             parts: Vec::new(),
             prepare: Vec::new(),
             only: None,
+            leaves: None,
+            state: LeafState::Used,
+            slot: None,
         }
     }
 
@@ -158,6 +186,27 @@ impl<A: Arch> Scenario<A> {
     #[must_use]
     pub fn pages(mut self, pages: impl IntoIterator<Item = u64>) -> Self {
         self.only = Some(pages.into_iter().collect());
+        self
+    }
+
+    /// Maps by leaves of this size, smaller than the host's pages.
+    #[must_use]
+    pub fn leaves(mut self, size: PageSize) -> Self {
+        self.leaves = Some(size);
+        self
+    }
+
+    /// How much of memory, from its beginning, is in memslot 0; all of it unless told otherwise.
+    #[must_use]
+    pub fn slot(mut self, bytes: Bytes) -> Self {
+        self.slot = Some(bytes);
+        self
+    }
+
+    /// What is known of the pages that are mapped.
+    #[must_use]
+    pub fn state(mut self, state: LeafState) -> Self {
+        self.state = state;
         self
     }
 
@@ -215,12 +264,13 @@ impl<A: Arch> Scenario<A> {
         let mut words = Words::new(Hpa::new(1 << 36), two.present_mask());
         let root = words.alloc(geometry.root(), table_words(&two, geometry.root()));
         set_place(&mut words, root, Hpa::new(0), 0);
-        let leaf_level = geometry.level_of(self.vm.page).unwrap_or(Level::LAST);
+        let leaf_size = self.leaves.unwrap_or(self.vm.page);
+        let leaf_level = geometry.level_of(leaf_size).unwrap_or(Level::LAST);
         if self.vm.populate == Populate::Mapped {
-            let size = self.vm.page.bytes() as usize;
+            let size = leaf_size.bytes() as usize;
             let all = || (0..self.vm.memory.0).step_by(size).collect();
             for at in self.only.clone().unwrap_or_else(all) {
-                install(&mut words, &two, root, at, host + at, leaf_level);
+                install(&mut words, &two, root, (at, host + at), leaf_level, self.state);
             }
         }
         // Nothing costs anything here, but the world wants a price list.
@@ -233,7 +283,7 @@ impl<A: Arch> Scenario<A> {
         );
         let tables = tables.expect("a pool of 2 MiB at a multiple of 2 MiB is legal");
         let mut world = World::new(self.arch, costs, tables, primary, root);
-        let gpa = GpaRange::new(Gpa::new(0), self.vm.memory);
+        let gpa = GpaRange::new(Gpa::new(0), self.slot.unwrap_or(self.vm.memory));
         let slot = Memslot { id: SlotId(0), gpa, hva: GUEST_MEMORY, flags: SlotFlags::empty() };
         world.slots.put_now(SlotsVersion(0), slot);
         for prepare in &self.prepare {
@@ -241,6 +291,12 @@ impl<A: Arch> Scenario<A> {
         }
         let mut lab = Lab::new(world, words, root, self.limits);
         lab.ghost.pages = self.watched();
+        if self.vm.populate == Populate::Mapped {
+            let size = leaf_size.bytes();
+            let mapped = self.only.clone().unwrap_or_else(|| vec![0]);
+            let much = if self.only.is_some() { size } else { self.vm.memory.0 };
+            lab.ghost.clean_at_start = mapped.iter().map(|&at| HpaRange::new(host + at, Bytes(much))).collect();
+        }
         lab
     }
 
@@ -260,7 +316,14 @@ impl<A: Arch> Scenario<A> {
 }
 
 /// Maps one leaf before anything begins.
-fn install<F: Format>(words: &mut Words, format: &F, root: Hpa, gpa: u64, host: Hpa, leaf_level: Level) {
+fn install<F: Format>(
+    words: &mut Words,
+    format: &F,
+    root: Hpa,
+    (gpa, host): (u64, Hpa),
+    leaf_level: Level,
+    state: LeafState,
+) {
     let geometry = *format.geometry();
     let (mut table, mut level) = (root, geometry.root());
     while level > leaf_level {
@@ -279,8 +342,17 @@ fn install<F: Format>(words: &mut Words, format: &F, root: Hpa, gpa: u64, host: 
         };
         (table, level) = (next, down);
     }
-    let leaf = Leaf { output: host, perms: Perms::RWX.with(Perms::DIRTY), accessed: true, attrs: F::Attrs::default() };
-    if let Ok(word) = format.encode_leaf(level, &leaf) {
+    let tracked = format.dirty_mask() != 0 && format.hardware_dirty();
+    let (perms, accessed) = match state {
+        LeafState::Untouched if tracked => (Perms::RWX, !format.hardware_accessed()),
+        LeafState::Untouched => (Perms::RWX.with(Perms::DIRTY), !format.hardware_accessed()),
+        LeafState::Used | LeafState::Protected => (Perms::RWX.with(Perms::DIRTY), true),
+    };
+    let leaf = Leaf { output: host, perms, accessed, attrs: F::Attrs::default() };
+    if let Ok(mut word) = format.encode_leaf(level, &leaf) {
+        if state == LeafState::Protected {
+            word = format.write_protect(word);
+        }
         words.write(table + 8 * geometry.index(level, gpa) as u64, 1, word, u8::MAX);
     }
 }

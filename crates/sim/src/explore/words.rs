@@ -229,6 +229,12 @@ impl Words {
         self.log.push(Write { at: start as u32, len, old, new, agent });
     }
 
+    /// A moment that nothing is written in: what is read before it, and after.
+    pub(crate) fn tick(&mut self) -> Moment {
+        self.log.push(Write { at: 0, len: 0, old: 0, new: 0, agent: u8::MAX });
+        self.now()
+    }
+
     /// What the word read at moments from `since` on, the latest first.
     #[inline]
     pub(crate) fn versions(&self, at: Hpa, since: Moment, mut each: impl FnMut(Version)) {

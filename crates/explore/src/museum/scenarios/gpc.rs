@@ -2,10 +2,13 @@
 
 use mmu_core::{Cycles, Hva};
 
+use mmu_sim::engine::{Bed, Blockable, Wake};
 use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::explore::{Explorable, Invariant, Scenario, SmallVm};
-use mmu_sim::protocols::notifier::{GpcInvalidation, Notifier, NotifierPolicy};
-use mmu_sim::protocols::pfncache::{Gpc, GpcPolicy, Place, Serialization, access, refresh, use_for};
+use mmu_sim::protocols::notifier::{GpcInvalidation, Notifier, NotifierPolicy, RetryTest, range_end, range_start};
+use mmu_sim::protocols::pfncache::{
+    CachedAddress, Gpc, GpcPolicy, Place, SamePfn, Serialization, Staleness, access, refresh, use_for,
+};
 use mmu_sim::protocols::primary::madvise_dontneed;
 
 use super::super::formats::{X86, x86};
@@ -26,6 +29,27 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         breaks: &[Invariant::O2, Invariant::T1],
         arch: "x86",
         build: g05,
+    },
+    Exhibit {
+        id: "G06",
+        title: "the offset in the page is folded into the cached address, which never compares equal",
+        breaks: &[Invariant::T8],
+        arch: "x86",
+        build: g06,
+    },
+    Exhibit {
+        id: "G07",
+        title: "a refresh that finds the same page leaks its reference",
+        breaks: &[Invariant::R3],
+        arch: "x86",
+        build: g07,
+    },
+    Exhibit {
+        id: "G08",
+        title: "a refresh does not end while anything in the process is being invalidated",
+        breaks: &[Invariant::P2],
+        arch: "x86",
+        build: g08,
     },
     Exhibit {
         id: "G09",
@@ -94,5 +118,76 @@ fn g05(variant: Variant) -> Box<dyn Explorable> {
                 })
             });
         }
+    }))
+}
+
+/// One cache, refreshed twice; between the two the page may be invalidated without being taken away.
+fn twice(
+    name: &str,
+    policy: GpcPolicy,
+    between: bool,
+    judge: impl Fn(u64) -> Result<(), (Invariant, String)> + Copy + Send + Sync + 'static,
+) -> Box<dyn Explorable> {
+    Box::new(Scenario::new(name, x86(), SmallVm::unmapped(1)).setup(move |build| {
+        let notifier = Notifier::new(NotifierPolicy::V5_15);
+        let cache = Gpc::create(build, &notifier.gpcs);
+        let rounds = std::rc::Rc::new(std::cell::Cell::new(0));
+        let second = rounds.clone();
+        build.spawn("user", move |host| {
+            Box::pin(async move {
+                let place = Place::Host(GUEST_MEMORY + 8);
+                let _ = refresh(&host, cache, place, &policy).await;
+                if between {
+                    let invalidation = range_start(&host, &notifier, hvas(0, 1), Blockable::Yes).await;
+                    range_end(&host, &notifier, invalidation).await;
+                }
+                second.set(refresh(&host, cache, place, &policy).await.unwrap_or(0));
+            })
+        });
+        build.finally(move |_| judge(rounds.get()));
+    }))
+}
+
+fn g06(variant: Variant) -> Box<dyn Explorable> {
+    let address = variant.choose(CachedAddress::WithOffset, CachedAddress::Page);
+    twice("G06", GpcPolicy { address, ..FEW_ROUNDS }, false, |rounds| match rounds {
+        0 => Ok(()),
+        _ => Err((Invariant::T8, "a valid cache of the address is not recognized".to_owned())),
+    })
+}
+
+fn g07(variant: Variant) -> Box<dyn Explorable> {
+    let same_pfn = variant.choose(SamePfn::Leak, SamePfn::Put);
+    twice("G07", GpcPolicy { same_pfn, ..FEW_ROUNDS }, true, |_| Ok(()))
+}
+
+/// An invalidation of another page that does not end before the refresh does.
+fn g08(variant: Variant) -> Box<dyn Explorable> {
+    let test = variant.choose(RetryTest::ActiveCount, RetryTest::ActiveRange);
+    let policy = GpcPolicy { staleness: Staleness::Test(test), max_rounds: 20, ..GpcPolicy::V5_19 };
+    Box::new(Scenario::new("G08", x86(), SmallVm::unmapped(2)).setup(move |build| {
+        let notifier = Notifier::new(NotifierPolicy::V5_15);
+        let cache = Gpc::create(build, &notifier.gpcs);
+        let (done, waiting) = (build.new_var(0), build.new_wait_queue());
+        let starved = std::rc::Rc::new(std::cell::Cell::new(false));
+        let found = starved.clone();
+        build.spawn("user", move |host| {
+            Box::pin(async move {
+                found.set(refresh(&host, cache, Place::Host(GUEST_MEMORY), &policy).await.is_err());
+                host.store_release(done, 1).await;
+                host.wake_up(waiting, Wake::All).await;
+            })
+        });
+        build.spawn("preempted madvise", move |host| {
+            Box::pin(async move {
+                let invalidation = range_start(&host, &notifier, hvas(1, 1), Blockable::Yes).await;
+                super::wait_for(&host, done, waiting).await;
+                range_end(&host, &notifier, invalidation).await;
+            })
+        });
+        build.finally(move |_| match starved.get() {
+            false => Ok(()),
+            true => Err((Invariant::P2, "an invalidation elsewhere makes the refresh go round for ever".to_owned())),
+        });
     }))
 }

@@ -1,11 +1,17 @@
 //! The rows, by topic. A scenario is as small as shows the defect.
 
+mod aging;
+mod dirty;
 mod gpc;
 mod notifier;
+mod nx;
+mod power;
+mod resize;
+mod roots;
 mod zap;
 
-use mmu_core::{Bytes, Format, Hva, HvaRange, PageSize};
-use mmu_sim::engine::{ActorFuture, Host, LockMode, VcpuId};
+use mmu_core::{Bytes, Format, Gpa, GpaRange, Hva, HvaRange, PageSize};
+use mmu_sim::engine::{ActorFuture, Host, LockMode, Var, VcpuId, WaitQueue};
 use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::protocols::fault::FaultPolicy;
 use mmu_sim::protocols::vcpu;
@@ -18,7 +24,18 @@ const PAGE: u64 = 4096;
 const TABLE: u64 = 2 << 20;
 
 pub(super) fn all() -> Vec<Exhibit> {
-    [zap::EXHIBITS, notifier::EXHIBITS, gpc::EXHIBITS].concat()
+    let topics = [
+        zap::EXHIBITS,
+        roots::EXHIBITS,
+        nx::EXHIBITS,
+        notifier::EXHIBITS,
+        gpc::EXHIBITS,
+        aging::EXHIBITS,
+        resize::EXHIBITS,
+        dirty::EXHIBITS,
+        power::EXHIBITS,
+    ];
+    topics.concat()
 }
 
 /// A vCPU thread that handles faults by this policy.
@@ -34,4 +51,20 @@ fn plain() -> FaultPolicy {
 /// Host addresses of so many pages of guest memory from the `first` on.
 fn hvas(first: u64, pages: u64) -> HvaRange {
     HvaRange::new(Hva::new(GUEST_MEMORY.raw() + first * PAGE), Bytes(pages * PAGE))
+}
+
+/// Their guest addresses.
+fn gpas(first: u64, pages: u64) -> GpaRange {
+    GpaRange::new(Gpa::new(first * PAGE), Bytes(pages * PAGE))
+}
+
+/// Waits until a variable is not 0; whoever sets it wakes the queue.
+async fn wait_for<F: Format>(host: &Host<F>, done: Var, waiting: WaitQueue) {
+    loop {
+        host.prepare_to_wait(waiting).await;
+        if host.load_acquire(done).await != 0 {
+            return host.finish_wait(waiting).await;
+        }
+        host.schedule(waiting).await;
+    }
 }

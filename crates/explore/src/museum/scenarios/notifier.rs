@@ -1,21 +1,73 @@
-//! Faults against invalidations: what may be installed, and when.
+//! Faults and memslot updates against invalidations.
 
-use mmu_sim::explore::{Explorable, Invariant, Scenario, SmallVm, read};
-use mmu_sim::protocols::fault::{FaultPolicy, SnapshotTime};
-use mmu_sim::protocols::notifier::{Notifier, NotifierPolicy};
-use mmu_sim::protocols::primary::madvise_dontneed;
+use mmu_core::{Bytes, Cycles, Gpa, GpaRange, Hva};
+use mmu_sim::engine::{Bed, Blockable, Memslot, SlotFlags, SlotId, Var, Wake};
+use mmu_sim::experiment::vm::GUEST_MEMORY;
+use mmu_sim::explore::{Explorable, Invariant, Limits, Scenario, SmallVm, read};
+use mmu_sim::protocols::fault::{FaultPolicy, Faults, SnapshotTime};
+use mmu_sim::protocols::notifier::{
+    NonBlocking, Notifier, NotifierPolicy, RangeMerge, RetryPolicy, RetryTest, SnapshotWidth, range_end, range_start,
+};
+use mmu_sim::protocols::prefault::{DeletedSlot, pre_fault_memory};
+use mmu_sim::protocols::primary::{madvise_dontneed, oom_reap};
+use mmu_sim::protocols::slots::{Publication, SlotPolicy, SlotUpdate, set_memory_region};
+use mmu_sim::protocols::vcpu;
 
 use super::super::formats::{X86, x86};
 use super::super::{Exhibit, Variant};
-use super::{hvas, plain, thread};
+use super::{PAGE, gpas, hvas, plain, thread};
 
-pub(super) const EXHIBITS: &[Exhibit] = &[Exhibit {
-    id: "G13",
-    title: "the sequence is read after the page was looked up",
-    breaks: &[Invariant::O1],
-    arch: "x86",
-    build: g13,
-}];
+pub(super) const EXHIBITS: &[Exhibit] = &[
+    Exhibit {
+        id: "G01",
+        title: "any invalidation in the process makes every fault wait",
+        breaks: &[Invariant::P2],
+        arch: "x86",
+        build: g01,
+    },
+    Exhibit {
+        id: "G02",
+        title: "a memslot appears between an invalidation's start and its end, which counts what was not counted",
+        breaks: &[Invariant::R7],
+        arch: "x86",
+        build: g02,
+    },
+    Exhibit {
+        id: "G11",
+        title: "an invalidation that must not block reschedules",
+        breaks: &[Invariant::P5],
+        arch: "x86",
+        build: g11,
+    },
+    Exhibit {
+        id: "G13",
+        title: "the sequence is read after the page was looked up",
+        breaks: &[Invariant::O1],
+        arch: "x86",
+        build: g13,
+    },
+    Exhibit {
+        id: "H01",
+        title: "of two invalidations the later replaces the earlier one's range",
+        breaks: &[Invariant::O1],
+        arch: "x86",
+        build: h01,
+    },
+    Exhibit {
+        id: "X25",
+        title: "the snapshot of the sequence is a signed int: after 2^31 invalidations every fault is stale",
+        breaks: &[Invariant::P2],
+        arch: "x86",
+        build: x25,
+    },
+    Exhibit {
+        id: "X34",
+        title: "pre-faulting loops on a memslot that is being deleted, whose deleter waits for it",
+        breaks: &[Invariant::P4],
+        arch: "x86",
+        build: x34,
+    },
+];
 
 /// One vCPU faults on a page that is being dropped.
 fn fault_and_drop(name: &str, fault: FaultPolicy, notifier: NotifierPolicy) -> Scenario<X86> {
@@ -27,7 +79,126 @@ fn fault_and_drop(name: &str, fault: FaultPolicy, notifier: NotifierPolicy) -> S
     })
 }
 
+/// An invalidation of another page that does not end before the guest has got its own.
+fn g01(variant: Variant) -> Box<dyn Explorable> {
+    let test = variant.choose(RetryTest::Sequence, RetryTest::GfnRange);
+    let fault = FaultPolicy { retry: RetryPolicy { test, ..RetryPolicy::V6_8 }, ..plain() };
+    let scenario = Scenario::new("G01", x86(), SmallVm::unmapped(2)).setup(move |build| {
+        let (done, waiting) = (build.new_var(0), build.new_wait_queue());
+        let id = build.add_vcpu(vec![read(0)]);
+        build.spawn_thread(id, move |host| {
+            Box::pin(async move {
+                vcpu::thread(host.clone(), id, fault).await;
+                host.store_release(done, 1).await;
+                host.wake_up(waiting, Wake::All).await;
+            })
+        });
+        build.spawn("preempted madvise", move |host| {
+            Box::pin(async move {
+                let notifier = Notifier::new(NotifierPolicy::V6_8);
+                let invalidation = range_start(&host, &notifier, hvas(1, 1), Blockable::Yes).await;
+                super::wait_for(&host, done, waiting).await;
+                range_end(&host, &notifier, invalidation).await;
+            })
+        });
+    });
+    Box::new(scenario.limits(Limits { steps: 1500, livelock: Some(Invariant::P2), ..Limits::default() }))
+}
+
+/// The second page of memory is in no memslot at first.
+fn g02(variant: Variant) -> Box<dyn Explorable> {
+    let publication = variant.choose(Publication::AtOnce, Publication::Blocked);
+    let policy = SlotPolicy { publication, ..SlotPolicy::X86 };
+    let slot = Memslot {
+        id: SlotId(1),
+        gpa: GpaRange::new(Gpa::new(PAGE), Bytes(PAGE)),
+        hva: Hva::new(GUEST_MEMORY.raw() + PAGE),
+        flags: SlotFlags::empty(),
+    };
+    let scenario = Scenario::new("G02", x86(), SmallVm::unmapped(2)).slot(Bytes(PAGE));
+    let scenario = scenario.actor("madvise", |host| {
+        Box::pin(async move {
+            madvise_dontneed(&host, &Notifier::new(NotifierPolicy::V6_8), hvas(1, 1)).await;
+        })
+    });
+    Box::new(scenario.actor("add memslot", move |host| {
+        Box::pin(async move {
+            let _ = set_memory_region(&host, SlotUpdate::Create(slot), &policy).await;
+        })
+    }))
+}
+
+fn g11(variant: Variant) -> Box<dyn Explorable> {
+    let nonblocking = variant.choose(NonBlocking::Ignored, NonBlocking::Respected);
+    let policy = NotifierPolicy { nonblocking, ..NotifierPolicy::V6_8 };
+    Box::new(Scenario::new("G11", x86(), SmallVm::mapped(2)).actor("oom reaper", move |host| {
+        Box::pin(async move {
+            oom_reap(&host, &Notifier::new(policy), hvas(0, 2)).await;
+        })
+    }))
+}
+
 fn g13(variant: Variant) -> Box<dyn Explorable> {
     let snapshot = variant.choose(SnapshotTime::AfterLookup, SnapshotTime::BeforeLookup);
     Box::new(fault_and_drop("G13", FaultPolicy { snapshot, ..plain() }, NotifierPolicy::V6_8))
+}
+
+/// Two invalidations at once; the guest faults in the range of the first.
+fn h01(variant: Variant) -> Box<dyn Explorable> {
+    let merge = variant.choose(RangeMerge::Replace, RangeMerge::Hull);
+    let notifier = NotifierPolicy { merge, ..NotifierPolicy::V6_8 };
+    Box::new(fault_and_drop("H01", plain(), notifier).actor("another madvise", move |host| {
+        Box::pin(async move {
+            madvise_dontneed(&host, &Notifier::new(notifier), hvas(1, 1)).await;
+        })
+    }))
+}
+
+fn x25(variant: Variant) -> Box<dyn Explorable> {
+    let snapshot = variant.choose(SnapshotWidth::SignedInt, SnapshotWidth::Full);
+    let fault = FaultPolicy { retry: RetryPolicy { snapshot, ..RetryPolicy::V6_8 }, ..plain() };
+    let scenario = fault_and_drop("X25", fault, NotifierPolicy::V6_8);
+    let scenario = scenario.setup(|build| build.set_var(Var::INVALIDATE_SEQ, 0x8002_dc25));
+    Box::new(scenario.limits(Limits { steps: 1500, livelock: Some(Invariant::P2), ..Limits::default() }))
+}
+
+fn x34(variant: Variant) -> Box<dyn Explorable> {
+    let deleted = variant.choose(DeletedSlot::Loops, DeletedSlot::Again);
+    let slot = Memslot {
+        id: SlotId(0),
+        gpa: GpaRange::new(Gpa::new(0), Bytes(2 * PAGE)),
+        hva: GUEST_MEMORY,
+        flags: SlotFlags::empty(),
+    };
+    let scenario = Scenario::new("X34", x86(), SmallVm::unmapped(2)).vcpu([], move |host, id| {
+        Box::pin(async move {
+            let hooks = SlotHooks;
+            let mut faults = Faults::with_hooks(id, plain(), hooks);
+            let _ = pre_fault_memory(&host, &mut faults, gpas(0, 1), deleted).await;
+            faults.release(&host).await;
+            host.sleep(Cycles(1)).await;
+        })
+    });
+    let scenario = scenario.actor("delete memslot", move |host| {
+        Box::pin(async move {
+            let _ = set_memory_region(&host, SlotUpdate::Delete(slot), &SlotPolicy::X86).await;
+        })
+    });
+    Box::new(scenario.limits(Limits { steps: 1500, livelock: Some(Invariant::P4), ..Limits::default() }))
+}
+
+/// What is behind an address, by the active memslots.
+#[derive(Clone, Copy, Debug)]
+struct SlotHooks;
+
+impl<F: mmu_core::Format> mmu_sim::protocols::fault::FaultHooks<F> for SlotHooks {
+    async fn slot(&self, host: &mmu_sim::engine::Host<F>, gpa: Gpa) -> mmu_sim::protocols::fault::SlotState {
+        use mmu_sim::protocols::fault::SlotState;
+        let slots = host.active_slots().await;
+        match host.slot_at(slots, gpa).await {
+            Some(slot) if slot.flags.contains(SlotFlags::INVALID) => SlotState::Invalid,
+            Some(_) => SlotState::Memory,
+            None => SlotState::None,
+        }
+    }
 }

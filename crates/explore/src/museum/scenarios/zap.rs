@@ -1,28 +1,170 @@
-//! Walks that zap, yield and flush.
+//! Walks that zap, write-protect, yield and flush.
 
 use mmu_core::{Bytes, PageSize};
 use mmu_sim::engine::{LockId, LockMode};
 use mmu_sim::experiment::Populate;
-use mmu_sim::explore::{Explorable, Invariant, Leaks, Limits, Scenario, SmallVm, read};
-use mmu_sim::protocols::iter::FlushOnYield;
-use mmu_sim::protocols::zap::{Passes, TableFlush, ZapLock, ZapPolicy, zap_root};
+use mmu_sim::explore::{Explorable, Invariant, LeafState, Limits, Scenario, SmallVm, read, write};
+use mmu_sim::protocols::iter::{FlushDebt, FlushOnYield, Yield};
+use mmu_sim::protocols::memslot::zap_all_fast;
+use mmu_sim::protocols::protect::write_protect_range;
+use mmu_sim::protocols::walkers::write_protect;
+use mmu_sim::protocols::zap::{Passes, TableFlush, ZapLock, ZapPolicy, zap_leafs, zap_root};
 
 use super::super::formats::{X86, x86};
 use super::super::{Exhibit, Variant};
-use super::{TABLE, plain, thread};
+use super::{TABLE, gpas, plain, thread};
 
-pub(super) const EXHIBITS: &[Exhibit] = &[Exhibit {
-    id: "X20",
-    title: "a yield leaves its RCU section before the flush that it owes",
-    breaks: &[Invariant::R1],
-    arch: "x86",
-    build: x20,
-}];
+pub(super) const EXHIBITS: &[Exhibit] = &[
+    Exhibit {
+        id: "X01",
+        title: "a yield starts over at the entry just processed: two walkers undo each other's progress",
+        breaks: &[Invariant::P1],
+        arch: "x86",
+        build: x01,
+    },
+    Exhibit {
+        id: "X02",
+        title: "a walk asks for rescheduling only after it has changed an entry",
+        breaks: &[Invariant::P3],
+        arch: "x86",
+        build: x02,
+    },
+    Exhibit {
+        id: "X03",
+        title: "every yield flushes, with nothing pending",
+        breaks: &[Invariant::N3],
+        arch: "x86",
+        build: x03,
+    },
+    Exhibit {
+        id: "X04",
+        title: "after a restart the walk also advances, past an entry that nobody has looked at",
+        breaks: &[Invariant::R3],
+        arch: "x86",
+        build: x04,
+    },
+    Exhibit {
+        id: "X17",
+        title: "a root is zapped in one pass over its top entries, inside one RCU section",
+        breaks: &[Invariant::P3],
+        arch: "x86",
+        build: x17,
+    },
+    Exhibit {
+        id: "X18",
+        title: "a remote flush for every table page freed, below a root that nobody can reach",
+        breaks: &[Invariant::N3],
+        arch: "x86",
+        build: x18,
+    },
+    Exhibit {
+        id: "X20",
+        title: "a yield leaves its RCU section before the flush that it owes",
+        breaks: &[Invariant::R1],
+        arch: "x86",
+        build: x20,
+    },
+    Exhibit {
+        id: "X26",
+        title: "entries are changed by plain stores under the write lock, and lose what hardware sets",
+        breaks: &[Invariant::D1],
+        arch: "x86",
+        build: x26,
+    },
+    Exhibit {
+        id: "X32",
+        title: "a root is zapped by gibibytes, inside which nobody can yield",
+        breaks: &[Invariant::P3],
+        arch: "x86",
+        build: x32,
+    },
+];
 
-/// A guest in the first of two tables.
+/// A guest with a page in each of two tables.
 fn two_tables(name: &str) -> Scenario<X86> {
     let vm = SmallVm { memory: Bytes(2 * TABLE), page: PageSize::SIZE_4K, populate: Populate::Mapped };
     Scenario::new(name, x86(), vm).pages([0, TABLE])
+}
+
+fn x01(variant: Variant) -> Box<dyn Explorable> {
+    let yielding = variant.choose(Yield::NoProgressRule, Yield::YieldedGfn);
+    let walker = move |host| -> mmu_sim::engine::ActorFuture {
+        Box::pin(async move {
+            write_protect(&host, gpas(0, 2), yielding, u32::MAX).await;
+        })
+    };
+    let scenario = Scenario::new("X01", x86(), SmallVm::mapped(2)).actor("first", walker).actor("second", walker);
+    Box::new(scenario.limits(Limits { ticks: 0, livelock: Some(Invariant::P1), ..Limits::default() }))
+}
+
+/// A walk that zaps leaves of two tables with next to nothing in them.
+fn sparse_zap(name: &str, policy: ZapPolicy) -> Scenario<X86> {
+    two_tables(name).actor("zap", move |host| {
+        Box::pin(async move {
+            let root = host.root().await;
+            host.lock(LockId::MMU, LockMode::Write).await;
+            let range = gpas(1, 2 * TABLE / 4096 - 1);
+            if zap_leafs(&host, root, range, &policy).await == FlushDebt::Owed {
+                host.flush_vm().await;
+            }
+            host.unlock(LockId::MMU).await;
+        })
+    })
+}
+
+fn x02(variant: Variant) -> Box<dyn Explorable> {
+    let yielding = variant.choose(Yield::AfterWorkOnly, Yield::YieldedGfn);
+    let scenario = sparse_zap("X02", ZapPolicy { yielding, ..ZapPolicy::V5_17 });
+    Box::new(scenario.limits(Limits { stretch: Some(64), ..Limits::default() }))
+}
+
+fn x03(variant: Variant) -> Box<dyn Explorable> {
+    let flush_on_yield = variant.choose(FlushOnYield::Always, FlushOnYield::IfPending);
+    let policy = ZapPolicy { flush_on_yield, ..ZapPolicy::V5_17 };
+    Box::new(sparse_zap("X03", policy).setup(|build| {
+        build.finally(|ended| match (ended.remote_flushes, ended.zapped_leaves) {
+            (flushes, leaves) if flushes <= leaves => Ok(()),
+            (flushes, leaves) => Err((Invariant::N3, format!("{flushes} flushes for {leaves} zapped leaves"))),
+        });
+    }))
+}
+
+/// A fast zap of all: a new root, the old one torn down behind it.
+fn fast_zap(name: &str, policy: ZapPolicy) -> Scenario<X86> {
+    two_tables(name).actor("zap", move |host| {
+        Box::pin(async move {
+            zap_all_fast(&host, &policy).await;
+        })
+    })
+}
+
+fn x04(variant: Variant) -> Box<dyn Explorable> {
+    let yielding = variant.choose(Yield::RestartAdvances, Yield::YieldedGfn);
+    let policy = ZapPolicy { yielding, passes: Passes::One, ..ZapPolicy::V5_18 };
+    Box::new(fast_zap("X04", policy).vcpu([read(0)], thread(plain())))
+}
+
+fn x17(variant: Variant) -> Box<dyn Explorable> {
+    let passes = variant.choose(Passes::One, Passes::GigThenRoot);
+    let gib = 1 << 30;
+    let vm = SmallVm { memory: Bytes(2 * gib), page: PageSize::SIZE_4K, populate: Populate::Mapped };
+    let scenario = Scenario::new("X17", x86(), vm).pages([0, gib]).actor("zap", move |host| {
+        Box::pin(async move {
+            zap_all_fast(&host, &ZapPolicy { passes, ..ZapPolicy::V5_18 }).await;
+        })
+    });
+    // What one gibibyte has here is two tables of entries.
+    Box::new(scenario.limits(Limits { stretch: Some(1100), ..Limits::default() }))
+}
+
+fn x18(variant: Variant) -> Box<dyn Explorable> {
+    let flush = variant.choose(TableFlush::PerTablePage, TableFlush::NoneUnreachable);
+    Box::new(fast_zap("X18", ZapPolicy { flush, ..ZapPolicy::V5_18 }).setup(|build| {
+        build.finally(|ended| match ended.remote_flushes {
+            0 => Ok(()),
+            flushes => Err((Invariant::N3, format!("{flushes} flushes of a root that no vCPU can use"))),
+        });
+    }))
 }
 
 fn x20(variant: Variant) -> Box<dyn Explorable> {
@@ -41,5 +183,24 @@ fn x20(variant: Variant) -> Box<dyn Explorable> {
             host.unlock(LockId::MMU).await;
         })
     });
-    Box::new(scenario.limits(Limits { ticks: 2, leaks: Leaks::Reported, ..Limits::default() }))
+    Box::new(scenario.limits(Limits { ticks: 2, ..Limits::default() }))
+}
+
+fn x26(variant: Variant) -> Box<dyn Explorable> {
+    let scenario = Scenario::new("X26", x86(), SmallVm::mapped(1)).state(LeafState::Untouched);
+    Box::new(scenario.vcpu([write(0)], thread(plain())).actor("write-protect", move |host| {
+        Box::pin(async move {
+            match variant {
+                Variant::Broken => drop(write_protect(&host, gpas(0, 1), Yield::YieldedGfn, u32::MAX).await),
+                Variant::Fixed => write_protect_range(&host, gpas(0, 1)).await,
+            }
+        })
+    }))
+}
+
+fn x32(variant: Variant) -> Box<dyn Explorable> {
+    let passes = variant.choose(Passes::GigThenRoot, Passes::FourLevels);
+    let scenario = fast_zap("X32", ZapPolicy { passes, ..ZapPolicy::V6_9 });
+    // One table of entries may be torn down at a stretch.
+    Box::new(scenario.limits(Limits { stretch: Some(600), ..Limits::default() }))
 }

@@ -466,7 +466,11 @@ impl<F: Format> Roots<F> {
         host.lock(LockId::MMU, LockMode::Write).await;
         let zap = ZapPolicy { lock: ZapLock::Write, ..self.0.policy.zap };
         for root in self.snapshot() {
-            zap_root(host, root.table, &zap).await;
+            // The zap yields: whoever else is at this root must not free it meanwhile (`for_each_tdp_mmu_root_yield_safe`).
+            if self.get(host, root).await {
+                zap_root(host, root.table, &zap).await;
+                self.put(host, root, ZapLock::Write).await;
+            }
         }
         host.unlock(LockId::MMU).await;
     }

@@ -1,0 +1,75 @@
+//! NX huge pages and their recovery.
+
+use mmu_core::{AccessKind, Cycles, GpaRange, PageSize};
+use mmu_sim::engine::Bed;
+use mmu_sim::engine::{ExitReason, Host, LockMode, VcpuId};
+use mmu_sim::experiment::Populate;
+use mmu_sim::explore::{Explorable, Invariant, Limits, Scenario, SmallVm, access};
+use mmu_sim::protocols::nx::{NxDebt, NxPages, NxPolicy, NxYield};
+
+use super::super::formats::x86;
+use super::super::{Exhibit, Variant};
+use super::{PAGE, TABLE, gpas};
+
+pub(super) const EXHIBITS: &[Exhibit] = &[
+    Exhibit {
+        id: "X06",
+        title: "recovery of NX pages forgets that the zap owes a flush",
+        breaks: &[Invariant::T4, Invariant::R1],
+        arch: "x86",
+        build: x06,
+    },
+    Exhibit {
+        id: "X07",
+        title: "recovery of NX pages lets the zap yield while it owes a flush for an earlier page",
+        breaks: &[Invariant::T4, Invariant::R1],
+        arch: "x86",
+        build: x07,
+    },
+    Exhibit {
+        id: "X08",
+        title: "recovery of NX pages keeps the last zap's debt only",
+        breaks: &[Invariant::T4, Invariant::R1],
+        arch: "x86",
+        build: x08,
+    },
+];
+
+async fn thread<F: mmu_core::Format>(host: Host<F>, vcpu: VcpuId, nx: NxPages) {
+    while let ExitReason::Fault(fault) = host.vcpu_run(vcpu).await.reason {
+        nx.handle(&host, fault, LockMode::Read, PageSize::SIZE_2M).await;
+    }
+}
+
+/// A guest executes from two huge pages, which are split for it; then they are recovered.
+fn recovery(name: &str, policy: NxPolicy, fetches: &[u64], logged: Option<GpaRange>) -> Box<dyn Explorable> {
+    let vm = SmallVm { populate: Populate::ByFaults, ..SmallVm::huge(2) };
+    let fetches: Vec<_> = fetches.iter().map(|&at| access(AccessKind::Execute, at)).collect();
+    let policy = NxPolicy { ratio: 1, ..policy };
+    let scenario = Scenario::new(name, x86(), vm).pages([0, TABLE]).setup(move |build| {
+        let nx = NxPages::new(build, policy);
+        let vcpu = build.add_vcpu(fetches.clone());
+        logged.into_iter().for_each(|slot| nx.start_logging(slot));
+        let handler = nx.clone();
+        build.spawn_thread(vcpu, move |host| Box::pin(thread(host, vcpu, handler)));
+        build.spawn("recovery", move |host| Box::pin(async move { nx.recovery_thread(&host, 1).await }));
+    });
+    Box::new(scenario.limits(Limits { ticks: 2, ..Limits::default() }))
+}
+
+fn x06(variant: Variant) -> Box<dyn Explorable> {
+    let debt = variant.choose(NxDebt::Forgotten, NxDebt::Merged);
+    recovery("X06", NxPolicy { debt, ..NxPolicy::v6_1(Cycles(1)) }, &[0], None)
+}
+
+fn x07(variant: Variant) -> Box<dyn Explorable> {
+    let yielding = variant.choose(NxYield::InsideZap, NxYield::BetweenPages);
+    recovery("X07", NxPolicy { yielding, ..NxPolicy::v6_1(Cycles(1)) }, &[0, TABLE], None)
+}
+
+fn x08(variant: Variant) -> Box<dyn Explorable> {
+    // The second page on the list is logged: it stays as it is, and owes nothing.
+    let debt = variant.choose(NxDebt::LastOnly, NxDebt::Merged);
+    let second = gpas(TABLE / PAGE, TABLE / PAGE);
+    recovery("X08", NxPolicy { debt, ..NxPolicy::v6_1(Cycles(1)) }, &[0, TABLE], Some(second))
+}
