@@ -295,26 +295,34 @@ impl Follow {
         Self { script, at: 0, then }
     }
 
-    fn next(&mut self, kind: Kind) -> Option<Option<u16>> {
-        let decision = *self.script.get(self.at)?;
+    fn next(&mut self, kind: Kind) -> Said {
+        let Some(&decision) = self.script.get(self.at) else { return Said::NothingMore };
         self.at += 1;
-        Some(decision.filter(|decision| decision.kind == kind).map(|decision| decision.chosen))
+        let fits = decision.filter(|decision| decision.kind == kind);
+        fits.map_or(Said::Ordinary, |decision| Said::Chosen(decision.chosen))
     }
+}
+
+/// What a script has for a decision.
+enum Said {
+    Chosen(u16),
+    /// The rule decides.
+    Ordinary,
+    NothingMore,
 }
 
 impl Chooser for Follow {
     fn run(&mut self, point: Point<'_>) -> Option<Agent> {
-        let rule = || point.current.or(agents(point.enabled).next());
         match (self.next(Kind::Run), &mut self.then) {
-            (None, Some(then)) => then.run(point),
-            (Some(Some(chosen)), _) if point.enabled >> (chosen & 63) & 1 != 0 => Some(Agent(chosen as u8)),
-            _ => rule(),
+            (Said::NothingMore, Some(then)) => then.run(point),
+            (Said::Chosen(chosen), _) if point.enabled >> (chosen & 63) & 1 != 0 => Some(Agent(chosen as u8)),
+            _ => point.current.or(agents(point.enabled).next()),
         }
     }
     fn pick(&mut self, kind: Kind, of: usize) -> Option<usize> {
         match (self.next(kind), &mut self.then) {
-            (None, Some(then)) => then.pick(kind, of),
-            (Some(Some(chosen)), _) if usize::from(chosen) < of => Some(chosen.into()),
+            (Said::NothingMore, Some(then)) => then.pick(kind, of),
+            (Said::Chosen(chosen), _) if usize::from(chosen) < of => Some(chosen.into()),
             _ => Some(0),
         }
     }

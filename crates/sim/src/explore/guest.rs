@@ -144,7 +144,7 @@ impl Guest {
         self.current = None;
     }
 
-    pub(crate) fn footprint(&self, number: usize) -> Footprint {
+    pub(crate) fn footprint(number: usize) -> Footprint {
         // Flags that it sets and the ghost's account of stores order it against everything that touches tables.
         Footprint { reads: WORD_BITS, writes: vcpu_bit(number) | WORD_BITS }
     }

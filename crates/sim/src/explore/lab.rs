@@ -343,7 +343,7 @@ impl<A: Arch> Lab<A> {
                 let word = super::perform::word_bit(at);
                 Footprint { reads: 0, writes: word | super::perform::own_bit(number) }
             }),
-            Who::Guest(vcpu) => self.guests[vcpu].footprint(vcpu),
+            Who::Guest(vcpu) => Guest::footprint(vcpu),
             Who::Arrival(vcpu) => Footprint {
                 reads: super::perform::WORD_BITS,
                 writes: super::perform::vcpu_bit(vcpu) | super::perform::FLIGHT_BIT,

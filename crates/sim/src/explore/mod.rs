@@ -20,7 +20,7 @@
 //! | `scenario` | what a user writes: a small VM, vCPUs, actors |
 //! | `decision` | decisions, agents, what steps touch; the trait of choosers |
 //! | `choosers`, `strategy` | ways to decide; many executions, reports |
-//! | `lab`, `perform`, `run` | the stage that actors perform on; what operations do; one execution |
+//! | `lab`, `perform`, `waiting`, `memory_ops`, `run` | the stage that actors perform on; what operations do; one execution |
 //! | `words`, `memory` | tables with the history of each word; what loads may return |
 //! | `guest` | vCPUs: walks, and what translation caches may hold |
 //! | `ghost`, `invariant` | the checker; the invariants by name |
@@ -44,12 +44,14 @@ mod guest;
 mod invariant;
 mod lab;
 mod memory;
+mod memory_ops;
 mod perform;
 mod render;
 mod run;
 mod scenario;
 mod shrink;
 mod strategy;
+mod waiting;
 mod words;
 
 pub use choosers::Divergence;

@@ -1,19 +1,16 @@
 //! What each operation does in an exploration.
 
-use mmu_core::{Bytes, Delivery, FlushScope, Format, Hpa, HpaRange, Level, Reach};
+use mmu_core::{Bytes, Format, Hpa, HpaRange};
 
-use super::decision::{Footprint, Kind};
+use super::decision::Footprint;
 use super::ghost::Store;
-use super::guest::{Request, What};
+use super::guest::What;
 use super::invariant::Invariant;
-use super::lab::{Grace, Lab, Lock, NO_TIME, Pending};
-use super::words::Life;
+use super::lab::{Lab, Lock, NO_TIME, Pending};
 use crate::arch::Arch;
-use crate::engine::world::table_words;
 use crate::engine::{
-    ActorState, AgeRun, AgeWrite, Apply, Atomicity, Blockable, DirtyOp, Fence, Frames, Handover, LockId, LockMode, Op,
-    Order, PageState, PrimaryOp, Reply, ReschedCheck, RunOp, SlotsOp, Upkeep, Var, VcpuId, WaitQueue, Wake, Work,
-    is_young,
+    ActorState, AgeRun, AgeWrite, Apply, Atomicity, Blockable, DirtyOp, Fence, Frames, Handover, LockId, Op, Order,
+    PageState, PrimaryOp, Reply, ReschedCheck, RunOp, SlotsOp, Upkeep, Var, Work, is_young,
 };
 
 pub(crate) const RCU_BIT: u64 = 1;
@@ -38,10 +35,11 @@ fn lock_bit(lock: LockId) -> u64 {
     1 << (16 + lock.0 % 8)
 }
 
+#[allow(clippy::unnecessary_wraps)] // what operations that are done at once answer, beside those that wait
 fn one(word: u64) -> Option<Reply> {
     Some(Reply::one(word))
 }
-const DONE: Option<Reply> = Some(Reply { a: 0, b: 0, c: 0 });
+pub(crate) const DONE: Option<Reply> = Some(Reply { a: 0, b: 0, c: 0 });
 
 impl<A: Arch> Lab<A> {
     pub(crate) fn var(&self, var: Var) -> Hpa {
@@ -136,7 +134,9 @@ impl<A: Arch> Lab<A> {
             }
             Op::Slots(op) if !matches!(op, SlotsOp::Free(_)) => Some(self.slots(op)),
             Op::Dirty(op) if !matches!(op, DirtyOp::PopModified(_)) => Some(self.dirty(op)),
-            Op::Upkeep(op) => self.upkeep_local(op),
+            Op::Upkeep(Upkeep::InvalidateFetched(_) | Upkeep::CountBreak(_) | Upkeep::UserExit | Upkeep::RunFailed) => {
+                DONE
+            }
             Op::RunBelow(_) | Op::AgeBelow(_) | Op::RemoveSubtrees(_) => DONE,
             _ => None,
         }
@@ -192,7 +192,7 @@ impl<A: Arch> Lab<A> {
                 let found = self.exchange(at, |found| Some(found.wrapping_add_signed(delta)))?;
                 let value = found.a.wrapping_add_signed(delta);
                 if [Var::IN_PROGRESS, Var::ACTIVE_INVALIDATIONS].contains(&var) {
-                    self.hold(Invariant::R7, value <= i64::MAX as u64, |_| {
+                    self.hold(Invariant::R7, i64::try_from(value).is_ok(), |_| {
                         "an invalidation ended that had not begun".to_owned()
                     });
                 }
@@ -328,7 +328,7 @@ impl<A: Arch> Lab<A> {
     }
 
     /// P3: how far the actor goes without an opportunity to reschedule.
-    fn measure(&mut self, op: &Op) {
+    pub(crate) fn measure(&mut self, op: &Op) {
         let Some(bound) = self.limits.stretch else { return };
         let me = self.me();
         let stretch = &mut self.hands[me].stretch;
@@ -348,7 +348,7 @@ impl<A: Arch> Lab<A> {
         });
     }
 
-    fn wait(&mut self, pending: Pending) -> Option<Reply> {
+    pub(crate) fn wait(&mut self, pending: Pending) -> Option<Reply> {
         let me = self.me();
         self.hands[me].pending = pending;
         None
@@ -371,7 +371,7 @@ impl<A: Arch> Lab<A> {
 
     // ---- table words ----
 
-    fn is_word(&mut self, at: Hpa) -> bool {
+    pub(crate) fn is_word(&mut self, at: Hpa) -> bool {
         let found = self.words.read(at);
         self.hold(Invariant::T5, found.is_ok(), |_| match found {
             Err(super::words::NoWord::Freed) => format!("a table word at {at} is used after its frame was freed"),
@@ -380,7 +380,7 @@ impl<A: Arch> Lab<A> {
         found.is_ok()
     }
 
-    fn read_word(&mut self, at: Hpa, order: Order) -> u64 {
+    pub(crate) fn read_word(&mut self, at: Hpa, order: Order) -> u64 {
         if !self.is_word(at) {
             return 0;
         }
@@ -390,7 +390,7 @@ impl<A: Arch> Lab<A> {
     }
 
     /// An atomic read-modify-write; replies what was found.
-    fn exchange(&mut self, at: Hpa, new: impl FnOnce(u64) -> Option<u64>) -> Option<Reply> {
+    pub(crate) fn exchange(&mut self, at: Hpa, new: impl FnOnce(u64) -> Option<u64>) -> Option<Reply> {
         self.fence(Fence::Full);
         if !self.is_word(at) {
             return one(0);
@@ -405,7 +405,7 @@ impl<A: Arch> Lab<A> {
     }
 
     /// Work on a run: what maps nothing goes at once, a mapping alone.
-    fn run(&mut self, run: RunOp) -> u64 {
+    pub(crate) fn run(&mut self, run: RunOp) -> u64 {
         if !self.is_word(run.at) {
             return run.len;
         }
@@ -441,7 +441,7 @@ impl<A: Arch> Lab<A> {
     }
 
     /// A leaf goes: what it knows of its page is handed over.
-    fn hand_over(&mut self, at: Hpa, word: u64) {
+    pub(crate) fn hand_over(&mut self, at: Hpa, word: u64) {
         let Some(level) = self.words.frame(at).map(|frame| frame.level) else { return };
         let format = self.format;
         if level > format.geometry().root() || !format.is_mapped(word) || !format.is_leaf(level, word) {
@@ -459,7 +459,7 @@ impl<A: Arch> Lab<A> {
         self.collect_reports();
     }
 
-    fn age(&mut self, run: AgeRun) -> Reply {
+    pub(crate) fn age(&mut self, run: AgeRun) -> Reply {
         let format = self.format;
         let leaf = format.is_mapped(run.old) && format.is_leaf(run.level, run.old);
         let young = leaf && is_young(&format, run.old);
@@ -476,377 +476,6 @@ impl<A: Arch> Lab<A> {
             _ => (run.old, false),
         };
         Reply { a: 1, b: u64::from(failed), c: found }
-    }
-
-    // ---- frames ----
-
-    fn alloc(&mut self, level: Level) -> Reply {
-        if self.failures > 0 && self.pick(Kind::Alloc, 2) == 1 {
-            self.failures -= 1;
-            return Reply { a: 0, b: 1, c: 0 };
-        }
-        let words = table_words(&self.format, level);
-        Reply::one(self.words.alloc(level, words).raw())
-    }
-
-    pub(crate) fn start_grace(&mut self, frames: Vec<Hpa>, subtree: Option<(Hpa, Level)>) -> u64 {
-        let readers = self.hands.iter().enumerate().filter(|(_, hand)| hand.rcu_depth > 0);
-        let waits_for = readers.map(|(number, _)| super::Agent::actor(number).bit()).fold(0, |set, bit| set | bit);
-        self.grace_number += 1;
-        let view =
-            if self.memory == super::MemoryOrder::Weak { self.hands[self.me()].view.clone() } else { View::default() };
-        self.graces.push(Grace { number: self.grace_number, waits_for, frames, subtree });
-        self.grace_number
-    }
-
-    /// The oldest grace period that can end does.
-    pub(crate) fn end_grace(&mut self) {
-        let Some(ripe) = self.graces.iter().position(|grace| grace.waits_for == 0) else { return };
-        let grace = self.graces.remove(ripe);
-        self.note(|_| {
-            let tables: Vec<String> = grace.frames.iter().map(ToString::to_string).collect();
-            format!(
-                "a grace period ends; freed: {}",
-                if tables.is_empty() { "nothing".into() } else { tables.join(" ") }
-            )
-        });
-        for table in grace.frames {
-            self.release(table);
-        }
-        if let Some((table, level)) = grace.subtree {
-            self.release_subtree(table, level);
-        }
-    }
-
-    fn release_subtree(&mut self, table: Hpa, level: Level) {
-        let entries = self.format.geometry().entries(level) as u64;
-        for index in 0..entries {
-            if level == Level::LAST || self.end.is_some() {
-                break;
-            }
-            let at = table + 8 * index;
-            let word = self.words.peek(at);
-            if self.format.is_mapped(word)
-                && !self.format.is_leaf(level, word)
-                && self.is_word(at)
-                && let Some(down) = level.down()
-            {
-                self.release_subtree(self.format.next_table(level, word), down);
-            }
-        }
-        self.release(table);
-    }
-
-    // ---- locks and scheduling ----
-
-    fn take_lock(&mut self, me: usize, lock: LockId, mode: LockMode) {
-        let held = &mut self.locks[lock.0 as usize];
-        if mode == LockMode::Write || held.kind == crate::engine::LockKind::Spin {
-            held.writer = Some(me as u8);
-        } else {
-            held.readers.push(me as u8);
-        }
-        let view = std::mem::take(&mut held.view);
-        self.join_view(me, &view);
-        self.locks[lock.0 as usize].view = view;
-    }
-
-    fn give_lock(&mut self, me: usize, lock: LockId) {
-        let held = self.locks[lock.0 as usize].held_by(me);
-        self.hold(Invariant::O3, held, |_| "a lock is given back that is not held".to_owned());
-        if lock == LockId::MMU {
-            self.check_debt();
-        }
-        let seen = self.hands[me].view.clone();
-        let lock = &mut self.locks[lock.0 as usize];
-        if lock.writer == Some(me as u8) {
-            lock.writer = None;
-        } else if let Some(reader) = lock.readers.iter().position(|&reader| reader == me as u8) {
-            lock.readers.swap_remove(reader);
-        }
-        lock.view = seen;
-    }
-
-    fn is_wanted(&self, me: usize, lock: LockId) -> bool {
-        let wants =
-            |hand: &super::lab::Hand| matches!(hand.pending, Pending::Op(Op::Lock(wanted, _)) if wanted == lock);
-        self.hands.iter().enumerate().any(|(number, hand)| number != me && wants(hand))
-    }
-
-    fn need_resched(&mut self, me: usize, lock: LockId) -> u64 {
-        let contended = self.is_wanted(me, lock);
-        let processor = self.hands[me].processor.is_some_and(|processor| self.is_wanted(me, processor));
-        let mut alternatives = [0; 3];
-        let mut count = 1;
-        if contended {
-            alternatives[count] = 1;
-            count += 1;
-        }
-        if self.ticks > 0 || processor {
-            alternatives[count] = 2;
-            count += 1;
-        }
-        let answer = alternatives[self.pick(Kind::Resched, count)];
-        if answer == 2 && !processor {
-            self.ticks -= 1;
-        }
-        if answer != 0 {
-            self.check_progress(me);
-        }
-        answer
-    }
-
-    fn reschedule(&mut self, me: usize) -> Option<Reply> {
-        self.give_others_a_turn(me);
-        if let Some(processor) = self.hands[me].processor
-            && self.is_wanted(me, processor)
-        {
-            self.give_lock(me, processor);
-            return self.wait(Pending::Op(Op::Lock(processor, LockMode::Write)));
-        }
-        DONE
-    }
-
-    pub(crate) fn wake(&mut self, queue: WaitQueue, whom: Wake) {
-        for actor in self.queues.wake(queue, whom) {
-            if self.hands[actor].pending == Pending::Asleep {
-                self.hands[actor].pending = Pending::Awake;
-            }
-        }
-    }
-
-    // ---- translations ----
-
-    fn flush(&mut self, flush: mmu_core::Flush) -> Option<Reply> {
-        self.fence(Fence::Full);
-        let plan = self.format.flush_plan(flush);
-        self.counters.remote_flushes += u64::from(plan.delivery != Delivery::LocalInstruction);
-        self.check_cover(flush, plan.covers);
-        let (me, now) = (self.me(), self.words.tick());
-        match plan.delivery {
-            Delivery::LocalInstruction => {
-                if let Some(vcpu) = self.hands[me].vcpu {
-                    self.guests[vcpu.0].invalidate(plan.covers, now);
-                }
-                DONE
-            }
-            Delivery::Interrupt => self.ask_everybody(|_| What::Flush(plan.covers)),
-            Delivery::Broadcast => {
-                let mut waiting = 0;
-                for guest in &mut self.guests {
-                    if guest.runs() {
-                        guest.requests.push(Request { what: What::Flush(plan.covers), asked_by: me });
-                        waiting += 1;
-                    } else {
-                        guest.invalidate(plan.covers, now);
-                    }
-                }
-                self.fly(waiting)
-            }
-        }
-    }
-
-    fn fly(&mut self, waiting: u32) -> Option<Reply> {
-        if waiting == 0 { DONE } else { self.wait(Pending::Flight(waiting)) }
-    }
-
-    fn ask_everybody(&mut self, what: impl Fn(usize) -> What) -> Option<Reply> {
-        self.fence(Fence::Full);
-        let (me, mut waiting) = (self.me(), 0);
-        for (number, guest) in self.guests.iter_mut().enumerate() {
-            if guest.runs() {
-                guest.requests.push(Request { what: what(number), asked_by: me });
-                waiting += 1;
-            } else {
-                // Out of the guest nothing can be used before it is entered again: noted, nobody waits.
-                guest.note(what(number));
-            }
-        }
-        self.fly(waiting)
-    }
-
-    /// What was asked of a vCPU is done there, and acknowledged.
-    pub(crate) fn arrive(&mut self, vcpu: usize) {
-        let now = self.words.tick();
-        let Request { what, asked_by } = self.guests[vcpu].requests.remove(0);
-        self.note(|_| format!("{}: done and acknowledged", what.name()));
-        match what {
-            What::Flush(flush) => self.guests[vcpu].invalidate(flush, now),
-            What::Reload => {
-                self.guests[vcpu].reload = true;
-                self.leave(vcpu, crate::engine::ExitReason::Kicked);
-            }
-            What::Leave => self.leave(vcpu, crate::engine::ExitReason::Kicked),
-        }
-        self.evaluations.count(Invariant::T6);
-        if let Pending::Flight(left) = &mut self.hands[asked_by].pending {
-            *left = left.saturating_sub(1);
-        }
-    }
-
-    fn enter_guest(&mut self, id: VcpuId) -> Option<Reply> {
-        let (me, now) = (self.me(), self.words.tick());
-        let (root, generation) = (self.root, self.generation);
-        self.hands[me].vcpu = Some(id);
-        let guest = &mut self.guests[id.0];
-        if std::mem::take(&mut guest.kicked) {
-            guest.left = crate::engine::Exit { reason: crate::engine::ExitReason::Kicked, at: NO_TIME };
-            return DONE;
-        }
-        if std::mem::take(&mut guest.reload) {
-            guest.load_root(root, generation, now);
-        }
-        if let Some(owed) = guest.owed.take() {
-            guest.invalidate(owed, now);
-        }
-        guest.enter(now);
-        self.check_relaxed(id.0);
-        self.wait(Pending::Guest(id))
-    }
-
-    pub(crate) fn leave(&mut self, vcpu: usize, reason: crate::engine::ExitReason) {
-        let guest = &mut self.guests[vcpu];
-        if guest.runs() {
-            guest.exit_with(reason);
-            // What has not arrived yet is done before the guest is entered again, so nobody need wait for it.
-            for request in std::mem::take(&mut guest.requests) {
-                guest.note(request.what);
-                if let Pending::Flight(left) = &mut self.hands[request.asked_by].pending {
-                    *left = left.saturating_sub(1);
-                }
-            }
-        }
-    }
-
-    fn check_cover(&mut self, asked: mmu_core::Flush, done: mmu_core::Flush) {
-        let covers = match (asked.scope, done.scope) {
-            (_, FlushScope::Vm) => true,
-            (FlushScope::Vm, FlushScope::Range { .. }) => false,
-            (FlushScope::Range { start, bytes, .. }, FlushScope::Range { start: from, bytes: much, .. }) => {
-                from <= start && start.raw() + bytes <= from.raw() + much
-            }
-        };
-        let everywhere = asked.reach == Reach::Local || done.reach == Reach::Everyone;
-        self.hold(Invariant::B3, covers && everywhere, |_| format!("asked for {asked:?}, invalidated {done:?}"));
-    }
-
-    // ---- the primary MMU ----
-
-    pub(crate) fn primary(&mut self, op: PrimaryOp) -> Reply {
-        self.touched_primary = true;
-        let mut actor = ActorState::new(self.me(), NO_TIME);
-        let reply = self.world.perform_primary(op, &mut actor, &[]);
-        self.world.woken.clear();
-        if matches!(op, PrimaryOp::MoveFinish(..)) {
-            self.wake(WaitQueue::MIGRATION, Wake::All);
-        }
-        self.collect_reports();
-        if !matches!(op, PrimaryOp::Fault(..) | PrimaryOp::Dereference(_) | PrimaryOp::Mark(..)) {
-            self.check_pages();
-        }
-        reply
-    }
-
-    fn slots(&mut self, op: SlotsOp) -> Reply {
-        self.touched_slots = true;
-        let mut actor = ActorState::new(self.me(), NO_TIME);
-        let reply = self.world.perform_slots(op, &mut actor);
-        self.collect_reports();
-        reply
-    }
-
-    // ---- dirty logging, upkeep ----
-
-    fn dirty(&mut self, op: DirtyOp) -> Reply {
-        match op {
-            DirtyOp::AllocWords(words) => {
-                let at = self.words.alloc(super::words::WORDS, words as usize);
-                return Reply::one(at.raw());
-            }
-            DirtyOp::SetLog(entries) => self.modification_log = entries,
-            DirtyOp::PopModified(vcpu) => {
-                let page = self.guests[vcpu.0].modified.pop_front();
-                return Reply { a: page.map_or(0, mmu_core::Gpa::raw), b: u64::from(page.is_some()), c: 0 };
-            }
-            DirtyOp::Peek(at) => return Reply::one(self.words.peek(at)),
-            DirtyOp::Visit(_) => {}
-            DirtyOp::Begins => {
-                self.ghost.written.begins();
-                self.check_clean(mmu_core::GpaRange::new(mmu_core::Gpa::new(0), Bytes(u64::MAX)));
-            }
-            DirtyOp::Reported(range) => {
-                self.ghost.written.reported(range);
-                self.check_clean(range);
-            }
-            DirtyOp::Settled => {
-                let lost: Vec<String> = self.ghost.written.lost().map(|gpa| gpa.to_string()).collect();
-                self.hold(Invariant::D3, lost.is_empty(), |_| {
-                    format!("written while writes were logged, and in no log: {}", lost.join(", "))
-                });
-            }
-        }
-        Reply::default()
-    }
-
-    fn upkeep_local(&mut self, op: Upkeep) -> Option<Reply> {
-        match op {
-            Upkeep::InvalidateFetched(_) | Upkeep::CountBreak(_) | Upkeep::UserExit | Upkeep::RunFailed => DONE,
-            _ => None,
-        }
-    }
-
-    fn upkeep(&mut self, op: Upkeep) -> Reply {
-        match op {
-            Upkeep::GetTable(table) => {
-                let count = self.words.frame_mut(table).map(|frame| {
-                    frame.extra += 1;
-                    frame.extra
-                });
-                return Reply::one(u64::from(count.unwrap_or(0)) + 1);
-            }
-            Upkeep::PutTable(table) => {
-                let extra = self.words.frame(table).map_or(0, |frame| frame.extra);
-                self.hold(Invariant::R6, extra > 0, |_| {
-                    format!("a reference to table {table} is put that nobody took")
-                });
-                if let Some(frame) = self.words.frame_mut(table) {
-                    frame.extra = extra.saturating_sub(1);
-                }
-                return Reply::one(u64::from(extra));
-            }
-            Upkeep::TableCount(table) => {
-                self.is_word(table);
-                let count = self.words.frame(table).map_or(0, |frame| 1 + frame.extra + frame.live);
-                return Reply::one(u64::from(count));
-            }
-            Upkeep::CallRcuSubtree(table, level) => {
-                self.retire(table);
-                self.start_grace(Vec::new(), Some((table, level)));
-            }
-            Upkeep::Emulated(vcpu) => self.guests[vcpu.0].skip(),
-            Upkeep::UnhandledConflict(vcpu, gpa) => self.hold(Invariant::T7, false, |_| {
-                format!("vCPU {} met translations of different sizes at {gpa}, and nobody handles the abort", vcpu.0)
-            }),
-            Upkeep::Clean(range) => self.ghost.clean(range),
-            Upkeep::HostWrites(range) => {
-                for page in self.world.guest_pages(range) {
-                    self.ghost.soil(page);
-                }
-            }
-            Upkeep::SetGuestCaches(vcpu, caches) => self.guests[vcpu.0].caches = caches,
-            Upkeep::InvalidateFetched(_) | Upkeep::CountBreak(_) | Upkeep::UserExit | Upkeep::RunFailed => {}
-        }
-        Reply::default()
-    }
-
-    /// A frame is given up: it takes no entries any more.
-    fn retire(&mut self, table: Hpa) {
-        let life = self.words.frame(table).map(|frame| frame.life);
-        let held = matches!(life, Some(Life::Private | Life::Linked));
-        self.hold(Invariant::R2, held, |_| format!("table {table} is given up although it is {life:?}"));
-        if let Some(frame) = self.words.frame_mut(table) {
-            frame.life = Life::Retired;
-        }
     }
 }
 

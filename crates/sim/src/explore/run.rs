@@ -153,7 +153,6 @@ impl<'s, A: Arch> Runner<'s, A> {
         let mut lab = self.lab.borrow_mut();
         lab.hands[number].finished = true;
         lab.hands[number].pending = Pending::Nothing;
-        lab.drain(number);
         if !lab.starting && lab.end.is_none() {
             lab.decide(None);
         }

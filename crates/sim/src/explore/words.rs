@@ -83,7 +83,7 @@ pub(crate) enum NoWord {
 pub(crate) struct Words {
     base: u64,
     present: u64,
-    words: Vec<u64>,
+    cells: Vec<u64>,
     /// Number of the frame that a chunk belongs to; 0 is none.
     owner: Vec<u16>,
     frames: Vec<Frame>,
@@ -97,7 +97,7 @@ impl Words {
         Self {
             base: base.raw(),
             present,
-            words: Vec::new(),
+            cells: Vec::new(),
             owner: Vec::new(),
             frames: Vec::new(),
             log: Vec::new(),
@@ -111,16 +111,16 @@ impl Words {
         for frame in &mut self.frames {
             frame.written = 0;
         }
-        self.initial = (self.words.len(), self.frames.clone());
+        self.initial = (self.cells.len(), self.frames.clone());
     }
 
     /// Takes an execution back.
     pub(crate) fn reset(&mut self) {
         while let Some(write) = self.log.pop() {
-            self.words[write.at as usize..(write.at + write.len) as usize].fill(write.old);
+            self.cells[write.at as usize..(write.at + write.len) as usize].fill(write.old);
         }
         let (words, frames) = &self.initial;
-        self.words.truncate(*words);
+        self.cells.truncate(*words);
         self.owner.truncate(words / CHUNK);
         self.frames.clear();
         self.frames.extend_from_slice(frames);
@@ -140,8 +140,8 @@ impl Words {
     pub(crate) fn alloc(&mut self, level: Level, words: usize) -> Hpa {
         let size = words.next_multiple_of(CHUNK);
         let align = size.next_power_of_two();
-        let start = self.words.len().next_multiple_of(align);
-        self.words.resize(start + size, 0);
+        let start = self.cells.len().next_multiple_of(align);
+        self.cells.resize(start + size, 0);
         self.owner.resize(start / CHUNK, 0);
         let first = Hpa::new(self.base + 8 * start as u64);
         let (life, written) = (Life::Private, self.now());
@@ -185,13 +185,13 @@ impl Words {
         match self.frame(at) {
             None => Err(NoWord::Nowhere),
             Some(frame) if frame.life == Life::Freed => Err(NoWord::Freed),
-            Some(_) => Ok(self.words[self.index(at)]),
+            Some(_) => Ok(self.cells[self.index(at)]),
         }
     }
 
     /// The word, whatever has become of its frame.
     pub(crate) fn peek(&self, at: Hpa) -> u64 {
-        self.words.get(self.index(at)).copied().unwrap_or(0)
+        self.cells.get(self.index(at)).copied().unwrap_or(0)
     }
 
     /// How many words from `at` on are equal to it, up to `most`, in its frame.
@@ -200,8 +200,8 @@ impl Words {
         let start = self.index(at);
         let end = self.index(frame.first) + frame.words as usize;
         let end = end.min(start + most as usize);
-        let first = self.words[start];
-        self.words[start..end].iter().take_while(|&&word| word == first).count().max(1) as u64
+        let first = self.cells[start];
+        self.cells[start..end].iter().take_while(|&&word| word == first).count().max(1) as u64
     }
 
     /// Writes `len` words that are all alike; the caller has read the first.
@@ -214,7 +214,7 @@ impl Words {
         let start = self.index(at);
         let Some(number) = self.frame_number(at) else { return };
         let moment = self.now() + 1;
-        let old = self.words[start];
+        let old = self.cells[start];
         let frame = &mut self.frames[number];
         frame.written = moment;
         let len = len as u32;
@@ -223,7 +223,7 @@ impl Words {
             (true, false) => frame.live = frame.live.saturating_sub(len),
             _ => {}
         }
-        for (n, word) in (0..).zip(&mut self.words[start..start + len as usize]) {
+        for (n, word) in (0..).zip(&mut self.cells[start..start + len as usize]) {
             *word = new.wrapping_add(step.wrapping_mul(n));
         }
         self.log.push(Write { at: start as u32, len, old, new, agent });
