@@ -116,9 +116,12 @@ fn p11(variant: Variant) -> Box<dyn Explorable> {
                 seen.set(young == 0);
             })
         });
-        build.finally(move |_| match hidden.get() {
-            false => Ok(()),
-            true => Err((Invariant::D5, "the page was accessed after it was aged, and looks old".to_owned())),
+        build.finally(move |_| {
+            if hidden.get() {
+                Err((Invariant::D5, "the page was accessed after it was aged, and looks old".to_owned()))
+            } else {
+                Ok(())
+            }
         });
     }))
 }
@@ -137,9 +140,12 @@ fn x46(variant: Variant) -> Box<dyn Explorable> {
                 found.set(matches!(host.rescan(hvas(0, 1)).await, Rescan::Old(_)));
             })
         });
-        build.finally(move |_| match lost.get() {
-            false => Ok(()),
-            true => Err((Invariant::D1, "the entry was accessed, and its page is taken for idle".to_owned())),
+        build.finally(move |_| {
+            if lost.get() {
+                Err((Invariant::D1, "the entry was accessed, and its page is taken for idle".to_owned()))
+            } else {
+                Ok(())
+            }
         });
     });
     Box::new(scenario.limits(Limits { handover, ..Limits::default() }))

@@ -185,9 +185,12 @@ fn g08(variant: Variant) -> Box<dyn Explorable> {
                 range_end(&host, &notifier, invalidation).await;
             })
         });
-        build.finally(move |_| match starved.get() {
-            false => Ok(()),
-            true => Err((Invariant::P2, "an invalidation elsewhere makes the refresh go round for ever".to_owned())),
+        build.finally(move |_| {
+            if starved.get() {
+                Err((Invariant::P2, "an invalidation elsewhere makes the refresh go round for ever".to_owned()))
+            } else {
+                Ok(())
+            }
         });
     }))
 }

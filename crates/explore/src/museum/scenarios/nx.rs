@@ -49,7 +49,9 @@ fn recovery(name: &str, policy: NxPolicy, fetches: &[u64], logged: Option<GpaRan
     let scenario = Scenario::new(name, x86(), vm).pages([0, TABLE]).setup(move |build| {
         let nx = NxPages::new(build, policy);
         let vcpu = build.add_vcpu(fetches.clone());
-        logged.into_iter().for_each(|slot| nx.start_logging(slot));
+        if let Some(slot) = logged {
+            nx.start_logging(slot);
+        }
         let handler = nx.clone();
         build.spawn_thread(vcpu, move |host| Box::pin(thread(host, vcpu, handler)));
         build.spawn("recovery", move |host| Box::pin(async move { nx.recovery_thread(&host, 1).await }));

@@ -55,8 +55,7 @@ fn aged(
     let scenario = Scenario::new(name, power(), SmallVm::huge(1)).leaves(PageSize::SIZE_4K).pages([0]);
     scenario.setup(move |build| {
         let vm = PowerVm::new(build, 1);
-        let changed = vm.clone();
-        build.spawn("change", move |host| change(host, changed));
+        build.spawn("change", move |host| change(host, vm));
         build.spawn("ager", move |host| {
             Box::pin(async move {
                 let _ = age(&host, &vm, range, Clear::Clear, &LOCKLESS, &policy).await;
