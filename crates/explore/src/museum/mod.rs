@@ -1,7 +1,7 @@
 //! The bug museum: defects of the past as scenarios, each with the defect on and off.
 //!
 //! A row is a scenario and a policy value. With the defect on, exploration must report the invariant that the row names; with it off the
-//! same scenario must break nothing. The rows stand in `scenarios`, a file for each topic; [`tour`] runs them.
+//! same scenario must break nothing. The rows stand in `scenarios`, a file for each topic; [`tour()`] runs them.
 
 mod formats;
 mod scenarios;
