@@ -8,7 +8,9 @@ use serde_json::Value;
 #[test]
 fn a_curve_is_written_as_table_json_and_csv() {
     let args = ["predict", "--curve", "dense4k", "--points", "8,256"];
-    assert!(data(&args).contains("dense4k  256   12.00"));
+    let table = data(&args);
+    let starts = |line: &str| line.split_whitespace().take(3).eq(["dense4k", "256", "12.00"]);
+    assert!(table.lines().any(starts), "{table}");
     let json: Value = serde_json::from_str(&data(&[&args[..], &["--json"]].concat())).unwrap();
     assert_eq!(json["points"][1]["cycles"], 12.0);
     assert_eq!(json["points"][1]["events"]["l1_tlb_misses"], 1.0);
@@ -19,17 +21,6 @@ fn a_curve_is_written_as_table_json_and_csv() {
 #[test]
 fn every_machine_predicts() {
     for machine in ["arm-neoverse-n1", "ibm-power9", "amd-zen3", "arm-cortex-a72"] {
-        let json: Value = serde_json::from_str(&data(&[
-            "predict",
-            "--machine",
-            machine,
-            "--curve",
-            "dense4k",
-            "--points",
-            "64",
-            "--json",
-        ]))
-        .unwrap_or_default();
         let small: Value = serde_json::from_str(&data(&[
             "predict",
             "--machine",
@@ -41,7 +32,7 @@ fn every_machine_predicts() {
             "--json",
         ]))
         .unwrap();
-        assert!(small["points"][0]["cycles"].as_f64().unwrap() > 10.0, "{machine}: {small} {json}");
+        assert!(small["points"][0]["cycles"].as_f64().unwrap() > 10.0, "{machine}: {small}");
     }
 }
 

@@ -33,7 +33,7 @@ fn a_reproduction_says_both_ratios_and_where_the_time_went() {
 
 #[test]
 fn cases_nobody_published_are_run_too() {
-    let args = ["reproduce", "r9", "--vcpus", "2", "--size", "16MiB", "--csv"];
+    let args = ["reproduce", "r9", "--vcpus", "2", "--size", "16MiB", "--scale", "1", "--csv"];
     let csv = data(&args);
     assert_eq!(csv.lines().count(), 2, "{csv}");
     assert!(csv.lines().nth(1).unwrap().starts_with("R9,arm-neoverse-n1,dirty memory,s,2,16777216,1,,,"), "{csv}");

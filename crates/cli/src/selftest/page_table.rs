@@ -41,6 +41,7 @@ impl Test for Arguments {
             vcpus: self.vcpus as usize,
             page: self.source,
             coalesce: None,
+            lock: None,
         };
         run(platform, &options)
     }

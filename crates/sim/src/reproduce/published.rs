@@ -69,7 +69,7 @@ pub fn experiments() -> Vec<Experiment> {
             command: "access_tracking_perf_test -p -l -b 1G -v N (x86, 4K pages)",
             source: "20240529180510.2295118-1-jthoughton",
             machine: "intel-sapphire-rapids",
-            scale: 64,
+            scale: 512,
             published: rows(
                 1.GiB(),
                 "one aging pass",
@@ -91,7 +91,7 @@ pub fn experiments() -> Vec<Experiment> {
             command: "dirty_log_perf_test -s anonymous_hugetlb_2mb -v 64 -e -b 4g",
             source: "dirty_log_perf_test, August 2024",
             machine: "intel-sapphire-rapids",
-            scale: 64,
+            scale: 16,
             published: [
                 rows(4.GiB(), "disable dirty logging", [(64, [14.334, 4.795])]),
                 rows(4.GiB(), "remote flushes", [(64, [131_072.0, 76.0])]),
@@ -128,7 +128,7 @@ pub fn experiments() -> Vec<Experiment> {
             command: "dirty_log_perf_test -b 4G -v N, THP",
             source: "20221107215644.1895162-1-oliver.upton",
             machine: "arm-neoverse-n1",
-            scale: 128,
+            scale: 512,
             published: rows(
                 4.GiB(),
                 "iteration 1 dirty memory",
@@ -164,7 +164,7 @@ pub fn experiments() -> Vec<Experiment> {
             command: "dirty_log_perf_test -b 1G -i 3, one write in each 2M",
             source: "20221112081714.2169495-1-ricarkol",
             machine: "arm-neoverse-n1",
-            scale: 1,
+            scale: 4,
             published: rows(
                 1.GiB(),
                 "dirty memory",

@@ -199,8 +199,15 @@ fn blocks<A: Arch>(platform: &Platform<A>, case: Case) -> Result<Vec<Row>, Selft
     let run = |coalesce| {
         let bytes = scaled(&case, unit);
         let page = Some(PageSize::SIZE_1G);
-        let options =
-            page_table::Options { vcpus: case.vcpus, bytes, page, coalesce: Some(coalesce), ..Default::default() };
+        let options = page_table::Options {
+            vcpus: case.vcpus,
+            bytes,
+            page,
+            coalesce: Some(coalesce),
+            // Faults were exclusive up to 6.1.
+            lock: Some(LockMode::Write),
+            ..Default::default()
+        };
         page_table::run(platform, &options)
     };
     let each = run(CoalescePolicy::V5_10)?;
@@ -222,6 +229,8 @@ fn faults<A: Arch>(platform: &Platform<A>, case: Case) -> Result<Vec<Row>, Selft
         vcpus: case.vcpus,
         bytes_per_vcpu: scaled(&case, unit),
         iterations: 1,
+        // Pages become clean by a walk when logging begins: each first write faults.
+        manual: Manual::Off,
         page: Some(PageSize::SIZE_2M),
         lock: Some(if after { LockMode::Read } else { LockMode::Write }),
         ..Default::default()

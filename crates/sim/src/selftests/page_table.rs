@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::phases::Phases;
 use super::{Phase, SelftestError, SelftestReport, finish, option_error, supported_page};
 use crate::arch::Arch;
-use crate::engine::{GuestPaging, Host, Var, VcpuId};
+use crate::engine::{GuestPaging, Host, LockMode, Var, VcpuId};
 use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use crate::protocols::coalesce::CoalescePolicy;
 use crate::protocols::fault::{ConflictAbort, FaultPolicy, Faults, LoggedBy, Logging};
@@ -32,11 +32,13 @@ pub struct Options {
     pub page: Option<PageSize>,
     /// How blocks are coalesced; `None` is what Linux 6.6 does on the architecture.
     pub coalesce: Option<CoalescePolicy>,
+    /// How faults hold `mmu_lock`; `None` is what Linux 6.6 does on the architecture.
+    pub lock: Option<LockMode>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { offset: Bytes(0), bytes: Bytes(1.GiB()), vcpus: 1, page: None, coalesce: None }
+        Self { offset: Bytes(0), bytes: Bytes(1.GiB()), vcpus: 1, page: None, coalesce: None, lock: None }
     }
 }
 
@@ -131,6 +133,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     }
     let mut policy =
         FaultPolicy { conflict: ConflictAbort::LocalFlush, ..FaultPolicy::linux_6_6(platform.arch.two(), page) };
+    policy.lock = options.lock.unwrap_or(policy.lock);
     if let Some(coalesce) = options.coalesce {
         coalesce
             .check(platform.arch.two(), policy.walkers())
