@@ -19,6 +19,8 @@
 
 mod codec;
 mod envelope;
+#[cfg(test)]
+mod schema;
 
 use std::fmt;
 
@@ -200,6 +202,76 @@ impl Snapshot {
         match reader.0.len() {
             0 => Ok(()),
             left => Err(SnapshotError::Corrupt(format!("{left} bytes of state that nothing reads"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arch_x86_ept::{EptConfig, LongMode, LongModeConfig};
+    use mmu_core::machine::Machine;
+    use mmu_core::{ByteUnits, Bytes, PageSize};
+    use serde::Serialize;
+
+    use super::schema::{Schema, Unknown};
+    use super::*;
+    use crate::arch::Arch2;
+    use crate::engine::{GuestPaging, Threads};
+    use crate::experiment::zap::{ZapRequest, strategies};
+    use crate::experiment::{Platform, Populate, VmSpec, ZapRun};
+    use crate::rng::Seed;
+    use crate::workload::{Mix, PatternSpec, Workload};
+
+    impl Sink for Schema {
+        type Error = Unknown;
+
+        fn put(&mut self, part: &impl Serialize) -> Result<(), Unknown> {
+            self.see(part)
+        }
+    }
+
+    fn platform() -> Platform<Arch2<LongMode, arch_x86_ept::Ept>> {
+        let one = LongModeConfig::new().max_phys_addr(52).build().unwrap();
+        let two = EptConfig::new().max_phys_addr(52).build().unwrap();
+        Platform::new(Arch2 { name: "x86", one, two }, &Machine::builtin("intel-granite-rapids-host").unwrap())
+    }
+
+    const KINDS: &str = "\nNamed types, with what was seen of them:\n\n";
+
+    /// After a change on purpose: MMUSIM_BLESS=1 cargo test -p mmu-sim --lib layout
+    #[test]
+    fn the_layout_is_the_one_written_down() {
+        let mut schema = Schema::default();
+        let pattern =
+            PatternSpec { bytes: 1.MiB(), mix: Mix::Zipf { hundredths: 99 }, writes_percent: 30, accesses: 3_000 };
+        let vm = VmSpec {
+            memory: Bytes(64.MiB()),
+            vcpus: 2,
+            page: PageSize::SIZE_4K,
+            guest: GuestPaging::FirstTouch(PageSize::SIZE_4K),
+            populate: Populate::ByFaults,
+            workload: Workload::Pattern(pattern),
+            seed: Seed(1),
+        };
+        let mapped = VmSpec { populate: Populate::Mapped, ..vm.clone() };
+        let request = ZapRequest { range: Bytes(8.MiB()), after: Cycles(50_000) };
+        let all = strategies();
+        for (vm, strategy) in [(&vm, all.last()), (&mapped, all.first())] {
+            let mut run = ZapRun::new(&platform(), vm, request, strategy.copied(), Threads::One).unwrap();
+            let mut turns = 0;
+            while turns < 600 && run.turn().unwrap() {
+                turns += 1;
+                if turns % 60 == 0 {
+                    run.sim().write_state(&mut schema).unwrap().unwrap();
+                }
+            }
+        }
+        let (words, _) = LAYOUT.split_once(KINDS).unwrap();
+        let text = format!("{words}{KINDS}{schema}");
+        if option_env!("MMUSIM_BLESS").is_some() {
+            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/src/snapshot/layout.txt"), &text).unwrap();
+        } else {
+            assert!(text == LAYOUT, "snapshots have another layout:\n{schema}\nsay what it is in snapshot/layout.txt");
         }
     }
 }
