@@ -23,8 +23,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let roots: Vec<_> = strategies().into_iter().filter(|strategy| strategy.target == Target::Root).collect();
     let request = ZapRequest { range: memory, after: Cycles(1_000_000) };
     let report = compare_zap(&platform, &vm, request, &roots, Threads::Pool, || {})?;
+    println!("4 vCPUs on {} ({}); the whole root is zapped under them", platform.machine, platform.arch.name());
+    println!(
+        "{:<48} {:>12} {:>15} {:>8} {:>8} {:>14}",
+        "strategy", "zap, ms", "lost/vCPU, ms", "flushes", "faults", "no resched, ms"
+    );
+    let ms = |cycles: Cycles| cycles.0 as f64 * 1e3 / platform.clock_hz as f64;
     for row in &report.rows {
-        println!("{:>12} cycles, {:>9} lost per vCPU: {}", row.zap_cycles, row.lost_cycles.mean, row.strategy.name);
+        println!(
+            "{:<48} {:>12.3} {:>15.3} {:>8} {:>8} {:>14.4}",
+            row.strategy.name,
+            ms(row.zap_cycles),
+            ms(Cycles(row.lost_cycles.mean)),
+            row.remote_flushes,
+            row.faults,
+            ms(row.longest_unscheduled),
+        );
     }
     Ok(())
 }

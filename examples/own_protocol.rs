@@ -71,10 +71,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         workload: Workload::Pattern(pattern),
         seed: Seed(1),
     };
-    println!("8 vCPUs fault pages in while the host ages them");
-    for aging in [Aging::Locked, Aging::Lockless] {
+    println!("8 vCPUs fault pages in while the host ages them; milliseconds");
+    println!("{:<10} {:>12} {:>22} {:>20}", "aging", "one pass", "faults wait in all", "slowest vCPU done");
+    let ms = |cycles: Cycles| cycles.0 as f64 * 1e3 / platform.clock_hz as f64;
+    for (name, aging) in [("locked", Aging::Locked), ("lockless", Aging::Lockless)] {
         let (slowest, pass, wait) = run(&platform, &vm, aging)?;
-        println!("{aging:?}: pass {pass} cycles, faults waited {wait} cycles, slowest vCPU done at {slowest}");
+        println!("{name:<10} {:>12.3} {:>22.3} {:>20.3}", ms(pass), ms(wait), ms(slowest));
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ fn walk<A: Arch>(platform: &Platform<A>, page: PageSize, yielding: Yield) -> Res
 }
 
 fn show<A: Arch>(platform: &Platform<A>, page: PageSize) -> Result<(), String> {
-    println!("{} ({})", platform.machine, platform.arch.name());
+    println!("{} ({}): two walkers write-protect the same 64 MiB", platform.machine, platform.arch.name());
     let rules = [
         ("5.10: after each write, start over at the entry just written", Yield::AfterWorkOnly),
         ("asking first, without a mark of progress", Yield::NoProgressRule),
@@ -61,11 +61,13 @@ fn show<A: Arch>(platform: &Platform<A>, page: PageSize) -> Result<(), String> {
             match walked {
                 Walked::Through { writes } => println!("    walker {i}: through after {writes} writes"),
                 Walked::NoProgress { at, yields, writes } => {
-                    println!("    walker {i}: LIVELOCK at {at}: {yields} yields without progress, {writes} writes");
+                    println!(
+                        "    walker {i}: LIVELOCK at {at}: gave up after {yields} yields without progress, {writes} writes"
+                    );
                 }
             }
         }
-        println!("    over at cycle {at}");
+        println!("    over after {:.3} ms", at.0 as f64 * 1e3 / platform.clock_hz as f64);
     }
     Ok(())
 }

@@ -44,6 +44,11 @@ pub mod arch;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
+/// So is the protocol that CONTRIBUTING shows.
+#[cfg(doctest)]
+#[doc = include_str!("../CONTRIBUTING.md")]
+mod contributing {}
+
 pub use arch_arm64_s2 as arm64;
 pub use arch_ppc_radix as power;
 pub use arch_x86_ept as x86;

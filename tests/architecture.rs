@@ -291,3 +291,37 @@ fn nothing_is_left_for_later() {
 fn comments_and_strings_are_not_code() {
     assert_eq!(code(r#"let a = "HashMap // \" unsafe"; // HashMap"#), "let a = ; ");
 }
+
+/// What the doc of a protocol's file must speak of, by a word for each.
+const PROTOCOL_DOC: [(&str, &[&str]); 4] = [
+    ("the kernel commit, version or thread that it models", &["Linux", "Models", "models", "thread", "series", "KVM"]),
+    ("its locking", &["ock"]),
+    ("the flush that it owes", &["lush"]),
+    ("what it frees when", &["ree"]),
+];
+
+#[test]
+fn protocols_say_what_they_model_lock_flush_and_free() {
+    let mut files = vec![root().join("crates/sim/src/protocols")];
+    let mut seen = 0;
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        if !text.contains("pub async fn") && !text.contains("pub(super) async fn") {
+            continue;
+        }
+        seen += 1;
+        let doc: String = text.lines().take_while(|line| line.starts_with("//!")).collect();
+        for (what, words) in PROTOCOL_DOC {
+            assert!(
+                words.iter().any(|word| doc.contains(word)),
+                "{}: the module's doc does not say {what}",
+                path.display()
+            );
+        }
+    }
+    assert!(seen > 30, "only {seen} files with protocols were found");
+}

@@ -8,6 +8,7 @@ use mmusim::sim::selftests::access_tracking_perf::{Aging, Options, Overlap, Trac
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
 use mmusim::{Bytes, PageSize, Platform};
 
+use super::vm_options::GuestMode;
 use super::{Common, Test};
 
 /// How the hypervisor ages.
@@ -66,6 +67,8 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "lockless")]
     aging: AgingName,
     #[command(flatten)]
+    mode: GuestMode,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -75,7 +78,7 @@ impl Test for Arguments {
     }
     fn memory(&self) -> Bytes {
         let most = self.vcpus.0.iter().copied().max().unwrap_or(1);
-        Bytes(self.bytes.0.saturating_mul(most as u64))
+        self.mode.memory(Bytes(self.bytes.0.saturating_mul(most as u64)))
     }
     fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError> {
         let options = Options {

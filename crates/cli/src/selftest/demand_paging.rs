@@ -6,6 +6,7 @@ use mmusim::sim::selftests::demand_paging::{Options, Regions, UserfaultMode, run
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
 use mmusim::{Bytes, PageSize, Platform};
 
+use super::vm_options::{GuestMode, Pinning};
 use super::{Common, Test};
 
 /// Arguments with the kernel test's letters.
@@ -30,6 +31,10 @@ pub struct Arguments {
     #[arg(short = 'o')]
     overlap: bool,
     #[command(flatten)]
+    pinning: Pinning,
+    #[command(flatten)]
+    mode: GuestMode,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -48,9 +53,10 @@ impl Test for Arguments {
         &self.common
     }
     fn memory(&self) -> Bytes {
-        Bytes(self.bytes.0.saturating_mul(u64::from(self.vcpus)))
+        self.mode.memory(Bytes(self.bytes.0.saturating_mul(u64::from(self.vcpus))))
     }
     fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError> {
+        self.pinning.check(self.vcpus)?;
         let userfault = self.userfault.map(|mode| match mode {
             Mode::Missing => UserfaultMode::Missing,
             Mode::Minor => UserfaultMode::Minor,

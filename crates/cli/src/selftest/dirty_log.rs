@@ -6,6 +6,7 @@ use mmusim::sim::selftests::dirty_log::{LogMode, Options, run};
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
 use mmusim::{Bytes, PageSize, Platform};
 
+use super::vm_options::GuestMode;
 use super::{Common, Test};
 
 /// How the log is kept and read.
@@ -41,6 +42,8 @@ pub struct Arguments {
     #[arg(short = 's', value_name = "SIZE")]
     source: Option<PageSize>,
     #[command(flatten)]
+    guest: GuestMode,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -49,7 +52,7 @@ impl Test for Arguments {
         &self.common
     }
     fn memory(&self) -> Bytes {
-        self.bytes
+        self.guest.memory(self.bytes)
     }
     fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError> {
         let mode = match self.mode {

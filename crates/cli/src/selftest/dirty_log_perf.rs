@@ -8,6 +8,7 @@ use mmusim::sim::selftests::dirty_log_perf::{Disabling, Options, Order, Regions,
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
 use mmusim::{Bytes, PageSize, Platform};
 
+use super::vm_options::{GuestMode, Pinning};
 use super::{Common, Test};
 
 /// How writes are noticed.
@@ -76,6 +77,13 @@ pub struct Arguments {
     /// How much is cleared by one call [default: everything]
     #[arg(short = 'k', value_name = "SIZE")]
     chunk: Option<Bytes>,
+    /// Memslots of equal size that hold the memory
+    #[arg(short = 'x', value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=32767))]
+    slots: u64,
+    #[command(flatten)]
+    pinning: Pinning,
+    #[command(flatten)]
+    mode: GuestMode,
     /// Entries of a ring for each vCPU, instead of a bitmap
     #[arg(long, value_name = "N")]
     ring: Option<u64>,
@@ -104,6 +112,7 @@ impl Arguments {
             seed: self.seed,
             manual: if self.no_manual { Manual::Off } else { Manual::On },
             clear_chunk: self.chunk,
+            slots: self.slots,
             ring: self.ring,
             tracking: self.tracking.map(TrackingName::value),
             split: self.split.map(|split| match split {
@@ -120,9 +129,10 @@ impl Test for Arguments {
         &self.common
     }
     fn memory(&self) -> Bytes {
-        self.options("").memory()
+        self.mode.memory(self.options("").memory())
     }
     fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError> {
+        self.pinning.check(self.vcpus)?;
         run(platform, &self.options(platform.arch.name()))
     }
 }

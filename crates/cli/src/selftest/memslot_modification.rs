@@ -7,6 +7,7 @@ use mmusim::sim::selftests::memslot_modification::{Options, SlotQuirk, run};
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
 use mmusim::{Bytes, Platform};
 
+use super::vm_options::GuestMode;
 use super::{Common, Test};
 
 /// Arguments with the kernel test's letters.
@@ -31,6 +32,8 @@ pub struct Arguments {
     #[arg(short = 'q')]
     quirk: bool,
     #[command(flatten)]
+    mode: GuestMode,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -40,7 +43,7 @@ impl Test for Arguments {
     }
     fn memory(&self) -> Bytes {
         // And the slot above.
-        Bytes(self.bytes.0.saturating_mul(u64::from(self.vcpus)).saturating_add(1 << 20))
+        self.mode.memory(Bytes(self.bytes.0.saturating_mul(u64::from(self.vcpus)).saturating_add(1 << 20)))
     }
     fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError> {
         let options = Options {

@@ -18,6 +18,7 @@ mod nx_huge_pages_perf;
 mod page_table;
 mod pre_fault;
 mod report;
+mod vm_options;
 
 use clap::{ArgGroup, Args, Command, Subcommand};
 use mmu_sweep::Record as Row;

@@ -6,6 +6,7 @@ use mmusim::sim::selftests::page_table::{Options, run};
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
 use mmusim::{Bytes, PageSize, Platform};
 
+use super::vm_options::GuestMode;
 use super::{Common, Test};
 
 /// Arguments with the kernel test's letters.
@@ -24,6 +25,8 @@ pub struct Arguments {
     #[arg(short = 's', value_name = "SIZE")]
     source: Option<PageSize>,
     #[command(flatten)]
+    mode: GuestMode,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -32,7 +35,7 @@ impl Test for Arguments {
         &self.common
     }
     fn memory(&self) -> Bytes {
-        Bytes(self.offset.0.saturating_add(self.bytes.0))
+        self.mode.memory(Bytes(self.offset.0.saturating_add(self.bytes.0)))
     }
     fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError> {
         let options = Options {

@@ -118,8 +118,11 @@ pub(super) fn as_table(report: &SelftestReport) -> String {
         ]);
     }
     text += &columns.render();
-    for (name, &value) in &report.figures {
-        let _ = writeln!(text, "{name}: {}", figure(value));
+    let name_width = report.figures.keys().map(|name| name.len()).max().unwrap_or(0);
+    let figures: Vec<(&String, String)> = report.figures.iter().map(|(name, &value)| (name, figure(value))).collect();
+    let value_width = figures.iter().map(|(_, value)| value.len()).max().unwrap_or(0);
+    for (name, value) in figures {
+        let _ = writeln!(text, " {name:name_width$}  {value:>value_width$}");
     }
     for check in &report.checks {
         let _ = writeln!(text, "{}: {}", if check.held { "ok" } else { "FAILED" }, check.what);
@@ -128,9 +131,16 @@ pub(super) fn as_table(report: &SelftestReport) -> String {
     text
 }
 
-/// Whole numbers exactly, others with six decimals.
+/// Whole numbers exactly, others with as many decimals as they need to be told apart.
 fn figure(value: f64) -> String {
-    if value.fract() == 0.0 && value.abs() < 1e15 { format!("{value:.0}") } else { format!("{value:.6}") }
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        return format!("{value:.0}");
+    }
+    match value.abs() {
+        1000.0.. => format!("{value:.0}"),
+        1.0.. => format!("{value:.2}"),
+        _ => format!("{value:.6}"),
+    }
 }
 
 #[cfg(test)]
@@ -139,6 +149,6 @@ mod tests {
 
     #[test]
     fn figures_keep_what_they_say() {
-        assert_eq!([figure(3.0), figure(0.001_5), figure(-2.5)], ["3", "0.001500", "-2.500000"]);
+        assert_eq!([figure(3.0), figure(0.001_5), figure(-2.5)], ["3", "0.001500", "-2.50"]);
     }
 }

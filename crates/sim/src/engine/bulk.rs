@@ -9,6 +9,7 @@ use mmu_core::{Bytes, Cycles, Format, Hpa, HpaRange, Level};
 use super::actor::ActorState;
 use super::op::{Apply, Atomicity, Frames, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work};
 use super::primary::{Handover, PageState};
+use super::vcpu::{Mode, Vcpu};
 use super::world::{Horizon, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
@@ -226,13 +227,25 @@ impl<A: Arch> World<A> {
 
     /// The subtrees below uniform table entries, torn down as the loop over single entries would: each entry of each table is
     /// visited and replaced, each leaf's state released, each table retired through RCU. Replies how many table entries that was.
-    pub(super) fn remove_subtrees(&mut self, remove: &RemoveSubtrees, actor: &mut ActorState, horizon: Horizon) -> u64 {
+    pub(super) fn remove_subtrees(
+        &mut self,
+        remove: &RemoveSubtrees,
+        actor: &mut ActorState,
+        horizon: Horizon,
+        vcpus: &mut [Vcpu<A>],
+    ) -> u64 {
         let Some(leaf_level) = remove.level.down() else { return 0 };
         if self.runs == Runs::Single {
             return 0;
         }
         let Some(one) = self.uniform_tables(remove.at, 1, remove.level) else { return 0 };
         let (overhead, work) = self.removal_costs(remove, &one);
+        let work = match remove.flush {
+            None => work,
+            // Somebody who runs guest code has to answer, each time at his own moment.
+            Some(_) if vcpus.iter().any(|vcpu| vcpu.mode == Mode::Guest) => return 0,
+            Some(flush) => work + self.unanswered_flush_cost(flush),
+        };
         let unit = overhead + work;
         let Some(limit) = self.undisturbed_until(remove.check, actor, horizon) else { return 0 };
         // The first table entry has been read and checked by the caller; all of the rest ends before the limit. No more is looked at
@@ -263,6 +276,9 @@ impl<A: Arch> World<A> {
             self.counters.zapped_leaves += n * below.entries;
         }
         self.counters.zapped_tables += n;
+        if let Some(flush) = remove.flush {
+            self.count_unanswered_flushes(flush, n, vcpus);
+        }
         let start = actor.now;
         actor.now += unit.times(n).since(overhead);
         if remove.check == ReschedCheck::EachEntry && n > 1 {

@@ -26,8 +26,10 @@ impl LockId {
     pub const GPC_LIST: LockId = LockId(3);
     /// The mutex of `kvm->srcu`'s grace periods.
     pub const SRCU: LockId = LockId(4);
+    /// `mmu_notifier_slots_lock`, an rwsem that never was merged (G03).
+    pub const NOTIFIER_SLOTS: LockId = LockId(5);
     /// How many locks every VM has.
-    pub(crate) const FIXED: usize = 5;
+    pub(crate) const FIXED: usize = 6;
 }
 
 /// How a lock is taken.
@@ -446,6 +448,8 @@ pub struct RemoveSubtrees {
     pub marker: u64,
     /// Whether the loop checks for rescheduling before each table entry.
     pub check: ReschedCheck,
+    /// What is flushed for each table before it is retired.
+    pub flush: Option<Flush>,
 }
 
 /// The engine's answer: up to three numbers, read by the typed methods of `Host`.

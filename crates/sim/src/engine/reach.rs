@@ -6,6 +6,7 @@ use super::actor::ActorState;
 use super::flight::{Flight, FlightId};
 use super::lock::{ActorId, Granted};
 use super::op::{Reply, VcpuId};
+use super::requests::What;
 use super::vcpu::{Exit, ExitReason, Mode, Vcpu};
 use super::world::{Performed, World};
 use crate::arch::Arch;
@@ -41,6 +42,37 @@ impl<A: Arch> World<A> {
         }
     }
 
+    /// What [`flush`](Self::flush) costs its sender while no vCPU runs guest code.
+    pub(super) fn unanswered_flush_cost(&self, flush: Flush) -> Cycles {
+        let plan = self.arch.two().flush_plan(flush);
+        match plan.delivery {
+            Delivery::LocalInstruction => self.costs.invalidate_local.times(plan.repeats),
+            Delivery::Interrupt => self.costs.invalidate_local,
+            Delivery::Broadcast => {
+                self.costs.broadcast_issue.times(plan.repeats)
+                    + self.costs.broadcast_barrier
+                    + self.costs.broadcast_latency
+            }
+        }
+    }
+
+    /// Counts `n` such flushes, and leaves them to the vCPUs for their next entry.
+    pub(super) fn count_unanswered_flushes(&mut self, flush: Flush, n: u64, vcpus: &mut [Vcpu<A>]) {
+        let plan = self.arch.two().flush_plan(flush);
+        match plan.delivery {
+            Delivery::LocalInstruction => return,
+            Delivery::Interrupt => {}
+            Delivery::Broadcast => {
+                self.counters.broadcasts += plan.repeats * n;
+                self.counters.flush_wait += self.costs.broadcast_latency.times(n);
+            }
+        }
+        self.counters.remote_flushes += n;
+        for vcpu in vcpus.iter_mut().filter(|vcpu| vcpu.mode != Mode::Finished) {
+            vcpu.note(What::Flush(plan.covers));
+        }
+    }
+
     /// The thread of a vCPU enters the guest, with whatever was asked of the vCPU meanwhile.
     pub(super) fn enter_guest(&mut self, id: VcpuId, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Performed {
         let vcpu = &mut vcpus[id.0];
@@ -64,7 +96,10 @@ impl<A: Arch> World<A> {
             vcpu.load_root(self.root, self.root_generation);
         }
         vcpu.enter(&self.costs);
-        vcpu.account_exit(left, &self.costs);
+        // A thread that waits for work, or for others, is not handling a fault.
+        if matches!(vcpu.exit.reason, ExitReason::Fault(_)) {
+            vcpu.account_exit(left, &self.costs);
+        }
         Performed::Blocked
     }
 

@@ -75,6 +75,7 @@ impl<A: Arch> World<A> {
     pub(crate) fn new(arch: A, costs: Costs, tables: TableMemory, primary: PrimaryMmu, root: Hpa) -> Self {
         let mut locks = vec![SimLock::new(LockKind::Spin); LockId::FIXED];
         locks[LockId::MMU.0 as usize] = SimLock::new(costs.mmu_lock);
+        locks[LockId::NOTIFIER_SLOTS.0 as usize] = SimLock::new(LockKind::ReadWrite);
         Self {
             arch,
             costs,
@@ -184,7 +185,7 @@ impl<A: Arch> World<A> {
             Op::RunBelow(run) => done(self.run_below(&run, actor, horizon)),
             Op::Age(run) => Performed::Done(self.age(&run, actor, horizon)),
             Op::AgeBelow(run) => Performed::Done(self.age_below(&run, actor, horizon)),
-            Op::RemoveSubtrees(remove) => done(self.remove_subtrees(&remove, actor, horizon)),
+            Op::RemoveSubtrees(remove) => done(self.remove_subtrees(&remove, actor, horizon, vcpus)),
             Op::Load(var, _) => {
                 actor.now += self.costs.store;
                 done(self.vars[var.0 as usize])

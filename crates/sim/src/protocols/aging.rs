@@ -10,6 +10,9 @@
 //! | [`V6_15`](AgingPolicy::V6_15) | `KVM_MMU_LOCKLESS_AGING` on x86 (Houghton, v9) | RCU | the same | none |
 //! | [`YU_V2`](AgingPolicy::YU_V2) | the seed thread | RCU where hardware sets the flag, else the lock | compare-and-swap, failure ignored | if young |
 //!
+//! A VM may have several roots (x86: another one for system-management mode, and invalid ones that are being torn down): the functions with `_in`
+//! look into all of them, in which a page may be young (`for_each_tdp_mmu_root`, in RCU sections `for_each_tdp_mmu_root_rcu`).
+//!
 //! Locking: by policy. The walk takes no other lock and never yields, as `kvm_tdp_mmu_age_gfn_range` does not. Frees nothing.
 //! Flush: none is owed for safety; without one a translation that is cached with its flag already set hides later accesses until it
 //! is evicted (P11), so a page may look idle that is not, never the other way round.
@@ -24,6 +27,7 @@ use mmu_core::{Cycles, Format, Gpa, GpaRange, Hpa, Level, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::TdpIter;
+use super::roots::{UnmapRoots, VmRoots};
 use super::young::{Clear, YoungBitmap};
 use crate::engine::{self, AgeBelow, AgeRun, AgeWrite, Cmpxchg, Host, LockId, LockMode};
 use crate::events::Trace;
@@ -183,22 +187,40 @@ pub fn restore_access<F: Format>(format: &F, leaf: u64) -> u64 {
 
 // ---- the notifiers ----
 
-/// `clear_young`: makes the leaves of a range old. Never flushes.
+/// `clear_young`: makes the leaves of a range old. Never flushes. Of a VM with one root.
 pub async fn clear_young<F: Format>(host: &Host<F>, range: GpaRange, policy: &AgingPolicy) -> Aged {
+    clear_young_in(host, &VmRoots::Current, range, policy).await
+}
+
+/// [`clear_young`] in all roots of a VM.
+pub async fn clear_young_in<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    range: GpaRange,
+    policy: &AgingPolicy,
+) -> Aged {
     host.trace(|| Trace::KvmAgeHva { start: range.start.raw(), end: range.end().raw() });
     let section = enter(host, policy).await;
-    let root = host.root().await;
-    let mut aged = walk(host, root, range, Clear::Clear, None, policy).await;
+    let mut aged = walk_all(host, roots, range, policy).await;
     leave(host, section, &mut aged).await;
     aged
 }
 
-/// `clear_flush_young`: makes the leaves of a range old; flushes by policy, before the lock or the RCU section is left.
+/// `clear_flush_young`: makes the leaves of a range old; flushes by policy, before the lock or the RCU section is left. Of a VM with one root.
 pub async fn clear_flush_young<F: Format>(host: &Host<F>, range: GpaRange, policy: &AgingPolicy) -> Aged {
+    clear_flush_young_in(host, &VmRoots::Current, range, policy).await
+}
+
+/// [`clear_flush_young`] in all roots of a VM.
+pub async fn clear_flush_young_in<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    range: GpaRange,
+    policy: &AgingPolicy,
+) -> Aged {
     host.trace(|| Trace::KvmAgeHva { start: range.start.raw(), end: range.end().raw() });
     let section = enter(host, policy).await;
-    let root = host.root().await;
-    let mut aged = walk(host, root, range, Clear::Clear, None, policy).await;
+    let mut aged = walk_all(host, roots, range, policy).await;
     if aged.young > 0 && policy.flush == YoungFlush::IfYoung {
         host.flush_range(range, WalkCaches::Keep).await;
     }
@@ -206,12 +228,28 @@ pub async fn clear_flush_young<F: Format>(host: &Host<F>, range: GpaRange, polic
     aged
 }
 
-/// `test_young`: whether a leaf of the range is young; stops at the first one. Changes nothing.
+/// `test_young`: whether a leaf of the range is young; stops at the first one. Changes nothing. Of a VM with one root.
 pub async fn test_young<F: Format>(host: &Host<F>, range: GpaRange, policy: &AgingPolicy) -> Aged {
+    test_young_in(host, &VmRoots::Current, range, policy).await
+}
+
+/// [`test_young`] in all roots of a VM, up to the first young leaf.
+pub async fn test_young_in<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    range: GpaRange,
+    policy: &AgingPolicy,
+) -> Aged {
     host.trace(|| Trace::KvmTestAgeHva { hva: range.start.raw() });
     let section = enter(host, policy).await;
-    let root = host.root().await;
-    let mut aged = find_young(host, root, range, policy).await;
+    let mut aged = Aged::default();
+    let mut next = roots.next(host, None, UnmapRoots::All).await;
+    while let Some(root) = next
+        && aged.young == 0
+    {
+        aged.merge(&find_young(host, root.table, range, policy).await);
+        next = roots.next(host, next, UnmapRoots::All).await;
+    }
     leave(host, section, &mut aged).await;
     aged
 }
@@ -228,21 +266,55 @@ pub(super) async fn find_young<F: Format>(host: &Host<F>, root: Hpa, range: GpaR
     aged
 }
 
-/// `test_clear_young`: tells which pages of the bitmap's range are young, and makes old what the bitmap's convention asks for.
+/// `test_clear_young`: tells which pages of the bitmap's range are young, and makes old what the bitmap's convention asks for. Of a VM with one root.
 pub async fn test_clear_young<F: Format>(
     host: &Host<F>,
     bitmap: &mut YoungBitmap,
     clear: Clear,
     policy: &AgingPolicy,
 ) -> (AgingPath, Aged) {
-    let whole = bitmap.range();
-    host.trace(|| Trace::KvmAgeHva { start: whole.start.raw(), end: whole.end().raw() });
-    let section = enter(host, policy).await;
-    let root = host.root().await;
+    test_clear_young_in(host, &VmRoots::Current, bitmap, clear, policy).await
+}
+
+/// [`test_clear_young`] in all roots of a VM: a page is young if one of them says so.
+pub async fn test_clear_young_in<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    bitmap: &mut YoungBitmap,
+    clear: Clear,
+    policy: &AgingPolicy,
+) -> (AgingPath, Aged) {
     let range = bitmap.range();
-    let mut aged = walk(host, root, range, clear, Some(bitmap), policy).await;
+    host.trace(|| Trace::KvmAgeHva { start: range.start.raw(), end: range.end().raw() });
+    let section = enter(host, policy).await;
+    let mut aged = Aged::default();
+    let mut next = roots.next(host, None, UnmapRoots::All).await;
+    let first = next;
+    let asked = bitmap.clone();
+    while let Some(root) = next {
+        if next == first {
+            aged.merge(&walk(host, root.table, range, clear, Some(bitmap), policy).await);
+        } else {
+            // Each root is asked the same question; two that say young do not undo each other's answer.
+            let mut answer = asked.clone();
+            aged.merge(&walk(host, root.table, range, clear, Some(&mut answer), policy).await);
+            bitmap.join_changes(&asked, &answer);
+        }
+        next = roots.next(host, next, UnmapRoots::All).await;
+    }
     leave(host, section, &mut aged).await;
     (section.path, aged)
+}
+
+/// Ages the leaves of a range in all roots.
+async fn walk_all<F: Format>(host: &Host<F>, roots: &VmRoots<F>, range: GpaRange, policy: &AgingPolicy) -> Aged {
+    let mut aged = Aged::default();
+    let mut next = roots.next(host, None, UnmapRoots::All).await;
+    while let Some(root) = next {
+        aged.merge(&walk(host, root.table, range, Clear::Clear, None, policy).await);
+        next = roots.next(host, next, UnmapRoots::All).await;
+    }
+    aged
 }
 
 // ---- the walk ----

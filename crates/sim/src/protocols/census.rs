@@ -2,6 +2,8 @@
 //!
 //! KVM counts at every change (`kvm_update_page_stats`); here they are counted on request by a walk over runs, since templates map
 //! terabytes that nobody has installed one by one. Takes RCU only; exact while nobody changes the tree.
+//!
+//! Locking: none; an RCU section around the walk. Flush: none owed. Frees nothing.
 
 use mmu_core::{Format, GpaRange, Hpa, Level, PageSize};
 

@@ -102,6 +102,8 @@ pub enum References {
     ForgetsLast,
     /// The last one is put again by the caller when a race is lost: the table is freed twice (A14).
     PutTwice,
+    /// The one of a table that lost the race for its place is never put (A30: the fourth version of the series that made faults parallel).
+    ForgetsLoser,
 }
 
 /// What a walk does after it replaced a table that it was about to enter.

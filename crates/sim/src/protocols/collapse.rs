@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, check_each, cond_resched, skip_run};
 use super::split::{BreakBeforeMake, replace};
 use super::zap::{TableFlush, ZapLock, ZapPolicy, is_table, remove_table};
-use crate::engine::{Cmpxchg, Host};
+use crate::engine::{Apply, Atomicity, Cmpxchg, Host, ReschedCheck, RunOp};
 
 /// What becomes of a table that could be one large page.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -137,7 +137,12 @@ pub async fn collapse_range<F: Format>(
             continue;
         }
         if !is_candidate(host, &iter, range, most, policy).await {
-            skip_run(host, &mut iter, check).await;
+            // What the primary MMU has behind one table says nothing of the next one.
+            if iter.is_present() && !iter.is_leaf() {
+                iter.take(1);
+            } else {
+                skip_run(host, &mut iter, check).await;
+            }
             continue;
         }
         match collapse(host, &iter, policy).await {
@@ -255,7 +260,9 @@ async fn first_leaf<F: Format>(host: &Host<F>, table: Hpa, parent: Level) -> Opt
         } else if let Entry::Leaf(leaf) = format.decode(level, run.first) {
             return Some(leaf);
         } else {
-            index += run.len;
+            let (at, apply, atomicity) = (table + 8 * index, Apply::Nothing, Atomicity::Plain);
+            let skip = RunOp { at, len: run.len, apply, atomicity, work: None, check: ReschedCheck::Never };
+            index += host.run(skip).await;
         }
     }
     None

@@ -30,6 +30,7 @@ use super::fault_map::{Attempt, Request, map};
 pub use super::fault_policy::*;
 use super::memory_cache::MemoryCache;
 use super::notifier::{Snapshot, Target, invalidate_retry, retry_unlocked, snapshot};
+use super::nx::{Mitigation, NxPages};
 use super::slots::{Faultin, faultin_pfn};
 use crate::engine::{GuestFault, Host, HostAccess, LockId, Reference, Resolved, Var, VcpuId, Work};
 
@@ -82,6 +83,10 @@ pub trait FaultHooks<F: Format> {
     /// A page has become writable for a write while logging is on (`mark_page_dirty`). Called under `mmu_lock`, or inside an RCU section on the fast path.
     fn mark_dirty(&self, _host: &Host<F>, _gpa: Gpa) -> impl Future<Output = ()> {
         async {}
+    }
+    /// The NX huge pages of the VM, if it has the mitigation.
+    fn nx(&self) -> Option<&NxPages> {
+        None
     }
     /// Whether a signal waits for the thread, so that a call has to end.
     fn signal_pending(&self, _host: &Host<F>) -> impl Future<Output = bool> {
@@ -300,10 +305,11 @@ impl<H> Faults<H> {
         let logging = self.hooks.logging(host, gpa).await;
         let goal = if logging == Logging::On { Level::LAST } else { goal };
         let Resolved { host: host_page, protection, .. } = found;
-        let request = Request { gpa, access, class, goal, host_page, protection, logging };
+        let mitigation = self.hooks.nx().map_or(Mitigation::Off, NxPages::mitigation);
+        let request = Request { gpa, access, class, goal, host_page, protection, logging, mitigation };
         host.rcu_read_lock().await;
         let root = self.root_table(host).await;
-        let attempt = map(host, root, &request, &self.policy, &mut self.cache).await;
+        let attempt = map(host, root, &request, &self.policy, &mut self.cache, self.hooks.nx()).await;
         if attempt == Attempt::Fixed && logging == Logging::On && writes(access) {
             self.hooks.mark_dirty(host, gpa).await;
         }

@@ -14,9 +14,13 @@ use super::coalesce::{
     AfterReplace, CacheMaintenance, Changed, EntryAt, References, Walkers, block_to_table, clean_block, make,
     table_to_block,
 };
-use super::fault::{ExecMapping, FaultPolicy, Logging, RelaxFlush, TableInTheWay, TopUp, writes};
+use super::fault::{
+    ExecMapping, FaultPolicy, Logging, PaOffset, PresentLeaf, RelaxFlush, TableInTheWay, TopUp, writes,
+};
 use super::memory_cache::MemoryCache;
+use super::nx::{Mitigation, NxPages, Tracked};
 use super::split::{LazilySplit, LazySplit, lazy_split};
+use super::zap::{LinkedTable, is_table};
 use crate::engine::{Cmpxchg, Host, Protection};
 use crate::events::Trace;
 
@@ -54,6 +58,15 @@ pub(super) struct Request {
     pub(super) protection: Protection,
     /// Whether writes are logged.
     pub(super) logging: Logging,
+    /// Whether huge pages may be executable.
+    pub(super) mitigation: Mitigation,
+}
+
+impl Request {
+    /// A fetch from a VM whose huge pages are not executable: only the smallest page will do.
+    fn fetches_small(&self) -> bool {
+        self.mitigation == Mitigation::On && self.access == AccessKind::Execute
+    }
 }
 
 /// Walks to the goal, allocating missing tables, and installs the leaf.
@@ -63,7 +76,9 @@ pub(super) async fn map<F: Format>(
     request: &Request,
     policy: &FaultPolicy,
     cache: &mut MemoryCache,
+    nx: Option<&NxPages>,
 ) -> Attempt {
+    let mut request = *request;
     let format = *host.format();
     let geometry = *format.geometry();
     if F::NAME == "x86-ept" {
@@ -75,7 +90,8 @@ pub(super) async fn map<F: Format>(
     }
     let mut table = root;
     let mut level = geometry.root();
-    let mut goal = request.goal;
+    let fetches_small = request.fetches_small();
+    let mut goal = if fetches_small { Level::LAST } else { request.goal };
     loop {
         let ptep = table + 8 * geometry.index(level, request.gpa.raw()) as u64;
         let at = EntryAt { ptep, level, gpa: request.gpa.align_down(geometry.page_size(level)) };
@@ -86,16 +102,32 @@ pub(super) async fn map<F: Format>(
             // Locked or frozen: its owner is at work on this part.
             return Attempt::Retry;
         }
-        let splits = leaf && level > goal && must_split(&format, level, word, request);
+        let splits = leaf && level > goal && (fetches_small || must_split(&format, level, word, &request));
         if leaf && !splits {
-            return relax(host, at, table, word, request, policy).await;
+            return relax(host, at, table, word, &request, policy).await;
         }
         if level == goal {
             if !present {
-                return install(host, at, request, policy).await;
+                let attempt = install(host, at, &request, policy).await;
+                if attempt == Attempt::Fixed && policy.offset == PaOffset::AdvancedByCallback && level > Level::LAST {
+                    // The walker looks whether there is a table to descend into, and there may be one by now.
+                    let now = host.read(ptep).await;
+                    if is_table(&format, level, now)
+                        && let Some(down) = level.down()
+                    {
+                        request.host_page = request.host_page + geometry.page_size(level).bytes();
+                        (table, level, goal) = (format.next_table(level, now), down, Level::LAST);
+                        continue;
+                    }
+                }
+                return attempt;
             }
-            if policy.tables == TableInTheWay::Coalesce && request.logging == Logging::Off {
-                match coalesce(host, at, word, request, policy).await {
+            let kept = match nx {
+                Some(nx) if level > Level::LAST => nx.is_disallowed(host, format.next_table(level, word)).await,
+                _ => false,
+            };
+            if policy.tables == TableInTheWay::Coalesce && request.logging == Logging::Off && !kept {
+                match coalesce(host, at, word, &request, policy).await {
                     Coalesced::Ended(attempt) => return attempt,
                     // A15: on into the table that was there before.
                     Coalesced::Follow => {}
@@ -110,7 +142,10 @@ pub(super) async fn map<F: Format>(
             level = down;
             continue;
         }
-        if leaf && policy.split != LazySplit::EmptyTable {
+        let marks = nx.filter(|_| fetches_small);
+        // In place, the table's mark has to be there before the table is.
+        let in_place = policy.split == LazySplit::InPlace && marks.is_some();
+        if leaf && policy.split != LazySplit::EmptyTable && !in_place {
             match lazy_split(host, ptep, level, request.gpa, word, policy.split).await {
                 // The entry is read again and found to be a table, or nothing.
                 LazilySplit::Linked(_) | LazilySplit::Cleared => continue,
@@ -119,14 +154,19 @@ pub(super) async fn map<F: Format>(
             }
         }
         let Some(child) = take_table(host, cache, down, policy).await else { return Attempt::NoTable };
-        let linked = if leaf {
-            block_to_table(host, at, word, child, &policy.coalesce, policy.walkers()).await
-        } else {
-            link(host, at, child, policy.walkers()).await
+        let linked = match marks {
+            Some(nx) => {
+                let tracked = if request.goal >= level { Tracked::Yes } else { Tracked::No };
+                nx.link(host, LinkedTable { sptep: ptep, level, gpa: at.gpa, table: child }, word, tracked).await
+            }
+            None if leaf => block_to_table(host, at, word, child, &policy.coalesce, policy.walkers()).await,
+            None => link(host, at, child, policy.walkers()).await,
         };
         if linked == Changed::Raced {
             // Somebody was first; ours was never visible.
-            cache.give_back(host, down, child).await;
+            if policy.coalesce.references != References::ForgetsLoser {
+                cache.give_back(host, down, child).await;
+            }
             return Attempt::Retry;
         }
         table = child;
@@ -178,7 +218,8 @@ fn new_leaf<F: Format>(format: &F, level: Level, request: &Request, policy: &Fau
     let size = format.geometry().page_size(level);
     let output = Hpa::new(request.host_page.raw() - request.gpa.offset_in(size)).align_down(size);
     let fetches = request.access == AccessKind::Execute;
-    let exec = policy.exec == ExecMapping::Always || fetches;
+    let nx_huge = request.mitigation == Mitigation::On && level > Level::LAST;
+    let exec = (policy.exec == ExecMapping::Always || fetches) && !nx_huge;
     let perms = if exec { Perms::RWX } else { Perms::RW }.with(Perms::DIRTY);
     let perms = match request.protection {
         Protection::ReadWrite => perms,
@@ -286,10 +327,18 @@ async fn relax<F: Format>(
     policy: &FaultPolicy,
 ) -> Attempt {
     let format = *host.format();
+    if policy.present != PresentLeaf::Relaxed
+        && let Some(new) = new_leaf(&format, at.level, request, policy)
+        && format.is_writable(word)
+        && !format.is_writable(new)
+        && allows(&format, at.level, new, request.access)
+    {
+        return narrow(host, at, word, new, policy).await;
+    }
     if allows(&format, at.level, word, request.access) && format.mark_young(word).is_none() {
         // Somebody was first. A cached translation of this processor may still forbid it.
         if policy.relax != RelaxFlush::LocalIfChanged {
-            announce(host, at, policy).await;
+            announce(host, at, policy, Changed::Raced).await;
         }
         return Attempt::Spurious;
     }
@@ -302,19 +351,38 @@ async fn relax<F: Format>(
         host.get_table(table).await;
     }
     if changed == Changed::Done || policy.relax != RelaxFlush::LocalIfChanged {
-        announce(host, at, policy).await;
+        announce(host, at, policy, changed).await;
     }
     if changed == Changed::Done { Attempt::Fixed } else { Attempt::Retry }
 }
 
+/// A leaf that can be written becomes one that cannot.
+async fn narrow<F: Format>(host: &Host<F>, at: EntryAt, word: u64, new: u64, policy: &FaultPolicy) -> Attempt {
+    if put(host, at, word, new, policy.walkers()).await == Changed::Raced {
+        return Attempt::Retry;
+    }
+    if policy.present == PresentLeaf::ReplacedAndFlushed {
+        let bytes = host.format().geometry().page_size(at.level).bytes();
+        let scope = FlushScope::Range { start: at.gpa, bytes, level: Some(at.level) };
+        host.flush(Flush { scope, walk_caches: WalkCaches::Keep, reach: Reach::Everyone }).await;
+    }
+    Attempt::Fixed
+}
+
 /// Invalidates the translation that forbade the access, where hardware would go on using it.
-async fn announce<F: Format>(host: &Host<F>, at: EntryAt, policy: &FaultPolicy) {
+async fn announce<F: Format>(host: &Host<F>, at: EntryAt, policy: &FaultPolicy, changed: Changed) {
     let reach = match (policy.relax, host.format().denial()) {
         (RelaxFlush::Broadcast, _) => Reach::Everyone,
         (_, Denial::WalksAgain) => return,
         (_, Denial::FaultsFromTlb) => Reach::Local,
     };
-    let bytes = host.format().geometry().page_size(at.level).bytes();
-    let scope = FlushScope::Range { start: at.gpa, bytes, level: Some(at.level) };
+    let geometry = host.format().geometry();
+    let bytes = geometry.page_size(at.level).bytes();
+    let start = match (policy.relax, changed) {
+        // The hint on the stack (FEAT_TTL) names another level: processors need not look where the entry is, which is as if it were another's.
+        (RelaxFlush::LocalUnknownLevel, Changed::Raced) => Gpa::new(at.gpa.raw() ^ geometry.input_bytes() / 2),
+        _ => at.gpa,
+    };
+    let scope = FlushScope::Range { start, bytes, level: Some(at.level) };
     host.flush(Flush { scope, walk_caches: WalkCaches::Keep, reach }).await;
 }

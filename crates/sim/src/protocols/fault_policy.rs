@@ -58,6 +58,31 @@ pub enum RelaxFlush {
     LocalIfChanged,
     /// All processors (up to 6.4; A21).
     Broadcast,
+    /// As [`RelaxFlush::Local`], but who lost the race names a level that it does not know (A18): the invalidation finds nothing.
+    LocalUnknownLevel,
+}
+
+/// Where a walk takes the host address of what it maps from.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PaOffset {
+    /// From the guest address (1f0f4a2ef7a5, 6.4).
+    FromIpa,
+    /// The callback that installs a block advances it, the walker advances the guest address (A16): if somebody has put a table in the block's place before
+    /// the walker looks again, it descends and maps the page behind the block.
+    AdvancedByCallback,
+}
+
+/// What happens to a leaf that allows more than this fault would map.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PresentLeaf {
+    /// It keeps what it allows.
+    Relaxed,
+    /// It is replaced, without a flush (X41): processors that have cached it go on writing.
+    Replaced,
+    /// It is replaced and flushed (1a175082b190).
+    ReplacedAndFlushed,
 }
 
 /// Whether pages may be executed from the start.
@@ -134,6 +159,10 @@ pub struct FaultPolicy {
     pub coalesce: CoalescePolicy,
     /// Whom a relaxed permission is announced to.
     pub relax: RelaxFlush,
+    /// Where host addresses come from.
+    pub offset: PaOffset,
+    /// What happens to a leaf that allows more.
+    pub present: PresentLeaf,
     /// Whether pages may be executed from the start.
     pub exec: ExecMapping,
     /// Where tables come from.
@@ -157,6 +186,8 @@ impl FaultPolicy {
             tables: TableInTheWay::Keep,
             coalesce: CoalescePolicy::V6_6,
             relax: RelaxFlush::Local,
+            offset: PaOffset::FromIpa,
+            present: PresentLeaf::Relaxed,
             exec: ExecMapping::Always,
             top_up: TopUp::UnderLock { fails_every: 0 },
             conflict: ConflictAbort::Unhandled,

@@ -7,6 +7,10 @@
 //!
 //! A run is a stretch of consecutive entries of one table whose words are in arithmetic progression. Working on a run
 //! of n entries costs, yields and counts exactly like n single entries.
+//!
+//! Locking: the caller's `mmu_lock` in whatever mode, and an RCU section that must not be left while the iterator holds a table;
+//! [`cond_resched`] gives both up and starts over from the root. Flush: the caller's; [`cond_resched`] pays what is owed before it gives way.
+//! Frees nothing.
 
 use mmu_core::{Format, Gpa, Hpa, Level};
 

@@ -2,6 +2,8 @@
 //!
 //! Models `kvm_mmu_memory_cache`: filled before the lock is taken, where allocating may sleep and reclaim; emptied by the walk under the lock. A cache
 //! belongs to one vCPU's thread (plain data, nobody else sees it). Frees what is left when the vCPU goes.
+//!
+//! Locking: none; filled without `mmu_lock`, emptied under it. Flush: none owed, its tables were never linked.
 
 use mmu_core::{Format, Hpa, Level};
 

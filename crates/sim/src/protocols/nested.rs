@@ -16,10 +16,14 @@
 //! atomically. Flush: [`Shadow::unmap`] and [`Shadow::release`] flush before they return; aging owes none. Frees: shadow tables
 //! only in [`Shadow::release`], at once, after every leaf of theirs has left its chain and the flush is done.
 
-use mmu_core::{Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Leaf, Level, PageSize, Perms};
+mod error;
+mod rc;
+
+use mmu_core::{Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Leaf, Level, PageSize};
 use serde::{Deserialize, Serialize};
 
 use super::aging::{self, Aged, AgingPath, AgingPolicy};
+use super::fault_map::relaxed;
 use super::iter::FlushDebt;
 use super::notifier::{RetryPolicy, Target, invalidate_retry, snapshot};
 use super::slots::{Faultin, faultin_pfn};
@@ -28,6 +32,9 @@ use crate::engine::{
     AgeRun, AgeWrite, Apply, Atomicity, Bed, Cmpxchg, ExitReason, Frames, GuestFault, Host, HostAccess, LockId,
     LockMode, Reference, ReschedCheck, RunOp, Var, VcpuId, Work,
 };
+
+pub use error::ShadowError;
+pub use rc::{RcClear, ShadowLeaf};
 
 /// Whether a walker that holds a chain's bit lock can be preempted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -67,39 +74,6 @@ pub struct NestedAging {
     /// The chains.
     pub rmap: RmapAging,
 }
-
-/// Why a shadow mapping could not be made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ShadowError {
-    /// No table: the pool is exhausted; release the shadow tables or give the VM more memory.
-    NoTable,
-    /// More chain entries than [`Shadow::new`] was asked for; release the shadow tables.
-    NoChainEntry,
-    /// The L1 page lies beyond the L1 memory that chains were made for.
-    NoChain {
-        /// The L1 address.
-        l1: Gpa,
-    },
-    /// The address cannot be mapped in this format.
-    Address {
-        /// The L2 address.
-        l2: Gpa,
-    },
-}
-
-impl std::fmt::Display for ShadowError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            ShadowError::NoTable => f.write_str("no memory for a shadow table: release the shadow tables first"),
-            ShadowError::NoChainEntry => f.write_str("no chain entry left: release the shadow tables, or make more"),
-            ShadowError::NoChain { l1 } => write!(f, "L1 address {l1} has no chain: it lies beyond L1's memory"),
-            ShadowError::Address { l2 } => {
-                write!(f, "L2 address {l2} cannot be mapped by this format: use a lower one")
-            }
-        }
-    }
-}
-impl std::error::Error for ShadowError {}
 
 /// A chain's word: the chain is locked.
 const LOCKED: u64 = 2;
@@ -335,20 +309,26 @@ impl Shadow {
     ///
     /// # Errors
     /// [`ShadowError`]; nothing is mapped then.
-    pub async fn map<F: Format>(&self, host: &Host<F>, l2: Gpa, l1: Gpa, page: Hpa) -> Result<(), ShadowError> {
+    pub async fn map<F: Format>(
+        &self,
+        host: &Host<F>,
+        l2: Gpa,
+        l1: Gpa,
+        page: Hpa,
+        wanted: ShadowLeaf,
+    ) -> Result<(), ShadowError> {
         let format = *host.format();
         let head = self.head(l1).ok_or(ShadowError::NoChain { l1 })?;
         let at = self.slot(host, l2).await?;
         let word = host.read(at).await;
         if format.is_mapped(word) {
-            let young = aging::restore_access(&format, word);
-            let usable = format.restore_write(young).unwrap_or(young);
+            let usable = relaxed(&format, Level::LAST, word, wanted.access).unwrap_or(word);
             // Lost to an ager or to hardware: the guest faults again.
             let _ = host.cmpxchg(at, word, usable).await;
             return Ok(());
         }
-        let perms = Perms::RWX.with(Perms::DIRTY);
-        let leaf = Leaf { output: page.align_down(self.page), perms, accessed: true, attrs: F::Attrs::default() };
+        let (output, perms) = (page.align_down(self.page), wanted.perms());
+        let leaf = Leaf { output, perms, accessed: true, attrs: F::Attrs::default() };
         let leaf = format.encode_leaf(Level::LAST, &leaf).map_err(|_| ShadowError::Address { l2 })?;
         self.chain(host, head, at).await?;
         host.write_release(at, leaf).await;
@@ -448,7 +428,7 @@ impl Shadow {
             host.count_retry().await;
             return Ok(());
         };
-        let page = found.host;
+        let (page, wanted) = (found.host, self.copied(host, l1, fault.access).await);
         host.lock(LockId::MMU, LockMode::Write).await;
         if invalidate_retry(host, retry, seq, Target { gpa: l1, hva }).await {
             host.count_retry().await;
@@ -456,10 +436,10 @@ impl Shadow {
             return Ok(());
         }
         let l2 = fault.gpa.align_down(self.page);
-        let mut mapped = self.map(host, l2, l1, page).await;
+        let mut mapped = self.map(host, l2, l1, page, wanted).await;
         if mapped == Err(ShadowError::NoChainEntry) {
             self.zap_chains(host).await;
-            mapped = self.map(host, l2, l1, page).await;
+            mapped = self.map(host, l2, l1, page, wanted).await;
         }
         host.unlock(LockId::MMU).await;
         mapped

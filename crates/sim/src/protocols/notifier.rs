@@ -73,6 +73,16 @@ pub enum GpcInvalidation {
     AtEnd,
 }
 
+/// What keeps memslots as they are from an invalidation's start to its end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SlotsGuard {
+    /// The count of active invalidations, for which updates wait (52ac8b358b0c).
+    Count,
+    /// An rwsem, held for read (G03): a pseudo-lock around whatever its holder does in between.
+    Rwsem,
+}
+
 /// How the notifier works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,6 +101,8 @@ pub struct NotifierPolicy {
     pub nonblocking: NonBlocking,
     /// `gfn_to_pfn_cache`s.
     pub gpc: GpcInvalidation,
+    /// Memslots between start and end.
+    pub slots: SlotsGuard,
 }
 
 impl NotifierPolicy {
@@ -103,6 +115,7 @@ impl NotifierPolicy {
         end: EndOrder::SequenceFirst,
         nonblocking: NonBlocking::Respected,
         gpc: GpcInvalidation::AtStart,
+        slots: SlotsGuard::Count,
     };
     /// Linux 5.15 to 6.7: `mmu_lock` only where a memslot overlaps.
     pub const V5_15: NotifierPolicy = NotifierPolicy { elision: LockElision::NoOverlap, ..Self::V5_12 };
@@ -300,6 +313,9 @@ pub async fn range_start<F: Format>(
 ) -> Invalidation {
     let policy = &notifier.policy;
     host.may_block(blockable).await;
+    if policy.slots == SlotsGuard::Rwsem {
+        host.lock(LockId::NOTIFIER_SLOTS, LockMode::Read).await;
+    }
     host.lock(LockId::INVALIDATE, LockMode::Write).await;
     // Raised before any cache is invalidated: a refresh that begins now sees it (G04).
     let active = host.add(Var::ACTIVE_INVALIDATIONS, 1).await;
@@ -430,6 +446,9 @@ pub async fn range_end<F: Format>(host: &Host<F>, notifier: &Notifier, invalidat
     }
 
     count_down(host).await;
+    if policy.slots == SlotsGuard::Rwsem {
+        host.unlock(LockId::NOTIFIER_SLOTS).await;
+    }
     if !notifier.gpcs.is_empty() {
         host.wake_up(WaitQueue::GPC, Wake::All).await;
     }

@@ -4,6 +4,8 @@
 //! without execute permission; a fetch from it replaces it by a table whose page is marked `nx_huge_page_disallowed` and put on the
 //! list of possible huge pages; a kernel thread (1aa9b9572b10) takes one `ratio`th of them back each period.
 //!
+//! Faults are handled by [`fault`](super::fault), as all others: [`NxMemory`] makes its handler map huge pages without X and split them for a fetch.
+//!
 //! * **Marking**: the mark is set before the table is visible (61f94478547b; X30 is after), the list entry is made after it is linked, under
 //!   `tdp_mmu_pages_lock`. The list and the map from table to mark are plain data under that lock; the mark is a variable.
 //! * **Recovery**, up to 6.17 under the write lock; 6.18 (a57750909580) under the read lock: the pages lock around taking a page off the list, its
@@ -22,17 +24,15 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use mmu_core::{AccessKind, Cycles, Format, Gpa, GpaRange, Hpa, Leaf, Level, PageSize, Perms};
+use mmu_core::{Cycles, Format, Gpa, GpaRange, Hpa, Level};
 use serde::{Deserialize, Serialize};
 
+use super::coalesce::Changed;
+use super::fault::FaultHooks;
 use super::iter::{FlushDebt, Yield};
-use super::notifier::{RetryPolicy, Target, invalidate_retry, snapshot};
-use super::slots::{Faultin, faultin_pfn};
-use super::split::{Children, LazilySplit, LazySplit, Linked, SplitPolicy, lazy_split, link_children};
+use super::split::{Children, Linked, SplitPolicy, link_children};
 use super::zap::{LinkedTable, TableFlush, TableZap, ZapLock, ZapPolicy, is_table, zap_sp};
-use crate::engine::{
-    Bed, Cmpxchg, Frames, GuestFault, Host, HostAccess, LockId, LockKind, LockMode, Reference, Var, Work,
-};
+use crate::engine::{Bed, Cmpxchg, Host, LockId, LockKind, LockMode, Var};
 
 /// Whether huge pages may be executable.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -72,7 +72,7 @@ pub enum NxDebt {
 pub enum NxYield {
     /// Only between pages, where the debt is paid first.
     BetweenPages,
-    /// Before each page too, without paying (X07).
+    /// Before the entry of a page is cleared too, without paying for the pages before it (X07).
     InsideZap,
 }
 
@@ -94,8 +94,6 @@ pub struct NxPolicy {
     pub yielding: NxYield,
     /// When pages are marked.
     pub mark: MarkTime,
-    /// How a fetch gets a huge leaf out of its way.
-    pub split: LazySplit,
 }
 
 impl NxPolicy {
@@ -109,7 +107,6 @@ impl NxPolicy {
             debt: NxDebt::Merged,
             yielding: NxYield::BetweenPages,
             mark: MarkTime::BeforeLink,
-            split: LazySplit::InPlace,
         }
     }
     /// Linux 6.18: recovery shares the lock.
@@ -196,122 +193,41 @@ impl NxPages {
 
     // ---- faults ----
 
-    /// Handles one fault under `mmu_lock` held in this mode, with pages up to `most` that the primary MMU has too.
-    pub async fn handle<F: Format>(&self, host: &Host<F>, fault: GuestFault, lock: LockMode, most: PageSize) {
-        host.spend(Work::Fault).await;
-        let retry = RetryPolicy::V6_8;
-        let seq = snapshot(host, retry.snapshot).await;
-        let found = faultin_pfn(host, fault.gpa, HostAccess::Write, Reference::None).await;
-        let Faultin::Page { page: found, hva } = found else {
-            return host.count_retry().await;
-        };
-        let page = mapping_size(host.format(), most.min(found.size));
-        host.lock(LockId::MMU, lock).await;
-        let attempt = if invalidate_retry(host, &retry, seq, Target { gpa: fault.gpa, hva }).await {
-            Attempt::Retry
-        } else {
-            host.rcu_read_lock().await;
-            let attempt = self.map(host, fault, found.host, page).await;
-            host.rcu_read_unlock().await;
-            attempt
-        };
-        host.unlock(LockId::MMU).await;
-        match attempt {
-            Attempt::Fixed => {}
-            Attempt::Spurious => host.count_spurious().await,
-            Attempt::Retry => host.count_retry().await,
-        }
+    /// Whether huge pages may be executable.
+    pub fn mitigation(&self) -> Mitigation {
+        self.0.policy.mitigation
     }
 
-    /// `kvm_tdp_mmu_map` with the mitigation.
-    async fn map<F: Format>(&self, host: &Host<F>, fault: GuestFault, host_page: Hpa, page: PageSize) -> Attempt {
-        let format = *host.format();
-        let geometry = *format.geometry();
-        let wanted = geometry.level_of(page).unwrap_or(Level::LAST);
-        let on = self.0.policy.mitigation == Mitigation::On;
-        let disallowed = on && fault.access == AccessKind::Execute;
-        let mut goal = if disallowed { Level::LAST } else { wanted };
-        let (mut table, mut level) = (host.root().await, geometry.root());
-        loop {
-            let at = table + 8 * geometry.index(level, fault.gpa.raw()) as u64;
-            let word = host.read(at).await;
-            if level == goal && is_table(&format, level, word) && level > Level::LAST {
-                // `disallowed_hugepage_adjust`: a page that was split for execution is not put back by a fault.
-                if self.is_disallowed(host, format.next_table(level, word)).await {
-                    goal = level.down().unwrap_or(Level::LAST);
-                }
-            }
-            let leaf = format.is_mapped(word) && format.is_leaf(level, word);
-            if level == goal || leaf && !disallowed {
-                let perms = if on && level > Level::LAST { Perms::RW } else { Perms::RWX };
-                return install(host, Place { sptep: at, level, gpa: fault.gpa, host_page }, word, perms).await;
-            }
-            let Some(down) = level.down() else { return Attempt::Retry };
-            if is_table(&format, level, word) {
-                (table, level) = (format.next_table(level, word), down);
-                continue;
-            }
-            let covered = fault.gpa.align_down(geometry.page_size(level));
-            let entry = LinkedTable { sptep: at, level, gpa: covered, table: Hpa::new(0) };
-            let track = disallowed && wanted >= level;
-            match self.link(host, entry, word, disallowed, track).await {
-                Some(child) => (table, level) = (child, down),
-                None => return Attempt::Retry,
-            }
-        }
-    }
-
-    /// Puts a table below an entry that holds nothing, or a huge leaf in the way of a fetch; marks and lists it. `None` when the fault
-    /// must be tried again.
-    async fn link<F: Format>(
+    /// Puts a table below an entry that holds nothing, or a huge leaf in the way of a fetch; marks the table, and lists it if a huge page could stand
+    /// there (`track_possible_nx_huge_page`). For the fault handler, inside its RCU section.
+    pub(super) async fn link<F: Format>(
         &self,
         host: &Host<F>,
-        entry: LinkedTable,
+        link: LinkedTable,
         word: u64,
-        disallowed: bool,
-        track: bool,
-    ) -> Option<Hpa> {
-        let format = *host.format();
-        let mapped = format.is_mapped(word);
-        let child = entry.level.down()?;
-        if !mapped && word != 0 {
-            return None;
-        }
-        if mapped && self.0.policy.split != LazySplit::InPlace {
-            // The leaf goes first; the fault comes again and finds nothing.
-            let gone = lazy_split(host, entry.sptep, entry.level, entry.gpa, word, self.0.policy.split).await;
-            return match gone {
-                LazilySplit::Linked(link) => Some(format.next_table(entry.level, link)),
-                _ => None,
-            };
-        }
-        let table = host.alloc_table(child).await?;
+        tracked: Tracked,
+    ) -> Changed {
         let mark = host.new_var(0).await;
-        if disallowed {
-            self.0.marks.borrow_mut().insert(table, mark);
-            if self.0.policy.mark == MarkTime::BeforeLink {
-                host.store(mark, 1).await;
-            }
-        }
-        let link = LinkedTable { table, ..entry };
-        if !self.put_in_place(host, link, word, mapped).await {
-            self.0.marks.borrow_mut().remove(&table);
-            let bytes = format.geometry().table_bytes(child);
-            host.free_tables(Frames { first: table, count: 1, level: child, bytes }).await;
-            return None;
-        }
-        if disallowed && self.0.policy.mark == MarkTime::AfterLink {
+        self.0.marks.borrow_mut().insert(link.table, mark);
+        if self.0.policy.mark == MarkTime::BeforeLink {
             host.store(mark, 1).await;
         }
-        if track {
+        if !self.put_in_place(host, link, word).await {
+            self.0.marks.borrow_mut().remove(&link.table);
+            return Changed::Raced;
+        }
+        if self.0.policy.mark == MarkTime::AfterLink {
+            host.store(mark, 1).await;
+        }
+        if tracked == Tracked::Yes {
             self.track(host, link).await;
         }
-        Some(table)
+        Changed::Done
     }
 
-    async fn put_in_place<F: Format>(&self, host: &Host<F>, link: LinkedTable, old: u64, mapped: bool) -> bool {
+    async fn put_in_place<F: Format>(&self, host: &Host<F>, link: LinkedTable, old: u64) -> bool {
         let format = *host.format();
-        if mapped {
+        if format.is_mapped(old) {
             let Some(children) = Children::of(&format, link.level, old) else { return false };
             // `make_huge_page_split_spte`: the smallest pages may be executed again.
             let children = if link.level.down() == Some(Level::LAST) { children.executable() } else { children };
@@ -324,7 +240,8 @@ impl NxPages {
         }
     }
 
-    async fn is_disallowed<F: Format>(&self, host: &Host<F>, table: Hpa) -> bool {
+    /// `disallowed_hugepage_adjust`: whether a page was split for execution, which a fault does not undo.
+    pub(super) async fn is_disallowed<F: Format>(&self, host: &Host<F>, table: Hpa) -> bool {
         let mark = self.0.marks.borrow().get(&table).copied();
         match mark {
             Some(mark) => host.load(mark).await != 0,
@@ -359,9 +276,6 @@ impl NxPages {
         let mut left = if policy.ratio == 0 { 0 } else { splits.div_ceil(u64::from(policy.ratio)) };
         let mut debt = FlushDebt::Clean;
         while left > 0 {
-            if policy.yielding == NxYield::InsideZap && host.need_resched(LockId::MMU).await {
-                self.give_way(host).await;
-            }
             let Some(page) = self.pop(host).await else { break };
             left -= 1;
             let owed = self.recover_one(host, page).await;
@@ -427,6 +341,10 @@ impl NxPages {
             self.count(|recovered| recovered.gone += 1);
             return FlushDebt::Clean;
         };
+        if self.0.policy.yielding == NxYield::InsideZap && host.need_resched(LockId::MMU).await {
+            // Whatever the pages before this one owe is not paid.
+            self.give_way(host).await;
+        }
         let zap = ZapPolicy {
             lock: self.0.policy.lock,
             flush: TableFlush::DeferredRcu,
@@ -446,60 +364,23 @@ impl NxPages {
     }
 }
 
-/// What became of one attempt.
+/// Whether a table stands where a huge page could.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Attempt {
-    /// The entry is in place.
-    Fixed,
-    /// Somebody else had put it there.
-    Spurious,
-    /// It must be tried again from the guest.
-    Retry,
+pub(super) enum Tracked {
+    /// It does, and is listed for recovery.
+    Yes,
+    /// It does not.
+    No,
 }
 
-/// The largest leaf of the format that fits what the primary MMU has.
-fn mapping_size<F: Format>(format: &F, backed: PageSize) -> PageSize {
-    let geometry = format.geometry();
-    geometry.page_sizes().filter(|size| *size <= backed).max().unwrap_or(geometry.granule())
-}
+/// Memory of a VM with NX huge pages: the hooks of its fault handlers.
+#[derive(Clone, Debug)]
+pub struct NxMemory(pub NxPages);
 
-/// Puts a leaf at `place` (an entry with the address and the host page behind it), or makes what is there young and
-/// writable again.
-async fn install<F: Format>(host: &Host<F>, place: Place, word: u64, perms: Perms) -> Attempt {
-    let format = *host.format();
-    let Place { sptep, level, gpa, host_page } = place;
-    let new = if format.is_mapped(word) {
-        if !format.is_leaf(level, word) {
-            return Attempt::Spurious;
-        }
-        let young = format.mark_young(word).unwrap_or(word);
-        format.restore_write(young).unwrap_or(young)
-    } else {
-        let size = format.geometry().page_size(level);
-        let output = Hpa::new(host_page.raw() - gpa.offset_in(size)).align_down(size);
-        let leaf = Leaf { output, perms: perms.with(Perms::DIRTY), accessed: true, attrs: F::Attrs::default() };
-        match format.encode_leaf(level, &leaf) {
-            Ok(new) if word == 0 => new,
-            // Frozen: somebody is tearing this part down.
-            _ => return Attempt::Retry,
-        }
-    };
-    if new == word {
-        return Attempt::Spurious;
+impl<F: Format> FaultHooks<F> for NxMemory {
+    fn nx(&self) -> Option<&NxPages> {
+        Some(&self.0)
     }
-    match host.cmpxchg(sptep, word, new).await {
-        Cmpxchg::Done => Attempt::Fixed,
-        Cmpxchg::Failed(_) => Attempt::Retry,
-    }
-}
-
-/// Where a leaf is wanted, and what for.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    sptep: Hpa,
-    level: Level,
-    gpa: Gpa,
-    host_page: Hpa,
 }
 
 /// The entry that points to a page's table, if one still does.

@@ -9,6 +9,8 @@
 //! Locking and flush are those of the notifiers; a scan holds nothing between calls and can be preempted there. The primary MMU's own
 //! accessed flags, its page-table lock and its lists are not modelled: all pages of the range are candidates, in order of
 //! address.
+//!
+//! Frees nothing: what is found old is freed by [`primary::reclaim`](super::primary::reclaim).
 
 use mmu_core::{Bytes, Cycles, Format, Gpa, GpaRange};
 use serde::{Deserialize, Serialize};

@@ -40,6 +40,9 @@ pub enum Publication {
     Blocked,
     /// It does not (G02): an invalidation's end may meet a slot that its start did not, and the count goes below zero.
     AtOnce,
+    /// It takes an rwsem for write that invalidations hold for read from start to end (the first fix of G02, G03): whoever is between start and end and
+    /// starts another one waits behind the update, which waits for him. The notifier must do its part ([`SlotsGuard`](super::notifier::SlotsGuard)).
+    Rwsem,
 }
 
 /// Whether an update makes faults that are under way try again.
@@ -186,12 +189,18 @@ async fn invalidate<F: Format>(host: &Host<F>, slot: Memslot, policy: &SlotPolic
 async fn install<F: Format>(host: &Host<F>, change: SlotChange, policy: &SlotPolicy) {
     let old = host.active_slots().await;
     let new = host.derive_slots(old, change).await;
+    if policy.publication == Publication::Rwsem {
+        host.lock(LockId::NOTIFIER_SLOTS, LockMode::Write).await;
+    }
     host.lock(LockId::INVALIDATE, LockMode::Write).await;
     if policy.publication == Publication::Blocked {
         wait_for_invalidations(host).await;
     }
     host.store_release(Var::MEMSLOTS, new.0).await;
     host.unlock(LockId::INVALIDATE).await;
+    if policy.publication == Publication::Rwsem {
+        host.unlock(LockId::NOTIFIER_SLOTS).await;
+    }
     host.synchronize_srcu().await;
     host.free_slots(old).await;
 }

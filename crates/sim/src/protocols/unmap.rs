@@ -4,6 +4,8 @@
 //! or all at once by a range invalidation after the walk; a table that is left without entries is unlinked and freed.
 //! Locking: `mmu_lock` for write, given up between chunks (5994bc9e05c2, 6.1; A08 is one chunk for everything). Emptiness comes from the
 //! table's count of present entries, never from a scan.
+//!
+//! Flush: each entry as it goes, or the range before the lock is given up; nothing is owed. Frees: tables that become empty, at once.
 
 use mmu_core::{Bytes, Flush, FlushScope, Format, Gpa, GpaRange, PageSize, Reach, WalkCaches};
 

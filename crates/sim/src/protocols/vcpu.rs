@@ -2,6 +2,8 @@
 //!
 //! Models `kvm_arch_vcpu_ioctl_run` as far as the second stage is concerned: enter, leave, handle the exit, again. Holds no lock
 //! while the guest runs; a section of `kvm->srcu` while an exit is handled. Frees what the fault handler keeps when it ends.
+//!
+//! Flush: none owed; requests that arrive while it is in the host are served by the entry.
 
 use mmu_core::Format;
 

@@ -111,6 +111,13 @@ impl YoungBitmap {
         }
     }
 
+    /// Changes every bit that `answer` has changed since it was `asked` and this one has not yet.
+    pub fn join_changes(&mut self, asked: &YoungBitmap, answer: &YoungBitmap) {
+        for ((mine, asked), answer) in self.words.iter_mut().zip(&asked.words).zip(&answer.words) {
+            *mine = asked ^ ((*mine ^ asked) | (asked ^ answer));
+        }
+    }
+
     fn at(&self, bit: u64) -> bool {
         self.words[(bit / 64) as usize] >> (bit % 64) & 1 != 0
     }

@@ -9,7 +9,7 @@
 //! | [`zap_table`] | the entry above one table | before the RCU section ends | the subtree, by RCU |
 //! | [`zap_root`] | everything below a root | by policy | all tables, by RCU |
 
-use mmu_core::{Format, Gpa, GpaRange, Hpa, Level, NotPresent, WalkCaches};
+use mmu_core::{Flush, FlushScope, Format, Gpa, GpaRange, Hpa, Level, NotPresent, Reach, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, skip_run};
@@ -321,16 +321,22 @@ async fn remove_alike<F: Format>(
     check: ReschedCheck,
     policy: &ZapPolicy,
 ) -> u64 {
-    if iter.level.index() != 1 || policy.flush == TableFlush::PerTablePage {
+    if iter.level.index() != 1 {
         return 0;
     }
-    let marker = removed_marker(host.format(), policy);
-    let remove = RemoveSubtrees { at: iter.sptep, len: iter.len, level: iter.level, unlinked: 0, marker, check };
+    let (marker, flush) = (removed_marker(host.format(), policy), flush_of_each(policy));
+    let remove = RemoveSubtrees { at: iter.sptep, len: iter.len, level: iter.level, unlinked: 0, marker, check, flush };
     let n = host.remove_subtrees(remove).await;
     if n > 0 {
         iter.take(n);
     }
     n
+}
+
+/// What is flushed for each table that goes.
+fn flush_of_each(policy: &ZapPolicy) -> Option<Flush> {
+    let everything = Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: Reach::Everyone };
+    (policy.flush == TableFlush::PerTablePage).then_some(everything)
 }
 
 /// What entries of a detached table become. In shared mode a walker still inside must not install anything: they are
@@ -399,8 +405,9 @@ async fn remove_children<F: Format>(
     marker: u64,
     policy: &ZapPolicy,
 ) -> u64 {
-    if level.index() == 1 && policy.flush != TableFlush::PerTablePage {
-        let remove = RemoveSubtrees { at, len, level, unlinked: marker, marker, check: ReschedCheck::Never };
+    if level.index() == 1 {
+        let (check, flush) = (ReschedCheck::Never, flush_of_each(policy));
+        let remove = RemoveSubtrees { at, len, level, unlinked: marker, marker, check, flush };
         let done = host.remove_subtrees(remove).await;
         if done > 0 {
             return done;

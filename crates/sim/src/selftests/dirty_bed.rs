@@ -22,7 +22,9 @@ use crate::workload::{GuestWork, Workload};
 /// A simulation with a dirty log, before its main thread is spawned.
 pub(super) struct Bed<A: Arch> {
     pub(super) sim: Sim<A>,
+    /// The first slot.
     pub(super) log: DirtyLog,
+    pub(super) slots: u64,
     pub(super) phases: Phases,
 }
 
@@ -41,12 +43,26 @@ pub(super) fn vm(memory: Bytes, vcpus: usize, page: PageSize) -> VmSpec {
 
 impl<A: Arch> Bed<A> {
     pub(super) fn new(platform: &Platform<A>, spec: &VmSpec, kind: LogKind) -> Result<Self, SelftestError> {
+        Self::in_slots(platform, spec, kind, 1)
+    }
+
+    /// With memory in so many slots of equal size, which divide it.
+    pub(super) fn in_slots(
+        platform: &Platform<A>,
+        spec: &VmSpec,
+        kind: LogKind,
+        slots: u64,
+    ) -> Result<Self, SelftestError> {
         let mut sim = build_without_threads(platform, spec)?;
         sim.set_watch(Watch::Writes);
         let page = platform.arch.two().geometry().page_size(Level::LAST);
-        let log = DirtyLog::new(GpaRange::new(Gpa::new(0), spec.memory), sim.new_var(0), page, kind);
+        let first = GpaRange::new(Gpa::new(0), Bytes(spec.memory.0 / slots));
+        let log = DirtyLog::new(first, sim.new_var(0), page, kind);
+        for _ in 1..slots {
+            sim.new_var(0);
+        }
         let phases = Phases::new(&mut sim);
-        Ok(Self { sim, log, phases })
+        Ok(Self { sim, log, slots, phases })
     }
 
     /// The thread of a vCPU: `work` says what it does in each phase, from 1 on; `None` is the end.
@@ -57,10 +73,10 @@ impl<A: Arch> Bed<A> {
         ring: Option<DirtyRing>,
         work: impl Fn(u64) -> Option<GuestWork> + 'static,
     ) {
-        let (log, phases) = (self.log, self.phases);
+        let (log, slots, phases) = (self.log, self.slots, self.phases);
         self.sim.spawn_vcpu(vcpu, |host| {
             Box::pin(async move {
-                let slot = LoggedSlot { log, ring };
+                let slot = LoggedSlot { log, slots, ring };
                 let mut faults = Faults::with_hooks(vcpu, policy, slot);
                 let mut phase = 1;
                 while let Some(work) = work(phase) {

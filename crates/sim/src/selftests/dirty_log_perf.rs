@@ -11,8 +11,8 @@ use crate::experiment::Platform;
 use crate::protocols::collapse::CollapsePolicy;
 use crate::protocols::dirty_log::ring::{DirtyRing, RingOrder};
 use crate::protocols::dirty_log::{
-    DirtyPages, DirtyPolicy, Initially, LogKind, Manual, SplitWhen, Tracking, clear_dirty_log, disable, enable,
-    get_dirty_log,
+    DirtyLog, DirtyPages, DirtyPolicy, Initially, LogKind, Manual, SplitWhen, Tracking, clear_dirty_log, disable,
+    enable, get_dirty_log,
 };
 use crate::protocols::fault::FaultPolicy;
 use crate::rng::Seed;
@@ -78,6 +78,8 @@ pub struct Options {
     pub manual: Manual,
     /// `-k` (proposed): how much is cleared by one call; `None` for all at once.
     pub clear_chunk: Option<Bytes>,
+    /// `-x`: memslots of equal size that hold the memory.
+    pub slots: u64,
     /// Ours: entries of a ring for each vCPU, read while they write, instead of a bitmap that is read afterwards.
     pub ring: Option<u64>,
     /// How writes are noticed; `None` is what Linux 6.6 does on the architecture.
@@ -106,6 +108,7 @@ impl Default for Options {
             seed: 1,
             manual: Manual::On,
             clear_chunk: None,
+            slots: 1,
             ring: None,
             tracking: None,
             split: None,
@@ -177,9 +180,15 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     if options.bytes_per_vcpu.0 == 0 || !options.bytes_per_vcpu.0.is_multiple_of(page.bytes()) {
         return Err(option_error("-b", format!("the memory of a vCPU must be a multiple of the backing page, {page}")));
     }
+    if options.slots == 0 || !(options.memory().0 / page.bytes()).is_multiple_of(options.slots) {
+        return Err(option_error("-x", format!("the backing pages of {page} must divide into as many equal memslots")));
+    }
+    if options.slots > 1 && options.ring.is_some() {
+        return Err(option_error("-x", "rings are simulated for one memslot: leave --ring out".to_owned()));
+    }
     let spec = vm(options.memory(), options.vcpus, page);
     let kind = if options.ring.is_some() { LogKind::Rings } else { LogKind::Bitmap };
-    let mut bed = Bed::new(platform, &spec, kind)?;
+    let mut bed = Bed::in_slots(platform, &spec, kind, options.slots)?;
     let rings = rings(&mut bed, options, &policy)?;
     let kernel = FaultPolicy::linux_6_6(format, page);
     let faults = FaultPolicy { lock: options.lock.unwrap_or(kernel.lock), ..kernel };
@@ -193,7 +202,13 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
         Box::pin(async move {
             main.phase(&host, "populate memory".into(), phases.run(&host)).await;
             // The policy has been checked and the pool is large enough: what fails nevertheless shows as a page that is lost.
-            let _ = main.phase(&host, "enable dirty logging".into(), enable(&host, &log, &policy)).await;
+            let logs: Vec<DirtyLog> = (0..options_of.slots).map(|n| log.nth(n)).collect();
+            let on = async {
+                for log in &logs {
+                    let _ = enable(&host, log, &policy).await;
+                }
+            };
+            main.phase(&host, "enable dirty logging".into(), on).await;
             let mut reader = Reader::new(log, policy, &rings);
             for n in 1..=options_of.iterations {
                 if !rings.is_empty() {
@@ -204,18 +219,22 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
                     continue;
                 }
                 main.phase(&host, format!("iteration {n} dirty memory"), phases.run(&host)).await;
-                let got =
-                    main.phase(&host, format!("iteration {n} get log"), get_dirty_log(&host, &log, &policy)).await;
-                let dirty = got.unwrap_or_default();
+                let mut dirty = Vec::new();
+                let get = async {
+                    for log in &logs {
+                        dirty.push(get_dirty_log(&host, log, &policy).await.unwrap_or_default());
+                    }
+                };
+                main.phase(&host, format!("iteration {n} get log"), get).await;
                 if policy.manual == Manual::On {
                     let chunk =
                         options_of.clear_chunk.map_or(log.pages(), |chunk| (chunk.0 >> log.page.shift()).max(1));
                     let clear = async {
-                        let mut first = 0;
-                        while first < log.pages() {
-                            let _: Result<DirtyPages, _> =
-                                clear_dirty_log(&host, &log, &policy, (first, chunk), &dirty).await;
-                            first += chunk;
+                        for (log, dirty) in logs.iter().zip(&dirty) {
+                            for first in (0..log.pages()).step_by(chunk as usize) {
+                                let _: Result<DirtyPages, _> =
+                                    clear_dirty_log(&host, log, &policy, (first, chunk), dirty).await;
+                            }
                         }
                     };
                     main.phase(&host, format!("iteration {n} clear log"), clear).await;
@@ -225,7 +244,12 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
             if options_of.disabling == Disabling::Running {
                 phases.start(&host).await;
             }
-            let _ = main.phase(&host, "disable dirty logging".into(), disable(&host, &log, &policy, page)).await;
+            let off = async {
+                for log in &logs {
+                    let _ = disable(&host, log, &policy, page).await;
+                }
+            };
+            main.phase(&host, "disable dirty logging".into(), off).await;
             if options_of.disabling == Disabling::Running {
                 main.phase(&host, "write on after disabling".into(), phases.finished(&host)).await;
             }
@@ -276,8 +300,8 @@ fn checks<A: Arch>(report: &mut SelftestReport, bed: &Bed<A>, options: &Options,
     let written = world.written();
     // A page that is lost is a violation, which ends the test as an error before it comes here.
     report.check(written.reported_pages() > 0, format!("the log reports pages: {}", written.reported_pages()));
-    report.figures.insert("pages of 4K reported".into(), written.reported_pages() as f64);
-    report.figures.insert("pages of 4K reported and not written".into(), written.needless_pages() as f64);
+    report.figures.insert("units of 4K reported".into(), written.reported_pages() as f64);
+    report.figures.insert("units of 4K reported and not written".into(), written.needless_pages() as f64);
     report.figures.insert("second-stage faults".into(), stats.iter().map(|vcpu| vcpu.faults).sum::<u64>() as f64);
 }
 

@@ -3,16 +3,19 @@
 //! x86 only. One half of guest memory has been executed in, so that it is split into small pages; while the recovery thread takes
 //! pages back, a vCPU writes to pages of the other half that nothing maps yet. What counts is the longest fault.
 
-use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Format, Gva, PageSize};
+use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Gva, PageSize};
 use serde::{Deserialize, Serialize};
 
 use super::nx_huge_pages::{milliseconds, require_x86};
 use super::phases::Phases;
 use super::{Phase, SelftestError, SelftestReport, finish};
 use crate::arch::Arch;
-use crate::engine::{ExitReason, GuestPaging, Host, LockMode, VcpuId};
+use crate::engine::{GuestPaging, LockMode, VcpuId};
 use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
-use crate::protocols::nx::{NxPages, NxPolicy};
+use crate::protocols::fault::{FaultPolicy, Faults};
+use crate::protocols::nx::{NxMemory, NxPages, NxPolicy};
+use crate::protocols::split::LazySplit;
+use crate::protocols::vcpu;
 use crate::protocols::zap::ZapLock;
 use crate::rng::Seed;
 use crate::workload::{GuestAccess, GuestWork, Mix, PatternSpec, Workload};
@@ -74,17 +77,21 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     for (index, work) in works.into_iter().enumerate() {
         let nx = nx.clone();
         let most = if index == 0 { options.page } else { PageSize::SIZE_4K };
+        let policy = FaultPolicy { split: LazySplit::InPlace, ..FaultPolicy::new(LockMode::Read, most) };
         sim.spawn_vcpu(VcpuId(index), move |host| {
             Box::pin(async move {
+                let mut faults = Faults::with_hooks(VcpuId(index), policy, NxMemory(nx));
                 let begin = index as u64 + 1;
                 for iteration in 1..=2 {
                     phases.wait_for(&host, iteration).await;
                     if iteration == begin {
                         host.assign(VcpuId(index), work.clone());
-                        run_guest(&host, &nx, VcpuId(index), most).await;
+                        // A failed run leaves accesses undone, which the test asserts.
+                        let _ = vcpu::run(&host, VcpuId(index), &mut faults).await;
                     }
                     phases.done(&host).await;
                 }
+                faults.release(&host).await;
             })
         });
     }
@@ -122,14 +129,4 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     report.phases.push(Phase { name: "execute".into(), cycles: execute, host: Default::default() });
     report.phases.push(Phase { name: "write".into(), cycles: write, host });
     Ok(report)
-}
-
-async fn run_guest<F: Format>(host: &Host<F>, nx: &NxPages, vcpu: VcpuId, most: PageSize) {
-    loop {
-        match host.vcpu_run(vcpu).await.reason {
-            ExitReason::Fault(fault) => nx.handle(host, fault, LockMode::Read, most).await,
-            ExitReason::Kicked | ExitReason::LogFull => {}
-            ExitReason::Done => return,
-        }
-    }
 }

@@ -69,7 +69,7 @@ impl<A: Arch> Bench<A> {
             let (vcpu, ring) = (VcpuId(index), rings.get(index).copied());
             sim.spawn_vcpu(vcpu, |host| {
                 Box::pin(async move {
-                    let slot = LoggedSlot { log, ring };
+                    let slot = LoggedSlot { ring, ..LoggedSlot::new(log) };
                     let mut faults = Faults::with_hooks(vcpu, policy, slot);
                     for (phase, work) in (1..).zip(work) {
                         phases.wait_for(&host, phase).await;

@@ -8,11 +8,13 @@ use crate::common::{arm64, power, small_vm, x86};
 use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Gpa, GpaRange, Gva, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::checker::Violation;
-use mmu_sim::engine::{ExitReason, GuestPaging, LockMode, Stopped, VcpuId};
+use mmu_sim::engine::{GuestPaging, LockMode, Stopped, VcpuId};
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build, build_without_threads};
+use mmu_sim::protocols::fault::{FaultPolicy, Faults};
 use mmu_sim::protocols::iter::Yield;
-use mmu_sim::protocols::nx::{NxDebt, NxPages, NxPolicy, Recovered};
+use mmu_sim::protocols::nx::{NxDebt, NxMemory, NxPages, NxPolicy, Recovered};
 use mmu_sim::protocols::split::LazySplit;
+use mmu_sim::protocols::vcpu::{self, Ran};
 use mmu_sim::protocols::walkers::{Walked, write_protect};
 use mmu_sim::protocols::zap::ZapLock;
 use mmu_sim::selftests::nx_huge_pages::{self, RebootPermission};
@@ -26,6 +28,15 @@ fn vm(memory: u64) -> VmSpec {
 
 /// A guest that writes and then executes each of `pages` huge pages; then one recovery, while the guest reads on.
 fn recover(policy: NxPolicy, pages: u64, logged: Option<GpaRange>) -> (Recovered, Vec<Violation>, u64) {
+    recover_split(policy, LazySplit::InPlace, pages, logged)
+}
+
+fn recover_split(
+    policy: NxPolicy,
+    split: LazySplit,
+    pages: u64,
+    logged: Option<GpaRange>,
+) -> (Recovered, Vec<Violation>, u64) {
     let huge = PageSize::SIZE_2M;
     let mut sim = build_without_threads(&x86(), &VmSpec { page: huge, ..vm(pages * huge.bytes()) }).unwrap();
     let nx = NxPages::new(&mut sim, policy);
@@ -35,19 +46,16 @@ fn recover(policy: NxPolicy, pages: u64, logged: Option<GpaRange>) -> (Recovered
     let access = move |page: u64, kind| GuestAccess { gva: Gva::new(page * huge.bytes()), kind };
     let touch =
         (0..pages).flat_map(|page| [access(page, AccessKind::Write), access(page, AccessKind::Execute)]).collect();
-    let faults = nx.clone();
+    let pages_of_vm = nx.clone();
+    let policy = FaultPolicy { split, ..FaultPolicy::new(LockMode::Read, huge) };
     sim.spawn_vcpu(VcpuId(0), move |host| {
         Box::pin(async move {
+            let mut faults = Faults::with_hooks(VcpuId(0), policy, NxMemory(pages_of_vm));
             for work in [touch, (0..200_000).map(|i| access(i % pages, AccessKind::Read)).collect()] {
                 host.assign(VcpuId(0), GuestWork::List(work));
-                loop {
-                    match host.vcpu_run(VcpuId(0)).await.reason {
-                        ExitReason::Fault(fault) => faults.handle(&host, fault, LockMode::Read, huge).await,
-                        ExitReason::Kicked | ExitReason::LogFull => {}
-                        ExitReason::Done => break,
-                    }
-                }
+                assert_eq!(vcpu::run(&host, VcpuId(0), &mut faults).await, Ran::Done);
             }
+            faults.release(&host).await;
         })
     });
     let (recovery, splits) = (nx.clone(), Rc::new(RefCell::new(0)));
@@ -68,8 +76,8 @@ fn recover(policy: NxPolicy, pages: u64, logged: Option<GpaRange>) -> (Recovered
 fn recovery_takes_its_share_with_one_flush() {
     for base in [NxPolicy::v6_1(Cycles(1)), NxPolicy::v6_18(Cycles(1))] {
         for split in [LazySplit::InPlace, LazySplit::Zap] {
-            let policy = NxPolicy { ratio: 4, split, ..base };
-            let (recovered, violations, splits) = recover(policy, 10, None);
+            let policy = NxPolicy { ratio: 4, ..base };
+            let (recovered, violations, splits) = recover_split(policy, split, 10, None);
             assert_eq!((splits, violations), (10, vec![]), "{policy:?}");
             // A quarter of ten, rounded up.
             assert_eq!((recovered.zapped, recovered.flushes), (3, 1), "{policy:?}");

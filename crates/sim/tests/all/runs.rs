@@ -10,11 +10,13 @@ use mmu_sim::engine::{ActorStats, HostCounters, Runs, Sim, Stopped, VcpuStats};
 use mmu_sim::experiment::zap::{Target, strategies};
 use mmu_sim::experiment::{Platform, VmSpec, build};
 use mmu_sim::protocols::aging::AgingPolicy;
+use mmu_sim::protocols::collapse::CollapsePolicy;
 use mmu_sim::protocols::dirty_log::{
     DirtyLog, DirtyPages, DirtyPolicy, HarvestFlush, LogKind, Manual, SplitWhen, Tracking, clear_dirty_log, disable,
     enable, get_dirty_log,
 };
 use mmu_sim::protocols::reclaim::{Scan, Scanned, pass, scan};
+use mmu_sim::protocols::split::SplitPolicy;
 use mmu_sim::protocols::teardown::free_unlinked;
 use mmu_sim::protocols::unmap::{UnmapFlush, UnmapPolicy, unmap_range};
 use mmu_sim::protocols::young::{Convention, YoungBitmap};
@@ -243,6 +245,8 @@ proptest! {
         each: bool,
         huge: bool,
         busy: bool,
+        collapse in 0usize..3,
+        eager: bool,
     ) {
         let page = if huge { PageSize::SIZE_2M } else { PageSize::SIZE_4K };
         let accesses = if busy { 3_000 } else { 0 };
@@ -251,9 +255,8 @@ proptest! {
             tracking: [Tracking::WriteProtect, Tracking::ModificationLog, Tracking::Scan][which],
             manual: if manual { Manual::On } else { Manual::Off },
             flush: if each { HarvestFlush::EachEntry } else { HarvestFlush::Slot },
-            // Splits and collapses have properties of their own.
-            split: SplitWhen::Lazily,
-            collapse: None,
+            split: if eager { SplitWhen::Eagerly(SplitPolicy::X86_5_18) } else { SplitWhen::Lazily },
+            collapse: [None, Some(CollapsePolicy::X86_5_14), Some(CollapsePolicy::X86_6_13)][collapse],
             ..DirtyPolicy::X86_PML
         };
         let run = |runs| log_dirty(&vm, slice, policy, (start, pages), dirty, runs);

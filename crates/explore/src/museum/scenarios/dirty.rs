@@ -70,7 +70,7 @@ fn a28(variant: Variant) -> Box<dyn Explorable> {
     let scenario = Scenario::new("A28", x86(), SmallVm::mapped(1)).state(LeafState::Untouched).setup(move |build| {
         let bitmap = build.new_var(0);
         let log = DirtyLog::new(gpas(0, 1), bitmap, PageSize::SIZE_4K, LogKind::Bitmap);
-        let slot = LoggedSlot { log, ring: None };
+        let slot = LoggedSlot::new(log);
         let vcpu = build.add_vcpu(vec![write(0), write(0)]);
         let done = build.new_var(0);
         let waiting = build.new_wait_queue();
@@ -105,7 +105,7 @@ fn g12(variant: Variant) -> Box<dyn Explorable> {
         let Some(rings) = DirtyRing::create(build, 128, Tracking::WriteProtect, order, full) else { return };
         let ring = rings[0];
         let log = DirtyLog::new(gpas(0, 2), bitmap, PageSize::SIZE_4K, LogKind::Rings);
-        let slot = LoggedSlot { log, ring: Some(ring) };
+        let slot = LoggedSlot { ring: Some(ring), ..LoggedSlot::new(log) };
         build.spawn_thread(vcpu, move |host| {
             Box::pin(async move {
                 let policy = FaultPolicy::new(LockMode::Read, PageSize::SIZE_4K);

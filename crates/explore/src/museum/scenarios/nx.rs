@@ -5,7 +5,9 @@ use mmu_sim::engine::Bed;
 use mmu_sim::engine::{ExitReason, Host, LockMode, VcpuId};
 use mmu_sim::experiment::Populate;
 use mmu_sim::explore::{Explorable, Invariant, Limits, Scenario, SmallVm, access};
-use mmu_sim::protocols::nx::{NxDebt, NxPages, NxPolicy, NxYield};
+use mmu_sim::protocols::fault::{FaultPolicy, Faults};
+use mmu_sim::protocols::nx::{NxDebt, NxMemory, NxPages, NxPolicy, NxYield};
+use mmu_sim::protocols::split::LazySplit;
 
 use super::super::formats::x86;
 use super::super::{Exhibit, Variant};
@@ -36,9 +38,13 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
 ];
 
 async fn thread<F: mmu_core::Format>(host: Host<F>, vcpu: VcpuId, nx: NxPages) {
+    let policy = FaultPolicy { split: LazySplit::InPlace, ..FaultPolicy::new(LockMode::Read, PageSize::SIZE_2M) };
+    let mut faults = Faults::with_hooks(vcpu, policy, NxMemory(nx));
     while let ExitReason::Fault(fault) = host.vcpu_run(vcpu).await.reason {
-        nx.handle(&host, fault, LockMode::Read, PageSize::SIZE_2M).await;
+        // What could not be fixed is taken again.
+        let _ = faults.handle(&host, fault).await;
     }
+    faults.release(&host).await;
 }
 
 /// A guest executes from two huge pages, which are split for it; then they are recovered.

@@ -16,6 +16,8 @@
 //! the permission (or the dirty flag) afterwards, and flushes before user space reads the page. Whatever order the two meet in, the
 //! bit is either taken with the write already made, or still there for the next harvest.
 //!
+//! The functions with `_in` go through all valid roots of a VM with several of them; the others through its current one.
+//!
 //! Writes are noticed in three ways ([`Tracking`]). Rings instead of a bitmap: [`ring`].
 
 mod pages;
@@ -29,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collapse::{Collapsed, collapse_range};
 use super::iter::{FlushDebt, Yield};
+use super::roots::{UnmapRoots, VmRoots};
 use super::split::{SplitPolicy, Splits, eager_split};
 use super::zap::ZapLock;
 use crate::engine::{Host, LockId, LockMode, MODIFICATION_LOG_ENTRIES, Var, VcpuId, words_at};
@@ -69,6 +72,12 @@ impl DirtyLog {
         Self { slot, bitmap, page, kind }
     }
 
+    /// The `n`th of slots that are as large as this one and lie behind it, each with a variable of its own: made one after the other.
+    pub fn nth(&self, n: u64) -> Self {
+        let start = self.slot.start + n * self.slot.bytes.0;
+        Self { slot: GpaRange::new(start, self.slot.bytes), bitmap: Var(self.bitmap.0 + n as u32), ..*self }
+    }
+
     /// Pages of the slot.
     pub fn pages(&self) -> u64 {
         self.slot.bytes.0 >> self.page.shift()
@@ -103,14 +112,32 @@ pub struct Enabled {
 /// # Errors
 /// A tracking that the format has not, no memory, logging that is on, a failed split: then logging is on all the same.
 pub async fn enable<F: Format>(host: &Host<F>, log: &DirtyLog, policy: &DirtyPolicy) -> Result<Enabled, DirtyError> {
+    enable_in(host, &VmRoots::Current, log, policy).await
+}
+
+/// [`enable`] in all valid roots of a VM.
+///
+/// # Errors
+/// As [`enable`].
+pub async fn enable_in<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    log: &DirtyLog,
+    policy: &DirtyPolicy,
+) -> Result<Enabled, DirtyError> {
     policy.check(host.format())?;
     host.lock(LockId::SLOTS, LockMode::Write).await;
-    let enabled = enable_locked(host, log, policy).await;
+    let enabled = enable_locked(host, roots, log, policy).await;
     host.unlock(LockId::SLOTS).await;
     enabled
 }
 
-async fn enable_locked<F: Format>(host: &Host<F>, log: &DirtyLog, policy: &DirtyPolicy) -> Result<Enabled, DirtyError> {
+async fn enable_locked<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    log: &DirtyLog,
+    policy: &DirtyPolicy,
+) -> Result<Enabled, DirtyError> {
     if host.load(log.bitmap).await != 0 {
         return Err(DirtyError::AlreadyOn);
     }
@@ -126,12 +153,16 @@ async fn enable_locked<F: Format>(host: &Host<F>, log: &DirtyLog, policy: &Dirty
         return Ok(enabled);
     }
     if let SplitWhen::Eagerly(split) = policy.split {
-        enabled.splits = split_slot(host, log.slot, log.page, &split).await?;
+        enabled.splits = split_slot(host, roots, log.slot, log.page, &split).await?;
     }
     host.lock(LockId::MMU, policy.lock.mode()).await;
-    let root = host.root().await;
     let mut walk = Walk::new(host, policy, policy.lock, policy.yielding());
-    walk.slot(root, log.slot).await;
+    let mut next = roots.next_yield_safe(host, None, UnmapRoots::ValidOnly, policy.lock).await;
+    while let Some(root) = next {
+        // A yield in one root flushes for those before it.
+        walk.slot(root.table, log.slot).await;
+        next = roots.next_yield_safe(host, next, UnmapRoots::ValidOnly, policy.lock).await;
+    }
     let (debt, protected) = (walk.debt, walk.done);
     host.unlock(LockId::MMU).await;
     // `kvm_arch_flush_remote_tlbs_memslot`: from here on every first write is noticed.
@@ -164,15 +195,23 @@ async fn swap_memslots<F: Format>(host: &Host<F>) {
 
 async fn split_slot<F: Format>(
     host: &Host<F>,
+    roots: &VmRoots<F>,
     slot: GpaRange,
     to: PageSize,
     policy: &SplitPolicy,
 ) -> Result<Splits, DirtyError> {
     host.lock(LockId::MMU, policy.lock.mode()).await;
-    let root = host.root().await;
-    let splits = eager_split(host, root, slot, to, policy).await;
+    let mut all = Ok(Splits::default());
+    let mut next = roots.next_yield_safe(host, None, policy.roots, policy.lock).await;
+    while let Some(root) = next {
+        if let Ok(done) = all {
+            all = eager_split(host, root.table, slot, to, policy).await.map(|one| done.merge(&one));
+        }
+        // To the end in any case: the walk has a reference.
+        next = roots.next_yield_safe(host, next, policy.roots, policy.lock).await;
+    }
     host.unlock(LockId::MMU).await;
-    splits.map_err(DirtyError::Split)
+    all.map_err(DirtyError::Split)
 }
 
 /// `mark_page_dirty_in_slot`: after the page has become writable, so that a harvest in between finds either the bit or the permission.
@@ -204,10 +243,23 @@ pub async fn get_dirty_log<F: Format>(
     log: &DirtyLog,
     policy: &DirtyPolicy,
 ) -> Result<DirtyPages, DirtyError> {
+    get_dirty_log_in(host, &VmRoots::Current, log, policy).await
+}
+
+/// [`get_dirty_log`] of a VM with several roots.
+///
+/// # Errors
+/// As [`get_dirty_log`].
+pub async fn get_dirty_log_in<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    log: &DirtyLog,
+    policy: &DirtyPolicy,
+) -> Result<DirtyPages, DirtyError> {
     host.lock(LockId::SLOTS, LockMode::Write).await;
     let got = match log.load(host).await {
         None => Err(DirtyError::Off),
-        Some(bitmap) => Ok(get_locked(host, log, bitmap, policy).await),
+        Some(bitmap) => Ok(get_locked(host, roots, log, bitmap, policy).await),
     };
     host.unlock(LockId::SLOTS).await;
     let dirty = got?;
@@ -224,19 +276,25 @@ async fn report<F: Format>(host: &Host<F>, log: &DirtyLog, dirty: &DirtyPages) {
     }
 }
 
-async fn get_locked<F: Format>(host: &Host<F>, log: &DirtyLog, bitmap: Bitmap, policy: &DirtyPolicy) -> DirtyPages {
+async fn get_locked<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    log: &DirtyLog,
+    bitmap: Bitmap,
+    policy: &DirtyPolicy,
+) -> DirtyPages {
     sync(host, policy).await;
     match (policy.manual, policy.tracking) {
         (Manual::On, Tracking::WriteProtect | Tracking::ModificationLog) => bitmap.read(host, 0, bitmap.pages).await,
         (Manual::On, Tracking::Scan) => {
             // What the scan finds has to be kept until it is cleared.
-            let dirty = scan(host, log, bitmap, policy, (0, bitmap.pages)).await;
+            let dirty = scan(host, roots, log, bitmap, policy, (0, bitmap.pages)).await;
             for &(first, count) in dirty.runs() {
                 bitmap.set_run(host, first, count).await;
             }
             dirty
         }
-        (Manual::Off, _) => harvest(host, log, bitmap, policy, &[(0, bitmap.pages)]).await,
+        (Manual::Off, _) => harvest(host, roots, log, bitmap, policy, &[(0, bitmap.pages)]).await,
     }
 }
 
@@ -256,6 +314,21 @@ pub async fn clear_dirty_log<F: Format>(
     host: &Host<F>,
     log: &DirtyLog,
     policy: &DirtyPolicy,
+    pages: (u64, u64),
+    dirty: &DirtyPages,
+) -> Result<DirtyPages, DirtyError> {
+    clear_dirty_log_in(host, &VmRoots::Current, log, policy, pages, dirty).await
+}
+
+/// [`clear_dirty_log`] in all valid roots of a VM.
+///
+/// # Errors
+/// As [`clear_dirty_log`].
+pub async fn clear_dirty_log_in<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    log: &DirtyLog,
+    policy: &DirtyPolicy,
     (first, count): (u64, u64),
     dirty: &DirtyPages,
 ) -> Result<DirtyPages, DirtyError> {
@@ -270,9 +343,10 @@ pub async fn clear_dirty_log<F: Format>(
     if let (SplitWhen::Eagerly(eagerly), Initially::AllSet) = (policy.split, policy.initially)
         && let (Some(&(from, _)), Some(&(last, len))) = (asked.first(), asked.last())
     {
-        split = split_slot(host, range(log.slot.start, log.page, (from, last + len - from)), log.page, &eagerly).await;
+        let pages = range(log.slot.start, log.page, (from, last + len - from));
+        split = split_slot(host, roots, pages, log.page, &eagerly).await;
     }
-    let cleared = harvest(host, log, bitmap, policy, &asked).await;
+    let cleared = harvest(host, roots, log, bitmap, policy, &asked).await;
     host.unlock(LockId::SLOTS).await;
     report(host, log, &cleared).await;
     split.map(|_| cleared)
@@ -281,6 +355,7 @@ pub async fn clear_dirty_log<F: Format>(
 /// Takes bits, and W or dirty flags with them, under `mmu_lock`; flushes afterwards.
 async fn harvest<F: Format>(
     host: &Host<F>,
+    roots: &VmRoots<F>,
     log: &DirtyLog,
     bitmap: Bitmap,
     policy: &DirtyPolicy,
@@ -289,13 +364,12 @@ async fn harvest<F: Format>(
     if policy.tracking == Tracking::Scan {
         let mut dirty = DirtyPages::new();
         for &pages in asked {
-            dirty = dirty.union(&scan(host, log, bitmap, policy, pages).await);
+            dirty = dirty.union(&scan(host, roots, log, bitmap, policy, pages).await);
         }
         return dirty;
     }
     let mut dirty = DirtyPages::new();
     host.lock(LockId::MMU, LockMode::Write).await;
-    let root = host.root().await;
     let mut walk = Walk::new(host, policy, ZapLock::Write, Yield::Never);
     for &(first, count) in asked {
         let mut at = first;
@@ -303,7 +377,11 @@ async fn harvest<F: Format>(
             // Bits first, permissions afterwards, one batch after the other.
             let next = ((at / BATCH + 1) * BATCH).min(first + count);
             let taken = bitmap.take(host, at, next - at).await;
-            protect_masked(&mut walk, log, root, &taken).await;
+            let mut next_root = roots.next(host, None, UnmapRoots::ValidOnly).await;
+            while let Some(root) = next_root {
+                protect_masked(&mut walk, log, root.table, &taken).await;
+                next_root = roots.next(host, next_root, UnmapRoots::ValidOnly).await;
+            }
             taken.runs().iter().for_each(|&(first, count)| dirty.push(first, count));
             at = next;
         }
@@ -364,6 +442,7 @@ async fn flush_partial<F: Format>(walk: &mut Walk<'_, F>, log: &DirtyLog, root: 
 /// A harvest that looks at the leaves themselves; what faults have noted in the bitmap is taken too.
 async fn scan<F: Format>(
     host: &Host<F>,
+    roots: &VmRoots<F>,
     log: &DirtyLog,
     bitmap: Bitmap,
     policy: &DirtyPolicy,
@@ -371,11 +450,16 @@ async fn scan<F: Format>(
 ) -> DirtyPages {
     let noted = bitmap.take(host, first, count).await;
     host.lock(LockId::MMU, LockMode::Write).await;
-    let root = host.root().await;
     let mut walk = Walk::new(host, policy, ZapLock::Write, Yield::Never);
-    walk.found = Some(DirtyPages::new());
-    walk.slot(root, range(log.slot.start, log.page, (first, count))).await;
-    let (debt, found) = (walk.debt, walk.found.take().unwrap_or_default());
+    let mut found = DirtyPages::new();
+    let mut next = roots.next_yield_safe(host, None, UnmapRoots::ValidOnly, ZapLock::Write).await;
+    while let Some(root) = next {
+        walk.found = Some(DirtyPages::new());
+        walk.slot(root.table, range(log.slot.start, log.page, (first, count))).await;
+        found = found.union(&walk.found.take().unwrap_or_default());
+        next = roots.next_yield_safe(host, next, UnmapRoots::ValidOnly, ZapLock::Write).await;
+    }
+    let debt = walk.debt;
     let base = log.slot.start.raw() >> log.page.shift();
     let mut scanned = DirtyPages::new();
     for (from, len) in found.within(base + first, count) {
@@ -415,6 +499,20 @@ pub async fn disable<F: Format>(
     policy: &DirtyPolicy,
     most: PageSize,
 ) -> Result<Collapsed, DirtyError> {
+    disable_in(host, &VmRoots::Current, log, policy, most).await
+}
+
+/// [`disable`] in all valid roots of a VM.
+///
+/// # Errors
+/// As [`disable`].
+pub async fn disable_in<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    log: &DirtyLog,
+    policy: &DirtyPolicy,
+    most: PageSize,
+) -> Result<Collapsed, DirtyError> {
     host.lock(LockId::SLOTS, LockMode::Write).await;
     let bitmap = host.xchg_var(log.bitmap, 0).await;
     if bitmap == 0 {
@@ -429,8 +527,13 @@ pub async fn disable<F: Format>(
     let mut collapsed = Collapsed::default();
     if let Some(collapse) = policy.collapse {
         host.lock(LockId::MMU, collapse.lock.mode()).await;
-        let root = host.root().await;
-        collapsed = collapse_range(host, root, log.slot, most, &collapse).await;
+        let mut next = roots.next_yield_safe(host, None, UnmapRoots::ValidOnly, collapse.lock).await;
+        while let Some(root) = next {
+            let one = collapse_range(host, root.table, log.slot, most, &collapse).await;
+            collapsed.tables += one.tables;
+            collapsed.raced += one.raced;
+            next = roots.next_yield_safe(host, next, UnmapRoots::ValidOnly, collapse.lock).await;
+        }
         host.unlock(LockId::MMU).await;
     }
     if log.kind == LogKind::Bitmap {

@@ -1,4 +1,7 @@
 //! Sets of dirty pages as runs, and the bitmap that they are kept in.
+//!
+//! Models `memslot->dirty_bitmap` and its accessors (`virt/kvm/kvm_main.c`, Linux 6.6). Locking: none, words change by atomic operations. Flush: none
+//! owed by a bit; whoever takes permissions with it owes one. Frees nothing: the bitmap goes with [`disable`](super::disable).
 
 use mmu_core::{Bytes, Format, Gpa, GpaRange, Hpa, PageSize};
 

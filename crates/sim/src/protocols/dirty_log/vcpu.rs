@@ -12,20 +12,33 @@ use crate::engine::{ExitReason, Host, VcpuId};
 use crate::protocols::fault::{FaultHooks, Faults, Logging, PfRet};
 use crate::protocols::vcpu::Ran;
 
-/// What the faults of one vCPU ask of a slot with a dirty log.
+/// What the faults of one vCPU ask of memory with a dirty log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LoggedSlot {
-    /// The slot.
+    /// The slot, or the first of several.
     pub log: DirtyLog,
+    /// How many slots there are: as large as the first one, one behind the other ([`DirtyLog::nth`]). With a ring there is one.
+    pub slots: u64,
     /// The vCPU's ring, if pages go there instead of the bitmap.
     pub ring: Option<DirtyRing>,
 }
 
 impl LoggedSlot {
+    /// The one slot of a vCPU without a ring.
+    pub const fn new(log: DirtyLog) -> Self {
+        Self { log, slots: 1, ring: None }
+    }
+
+    /// The slot of an address; the first one for addresses in none.
+    fn log_of(&self, gpa: Gpa) -> DirtyLog {
+        let distance = gpa.raw().saturating_sub(self.log.slot.start.raw()) / self.log.slot.bytes.0.max(1);
+        if distance < self.slots { self.log.nth(distance) } else { self.log }
+    }
+
     /// Notes a page that has been written.
     async fn note<F: Format>(&self, host: &Host<F>, gpa: Gpa) {
         match (self.ring, self.log.page_of(gpa)) {
-            (None, _) => mark_page_dirty(host, &self.log, gpa).await,
+            (None, _) => mark_page_dirty(host, &self.log_of(gpa), gpa).await,
             (Some(ring), Some(page)) => ring.push(host, page).await,
             (Some(_), None) => {}
         }
@@ -33,7 +46,7 @@ impl LoggedSlot {
 
     /// Empties the processor's log.
     async fn flush_modification_log<F: Format>(&self, host: &Host<F>, vcpu: VcpuId) {
-        if self.ring.is_none() {
+        if self.ring.is_none() && self.slots == 1 {
             flush_modification_log(host, &self.log, vcpu).await;
             return;
         }
@@ -45,7 +58,7 @@ impl LoggedSlot {
 
 impl<F: Format> FaultHooks<F> for LoggedSlot {
     async fn logging(&self, host: &Host<F>, gpa: Gpa) -> Logging {
-        if self.log.is_on(host, gpa).await { Logging::On } else { Logging::Off }
+        if self.log_of(gpa).is_on(host, gpa).await { Logging::On } else { Logging::Off }
     }
 
     async fn mark_dirty(&self, host: &Host<F>, gpa: Gpa) {

@@ -24,6 +24,7 @@
 //! arm64 and POWER have one root per VM for its whole life; there the list has one entry, and everything but switching roots has
 //! the same meaning.
 
+mod every;
 mod policy;
 mod thread;
 mod walks;
@@ -35,6 +36,7 @@ use std::rc::Rc;
 use mmu_core::{Cycles, Format, Hpa};
 use serde::{Deserialize, Serialize};
 
+pub use every::{Visited, VmRoots};
 pub use policy::{
     DebtScope, LastPut, LifeCycle, ObsoleteTest, ReaderRoots, RootPolicy, UnmapRoots, WalkerPut, ZapGift,
 };

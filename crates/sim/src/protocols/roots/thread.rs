@@ -1,4 +1,8 @@
 //! A vCPU's thread that loads and leaves roots by itself.
+//!
+//! Models `kvm_mmu_reload`, `kvm_mmu_unload` and `kvm_mmu_reset_context` around `vcpu_enter_guest` (Linux 5.12 to 6.9). Locking: `mmu_lock` as
+//! [`RootPolicy::root_lock`](super::RootPolicy::root_lock) says while a root is found or left. Flush: the own processor's, when a root is loaded. Frees: a root
+//! whose last reference it puts, as the life cycle says.
 
 use mmu_core::Format;
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,7 @@
 //! Walks over all roots that may yield: `for_each_tdp_mmu_root_yield_safe`, and unmapping by it.
+//!
+//! Models Linux 5.12 to 6.9. Locking: the caller holds `mmu_lock`; the walk's reference keeps a root on the list while the lock is given up. Flush: owed to the
+//! caller, carried from root to root (a835429cda91). Frees: a root whose other users left meanwhile.
 
 use mmu_core::{Format, GpaRange, WalkCaches};
 
@@ -44,7 +47,8 @@ impl<F: Format> Roots<F> {
         found
     }
 
-    fn successor(&self, serial: u32) -> Option<Root> {
+    /// The next root on the list.
+    pub(super) fn successor(&self, serial: u32) -> Option<Root> {
         self.0.list.borrow().iter().find(|root| root.serial > serial).copied()
     }
 

@@ -1,4 +1,7 @@
 //! The eager split of arm64: by chunks under the write lock, with a cache of tables that is topped up in between.
+//!
+//! Models `kvm_mmu_split_huge_pages` and `kvm_pgtable_stage2_split` (Linux 6.5). Locking: `mmu_lock` for write, given up between chunks and for
+//! top-ups. Flush: break-before-make for each block, nothing is owed afterwards. Frees: tables of the cache that were not used.
 
 use mmu_core::{Bytes, Format, Gpa, GpaRange, Hpa, Level};
 
@@ -39,12 +42,12 @@ impl TableCache {
     }
 }
 
-/// Tables of each level that splitting `chunk` bytes down to `goal` can take.
+/// Tables of each level that splitting `chunk` bytes down to `goal` can take. Of a block that is larger than the chunk one level goes at a time.
 fn tables_for<F: Format>(format: &F, goal: Level, chunk: Bytes) -> Vec<(Level, u64)> {
     let geometry = format.geometry();
-    let split = |level: Level| geometry.has_leaves_at(level) && geometry.page_size(level).bytes() <= chunk.0;
-    let levels = (goal.index() as u8 + 1..geometry.levels() as u8).map(Level::new).filter(|&level| split(level));
-    levels.filter_map(|level| Some((level.down()?, chunk.0 >> geometry.shift(level)))).collect()
+    let levels = (goal.index() as u8 + 1..geometry.levels() as u8).map(Level::new);
+    let blocks = levels.filter(|&level| geometry.has_leaves_at(level));
+    blocks.filter_map(|level| Some((level.down()?, (chunk.0 >> geometry.shift(level)).max(1)))).collect()
 }
 
 /// `kvm_mmu_split_huge_pages`

@@ -1,4 +1,7 @@
 //! Splitting by a fault: one huge leaf is in the way of a smaller page.
+//!
+//! Models `tdp_mmu_map_handle_target_level` of Linux 5.12 and `tdp_mmu_split_huge_page` of 6.1. Locking: the fault's `mmu_lock`, shared will do, and its RCU
+//! section. Flush: the leaf's range, where the leaf is cleared or the architecture wants it; nothing is owed. Frees: a table that lost its race.
 
 use mmu_core::{Format, Gpa, GpaRange, Hpa, Level, NotPresent, WalkCaches};
 use serde::{Deserialize, Serialize};

@@ -28,6 +28,7 @@ use mmu_core::{
 use serde::{Deserialize, Serialize};
 
 use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, check_each, cond_resched, skip_run};
+use super::roots::UnmapRoots;
 use super::zap::{LinkedTable, ZapLock};
 use crate::engine::{Apply, Atomicity, Cmpxchg, Frames, Host, LockId, ReschedCheck, RunOp, Work};
 use crate::events::Trace;
@@ -86,6 +87,9 @@ pub struct SplitPolicy {
     pub breaking: BreakBeforeMake,
     /// What reclaiming memory for one table costs when an allocation without waiting has failed.
     pub reclaim: Cycles,
+    /// Roots that are split where a VM has several: invalid ones are of no use to anybody (X39 splits them all the same, and links tables into trees that
+    /// are being torn down).
+    pub roots: UnmapRoots,
 }
 
 impl SplitPolicy {
@@ -97,6 +101,7 @@ impl SplitPolicy {
         publish: Publish::FillThenLink,
         breaking: BreakBeforeMake::AsRequired,
         reclaim: Cycles(20_000),
+        roots: UnmapRoots::ValidOnly,
     };
     /// arm64, Linux 6.5, in chunks of 2 MiB.
     pub const ARM64_6_5: SplitPolicy = SplitPolicy {
@@ -122,6 +127,18 @@ pub struct Splits {
     pub reclaims: u64,
     /// Top-ups of the cache of tables.
     pub top_ups: u64,
+}
+
+impl Splits {
+    /// Both together.
+    pub fn merge(&self, other: &Splits) -> Splits {
+        Splits {
+            leaves: self.leaves + other.leaves,
+            raced: self.raced + other.raced,
+            reclaims: self.reclaims + other.reclaims,
+            top_ups: self.top_ups + other.top_ups,
+        }
+    }
 }
 
 /// Why a split stopped early. What was split stays split; the rest is split by faults.
