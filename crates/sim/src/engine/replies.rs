@@ -259,12 +259,11 @@ impl<A: Arch> Noted<A> {
         if reader.astray || reader.at == reader.log.bytes.len() {
             return None;
         }
-        match reader.item() {
-            Some(Item::Poll(id)) => Some(id),
-            _ => {
-                reader.astray = true;
-                None
-            }
+        if let Some(Item::Poll(id)) = reader.item() {
+            Some(id)
+        } else {
+            reader.astray = true;
+            None
         }
     }
 

@@ -123,13 +123,14 @@ pub(crate) struct VcpuState {
 
 /// What guest tables hold: words, root, pages mapped.
 pub(super) type GuestWords = (Vec<u64>, Gpa, u64);
+type WordsView<'a> = (&'a Vec<u64>, Gpa, u64);
 
 /// A vCPU, to be written: field by field what [`VcpuState`] reads.
 #[derive(Serialize)]
 pub(crate) struct VcpuView<'a> {
     run: (Cycles, Mode, Option<ActorId>, Exit, Hpa, Tag),
     caches: (&'a TranslationCaches, &'a LatencyCache),
-    guest: (StreamState, Option<(&'a Vec<u64>, Gpa, u64)>, &'a VcpuStats, Option<GuestAccess>),
+    guest: (StreamState, Option<WordsView<'a>>, &'a VcpuStats, Option<GuestAccess>),
     memory: (GuestCaches, bool, &'a Modified, &'a Stores),
     host: (bool, bool, Option<Flush>, Vec<Request>),
 }
@@ -304,8 +305,7 @@ impl<A: Arch> Sim<A> {
         let astray = || Misfit::Other("its actors ask for other things than they did then".to_owned());
         let noted = self.noted.clone().ok_or_else(|| Misfit::Other("it is not set up to be loaded".to_owned()))?;
         noted.read(log);
-        loop {
-            let Some(id) = noted.next_poll() else { break };
+        while let Some(id) = noted.next_poll() {
             let future = self.actors.get_mut(id).and_then(|slot| slot.future.as_mut()).ok_or_else(astray)?;
             if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
                 self.actors[id].future = None;
