@@ -294,7 +294,7 @@ impl<F1: Format, F2: Format> Run<F1, F2> {
                 at
             }
         };
-        if gva % 64 == 0 {
+        if gva.is_multiple_of(64) {
             self.memory.access(at);
         }
         Ok(())

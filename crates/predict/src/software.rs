@@ -61,6 +61,9 @@ pub fn nanoseconds(machine: &Machine, name: &str, n: u64) -> Option<f64> {
     figures.event(name, n)
 }
 
+/// Ticks of the time-stamp counter in a nanosecond on the measured host: counts stand in its files as ticks, too.
+const TSC_GHZ: f64 = 2.7;
+
 struct Figures<'a> {
     machine: &'a Machine,
 }
@@ -128,7 +131,7 @@ impl Figures<'_> {
             "store_after_free_AD0" => self.ns(costs.assist_accessed.max(costs.assist_dirty)),
             "dontneed_victim_lost" => self.victim(n),
             // Every call is one gap for the thread that is interrupted.
-            "dontneed_victim_gaps_x1000" => 1000.0 / self.tsc_per_ns(),
+            "dontneed_victim_gaps_x1000" => 1000.0 / TSC_GHZ,
             "victim_lost" => self.ns(costs.victim_fixed),
             "private_expedited_1t" => self.get("membarrier")?,
             "private_expedited_2t" => self.get("membarrier")? + self.interrupt(),
@@ -156,10 +159,5 @@ impl Figures<'_> {
             "clflushopt_dirty_per_line" | "clwb_dirty_per_line" => self.get("flush_line_batched")?,
             _ => return None,
         })
-    }
-
-    /// Ticks of the time-stamp counter in a nanosecond, in which counts of that campaign are written too.
-    fn tsc_per_ns(&self) -> f64 {
-        2.7
     }
 }
