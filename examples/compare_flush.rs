@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let roots: Vec<_> = strategies().into_iter().filter(|strategy| strategy.target == Target::Root).collect();
     let request = ZapRequest { range: memory, after: Cycles(1_000_000) };
     let report = compare_zap(&platform, &vm, request, &roots, Threads::Pool, || {})?;
-    println!("4 vCPUs on {} ({}); the whole root is zapped under them", platform.machine, platform.arch.name());
+    println!("4 vCPUs on {} ({}); the whole root is zapped under them", platform.machine, platform.arch.name);
     println!(
         "{:<48} {:>12} {:>15} {:>8} {:>8} {:>14}",
         "strategy", "zap, ms", "lost/vCPU, ms", "flushes", "faults", "no resched, ms"
