@@ -55,31 +55,32 @@ impl TableMemory {
     /// Replaces the records of consecutive slots, keeps the count of links, and folds the piece when it has become uniform.
     fn replace_all(&mut self, p: usize, slots: Range<u32>, mut change: impl FnMut(Record) -> Record) {
         let piece = self.pieces[p];
-        let before = self.links_in(p, &slots);
-        for slot in slots.clone() {
-            let item = self.records.item_mut(piece.index, slot as usize);
-            let old = item.body;
-            *item = change(*item);
-            // The head of a template is its record, whatever the line.
-            if !matches!((old, item.body), (Body::Template(_), Body::Template(_))) {
-                self.note_head(p, slot);
+        // The neighbours of the slots are linked to them.
+        let near = slots.start.saturating_sub(1)..(slots.end + 1).min(1 << piece.log);
+        let records = &mut self.records.slice_mut(piece.index, piece.log as u32)[bounds(&near)];
+        let (mut before, mut after, mut heads) = (0, 0, false);
+        let mut left: Option<(Record, Record)> = None;
+        for (slot, record) in near.zip(records) {
+            let old = *record;
+            if slots.contains(&slot) {
+                *record = change(old);
+                // The head of a template is its record, whatever the line.
+                heads |= !matches!((old.body, record.body), (Body::Template(_), Body::Template(_)));
             }
+            if let Some((left_old, left_new)) = &left {
+                before += u32::from(left_old.continues_in(&old));
+                after += u32::from(left_new.continues_in(record));
+            }
+            left = Some((old, *record));
         }
-        let after = self.links_in(p, &slots);
+        if heads {
+            slots.for_each(|slot| self.note_head(p, slot));
+        }
         let slab = &mut self.slabs[piece.slab as usize];
         slab.links = slab.links + after - before;
         if after > before || piece.slots() == 1 {
             self.fold_piece(p);
         }
-    }
-
-    /// Links of consecutive slots among each other and to their neighbours.
-    fn links_in(&self, p: usize, slots: &Range<u32>) -> u32 {
-        let piece = self.pieces[p];
-        let (first, end) = (slots.start.saturating_sub(1), (slots.end + 1).min(1 << piece.log));
-        let records = self.records.slice(piece.index, piece.log as u32);
-        let near = &records[first as usize..end as usize];
-        near.windows(2).filter(|pair| pair[0].continues_in(&pair[1])).count() as u32
     }
 
     /// Applies masks to words of a recorded piece: frames that are one line together, together.

@@ -109,10 +109,15 @@ impl TableMemory {
         if present(first) != present(second) {
             return None;
         }
-        let step = second.wrapping_sub(*first);
-        let follows = |pair: &&[u64]| pair[1].wrapping_sub(pair[0]) == step && present(&pair[1]) == present(first);
-        let len = 1 + words.windows(2).take_while(follows).count() as u64;
-        Some(Run { first: *first, step, len })
+        let progression = Progression::new(*first, second.wrapping_sub(*first));
+        let on_it = progression.prefix(words);
+        let len = match Line::through(w, progression).presence(w, on_it, self.present_mask) {
+            Presence::Mixed => {
+                words.iter().take_while(|word| present(word) == present(first)).count().min(on_it as usize) as u64
+            }
+            Presence::All | Presence::None => on_it,
+        };
+        Some(Run { first: progression.first, step: progression.step, len })
     }
 
     /// Writes `len` consecutive words, across frames. Whole pieces change their directory entry only, whole frames their

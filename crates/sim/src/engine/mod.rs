@@ -47,6 +47,7 @@ mod srcu;
 mod state;
 mod stretches;
 mod tap;
+mod timed;
 mod upkeep;
 pub(crate) mod vcpu;
 mod wait;

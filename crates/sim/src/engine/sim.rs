@@ -21,24 +21,23 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use mmu_core::{Cycles, Hpa};
+use mmu_core::Cycles;
 use rayon::prelude::*;
 
 use super::actor::ActorState;
-use super::counters::HostCounters;
 use super::host::{Host, Stage};
 use super::lock::{ActorId, Granted, LockKind};
-use super::op::{Frames, LockId, Op, Reply, Var, VcpuId, WaitQueue};
+use super::op::{Frames, LockId, Reply, Var, VcpuId, WaitQueue};
 use super::primary::{Handover, Memslot, PrimaryMmu, SlotsVersion};
 use super::replies::Noted;
 use super::tap::Tap;
-use super::vcpu::{Exit, Mode, Vcpu, View, Watch};
-use super::world::{Horizon, Performed, Runs, World};
+use super::timed::{Parked, Timed};
+use super::vcpu::{Mode, Vcpu, View, Watch};
+use super::world::{Horizon, Runs, World};
 use crate::arch::Arch;
 use crate::checker::Violation;
 use crate::events::Recorder;
 use crate::protocols::vm;
-use crate::workload::GuestWork;
 
 /// A protocol running as an actor.
 pub type ActorFuture = Pin<Box<dyn Future<Output = ()>>>;
@@ -75,94 +74,6 @@ pub(super) struct Slot {
     /// The vCPU that this actor is the thread of.
     pub(super) vcpu: Option<VcpuId>,
     pub(super) finished: bool,
-}
-
-/// What operations act on, and the actor that is being polled.
-pub(super) struct Timed<A: Arch> {
-    pub(super) world: World<A>,
-    pub(super) vcpus: Vec<Vcpu<A>>,
-    pub(super) actor: ActorState,
-    horizon: Horizon,
-    /// What the polled actor waits for, or its answer when it is polled again.
-    pub(super) parked: Parked,
-}
-
-#[derive(Clone, Copy)]
-pub(super) enum Parked {
-    /// For its turn: the operation is done, this is the answer.
-    Turn(Reply),
-    /// For somebody else.
-    Event,
-}
-
-impl<A: Arch> Stage for RefCell<Timed<A>> {
-    #[inline]
-    fn perform(&self, op: Op) -> Option<Reply> {
-        self.borrow_mut().perform(op)
-    }
-
-    #[inline]
-    fn read(&self, at: Hpa) -> Option<u64> {
-        self.borrow_mut().read(at)
-    }
-
-    fn reply(&self) -> Reply {
-        self.borrow().reply()
-    }
-
-    fn exit(&self, vcpu: VcpuId) -> Exit {
-        self.borrow().vcpus[vcpu.0].exit
-    }
-
-    fn counters(&self) -> HostCounters {
-        self.borrow().world.counters
-    }
-
-    fn assign(&self, vcpu: VcpuId, work: GuestWork) {
-        self.borrow_mut().vcpus[vcpu.0].assign(work.stream(vcpu.0 as u64));
-    }
-}
-
-impl<A: Arch> Timed<A> {
-    #[inline]
-    pub(super) fn perform(&mut self, op: Op) -> Option<Reply> {
-        let performed = self.world.perform(op, &mut self.actor, self.horizon, &mut self.vcpus);
-        if self.world.disturbed {
-            self.come_closer();
-        }
-        match performed {
-            Performed::Done(reply) if self.actor.now < self.horizon.until => return Some(reply),
-            Performed::Done(reply) => self.parked = Parked::Turn(reply),
-            Performed::Blocked => self.parked = Parked::Event,
-        }
-        None
-    }
-
-    #[inline]
-    fn read(&mut self, at: Hpa) -> Option<u64> {
-        let word = self.world.visit_word(at, &mut self.actor);
-        if self.actor.now < self.horizon.until {
-            return Some(word);
-        }
-        self.parked = Parked::Turn(Reply::one(word));
-        None
-    }
-
-    pub(super) fn reply(&self) -> Reply {
-        match self.parked {
-            Parked::Turn(reply) => reply,
-            Parked::Event => Reply::default(),
-        }
-    }
-
-    /// What the actor has just done may have given somebody an earlier moment than anybody had.
-    fn come_closer(&mut self) {
-        self.world.disturbed = false;
-        let woken = self.world.woken.iter().map(|granted| granted.at).min();
-        for moment in [woken, self.world.rcu.next()].into_iter().flatten() {
-            self.horizon.until = self.horizon.until.min(moment);
-        }
-    }
 }
 
 /// One simulation.

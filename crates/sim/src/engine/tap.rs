@@ -14,7 +14,7 @@ use super::counters::HostCounters;
 use super::host::Stage;
 use super::lock::ActorId;
 use super::op::{LockId, LockMode, Op, Reply, VcpuId};
-use super::sim::{Parked, Timed};
+use super::timed::{Parked, Timed};
 use super::vcpu::{Exit, ExitReason, GuestFault, Served};
 use crate::arch::Arch;
 use crate::events::{Open, Places, Recorder, Trace, Track};

@@ -7,12 +7,14 @@ use mmu_core::{Bytes, Cycles, Gpa, GpaRange};
 use serde::Serialize;
 
 use super::platform::Platform;
-use super::vm::{BuildError, VmSpec, build};
+use super::vm::{BuildError, VmSpec, build_without_threads};
 use crate::arch::Arch;
-use crate::engine::{HostCounters, Sim, Stopped, Threads, VcpuStats, Watch};
+use crate::engine::{HostCounters, LockMode, Sim, Stopped, Threads, VcpuId, VcpuStats, Watch};
+use crate::protocols::fault::FaultPolicy;
 use crate::protocols::iter::{FlushOnYield, Yield};
+use crate::protocols::notifier::{Precheck, RetryPolicy};
 use crate::protocols::zap::{Passes, TableFlush, ZapLock, ZapPolicy};
-use crate::protocols::{memslot, notifier};
+use crate::protocols::{memslot, notifier, vcpu};
 
 /// What the host zaps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -239,7 +241,13 @@ fn run<A: Arch>(
     strategy: Option<Strategy>,
     threads: Threads,
 ) -> Result<Finished, RunError> {
-    let mut sim = build(platform, vm).map_err(RunError::Build)?;
+    let mut sim = build_without_threads(platform, vm).map_err(RunError::Build)?;
+    // Up to 6.7, as the strategies are, a fault looks for invalidations under the lock only: that is who wants the zap to yield.
+    let retry = RetryPolicy { precheck: Precheck::None, ..RetryPolicy::V6_8 };
+    let faults = FaultPolicy { retry, ..FaultPolicy::new(LockMode::Read, vm.page) };
+    for vcpu in (0..vm.vcpus).map(VcpuId) {
+        sim.spawn_vcpu(vcpu, |host| Box::pin(vcpu::thread(host, vcpu, faults)));
+    }
     sim.name_recording(strategy.map_or("without a zap", |strategy| strategy.name));
     sim.set_threads(threads);
     sim.set_watch(Watch::Accesses);
