@@ -136,7 +136,7 @@ impl Record {
     pub(super) fn continues_in(&self, next: &Record) -> bool {
         match (&self.body, &next.body) {
             (Body::Template(line), Body::Template(other)) => {
-                line.is(other) & (self.refs == next.refs) & (self.level() == next.level())
+                line == other && self.refs == next.refs && self.level() == next.level()
             }
             _ => false,
         }

@@ -88,11 +88,6 @@ impl Line {
     pub(super) const fn step(self) -> u64 {
         self.step
     }
-    /// Equality without a branch.
-    #[inline]
-    pub(super) const fn is(&self, other: &Self) -> bool {
-        (self.origin == other.origin) & (self.step == other.step)
-    }
     #[inline]
     pub(super) const fn word(self, w: u64) -> u64 {
         self.origin.wrapping_add(w.wrapping_mul(self.step))

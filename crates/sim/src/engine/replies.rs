@@ -16,7 +16,7 @@ use super::counters::HostCounters;
 use super::host::Stage;
 use super::lock::ActorId;
 use super::op::{Op, Reply, VcpuId};
-use super::sim::Timed;
+use super::timed::Timed;
 use super::vcpu::Exit;
 use crate::arch::Arch;
 use crate::workload::GuestWork;
