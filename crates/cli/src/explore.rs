@@ -174,16 +174,13 @@ fn as_text(report: &Report, file: Option<&ReplayFile>) -> String {
         evaluated.join(", ")
     );
     if let Some(failure) = &report.failure {
-        text += &format!(
-            "found after {} executions; {} preemptions, {} choices out of the ordinary\n\n{}",
-            failure.executions,
-            failure.preemptions,
-            failure.choices(),
-            failure.table()
-        );
+        let (executions, preemptions) = (failure.executions, failure.preemptions);
+        let found = format!("found after {executions} executions; {preemptions} preemptions, ");
+        let choices = format!("{} choices out of the ordinary\n\n", failure.choices());
+        text.extend([found, choices, failure.table()]);
     }
     if let Some(file) = file {
-        text += &format!("\nTo repeat it, save this as a file for --replay:\n\n{}", file.write());
+        text.extend(["\nTo repeat it, save this as a file for --replay:\n\n", &file.write()]);
     }
     text
 }

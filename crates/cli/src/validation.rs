@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use mmusim::predict::score::{Band, OrderScore};
-use mmusim::sim::reproduce::experiments;
+use mmusim::sim::reproduce::{Row, experiments};
 
 use crate::CliError;
 use crate::args::EXIT_CODES;
@@ -133,7 +133,7 @@ fn published() -> Result<String, CliError> {
         let machine = load(experiment.machine)?;
         made.push((experiment, machine.name.clone(), rows(&machine, experiment, &experiment.cases())?));
     }
-    let published = || made.iter().flat_map(|(_, _, rows)| rows).filter_map(|row| row.within());
+    let published = || made.iter().flat_map(|(_, _, rows)| rows).filter_map(Row::within);
     let (all, within) = (published().count(), published().filter(|&within| within).count());
     Ok(format!(
         "\n## Published measurements\n\n`mmusim reproduce all`: before and after a change of the kernel, as published and as simulated on a \

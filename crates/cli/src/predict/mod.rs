@@ -78,7 +78,7 @@ fn curve_text(args: &PredictArgs, machine: &Machine, curve: &str) -> Result<Stri
         CliError::argument(argument, error)
     })?;
     match (args.json, args.csv) {
-        (true, _) => report::json(machine, &made),
+        (true, _) => Ok(report::json(machine, &made)),
         (_, true) => report::csv(machine, &made),
         _ => Ok(report::table(machine, &made)),
     }

@@ -46,14 +46,14 @@ fn numbers(machine: &Machine, events: Option<&Events>) -> Vec<Option<f64>> {
     numbers.into_iter().map(Some).collect()
 }
 
-pub(super) fn json(machine: &Machine, points: &[Prediction]) -> Result<String, CliError> {
+pub(super) fn json(machine: &Machine, points: &[Prediction]) -> String {
     let document = json!({
         "schema_version": SCHEMA_VERSION,
         "machine": machine.name,
         "clock_ghz": machine.clock.ghz(),
         "points": points,
     });
-    Ok(format!("{document:#}\n"))
+    format!("{document:#}\n")
 }
 
 pub(super) fn csv(machine: &Machine, points: &[Prediction]) -> Result<String, CliError> {

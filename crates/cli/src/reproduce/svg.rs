@@ -28,7 +28,9 @@ pub(super) fn write(directory: &Path, all: &[Reproduced<'_>]) -> Result<(), CliE
     })?;
     for (experiment, machine, rows) in all {
         let mut figures: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
-        rows.iter().for_each(|row| figures.entry(&row.what).or_default().push(row));
+        for row in rows {
+            figures.entry(&row.what).or_default().push(row);
+        }
         for (what, rows) in figures {
             let name = format!("{}-{}.svg", experiment.id.to_string().to_lowercase(), what.replace([' ', ','], "-"));
             let mut output = Output::named("--svg", &directory.join(name))?;

@@ -118,7 +118,7 @@ pub(super) fn as_table(report: &SelftestReport) -> String {
         ]);
     }
     text += &columns.render();
-    let name_width = report.figures.keys().map(|name| name.len()).max().unwrap_or(0);
+    let name_width = report.figures.keys().map(String::len).max().unwrap_or(0);
     let figures: Vec<(&String, String)> = report.figures.iter().map(|(name, &value)| (name, figure(value))).collect();
     let value_width = figures.iter().map(|(_, value)| value.len()).max().unwrap_or(0);
     for (name, value) in figures {

@@ -115,7 +115,7 @@ pub(super) async fn map<F: Format>(
                     if is_table(&format, level, now)
                         && let Some(down) = level.down()
                     {
-                        request.host_page = request.host_page + geometry.page_size(level).bytes();
+                        request.host_page += geometry.page_size(level).bytes();
                         (table, level, goal) = (format.next_table(level, now), down, Level::LAST);
                         continue;
                     }
@@ -380,7 +380,7 @@ async fn announce<F: Format>(host: &Host<F>, at: EntryAt, policy: &FaultPolicy, 
     let bytes = geometry.page_size(at.level).bytes();
     let start = match (policy.relax, changed) {
         // The hint on the stack (FEAT_TTL) names another level: processors need not look where the entry is, which is as if it were another's.
-        (RelaxFlush::LocalUnknownLevel, Changed::Raced) => Gpa::new(at.gpa.raw() ^ geometry.input_bytes() / 2),
+        (RelaxFlush::LocalUnknownLevel, Changed::Raced) => Gpa::new(at.gpa.raw() ^ (geometry.input_bytes() / 2)),
         _ => at.gpa,
     };
     let scope = FlushScope::Range { start, bytes, level: Some(at.level) };

@@ -217,9 +217,10 @@ impl<F: Format> TdpIter<F> {
         // A partly covered entry is the range's business alone.
         let whole = self.gpa.raw() >= self.next_last_level.align_down(geometry.granule()).raw();
         let max = if whole { in_table.min(in_range).max(1) } else { 1 };
-        let run = match self.level > self.min_level {
-            true => host.read_leaf_run(self.sptep, max).await,
-            false => host.read_run(self.sptep, max).await,
+        let run = if self.level > self.min_level {
+            host.read_leaf_run(self.sptep, max).await
+        } else {
+            host.read_run(self.sptep, max).await
         };
         self.old = run.first;
         // Two words are always a progression: leaves are alike only if nothing but their address differs.

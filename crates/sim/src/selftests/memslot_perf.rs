@@ -177,7 +177,8 @@ impl Bed {
         slot.hva + (gpa - slot.gpa.start)
     }
 
-    fn test(&self) -> Gpa {
+    /// Where the area under test begins.
+    fn test() -> Gpa {
         AREA + EXTRA
     }
 
@@ -198,12 +199,12 @@ impl Bed {
     /// What the guest writes in its `n`th turn, the first being 1.
     fn turn(&self, test: SubTest, n: u64) -> GpaRange {
         let second = n.is_multiple_of(2);
-        let half = |size: u64| GpaRange::new(self.test() + if second { size / 2 } else { 0 }, Bytes(size / 2));
+        let half = |size: u64| GpaRange::new(Self::test() + if second { size / 2 } else { 0 }, Bytes(size / 2));
         match test {
             SubTest::Map => half(MAP_SIZE),
             SubTest::Unmap | SubTest::UnmapChunked => GpaRange::new(half(UNMAP_SIZE).start, Bytes(self.page)),
             SubTest::ReadWrite => {
-                GpaRange::new(self.test() + if second { self.page / 2 } else { 0 }, Bytes(SIZE - EXTRA))
+                GpaRange::new(Self::test() + if second { self.page / 2 } else { 0 }, Bytes(SIZE - EXTRA))
             }
             SubTest::MoveActive | SubTest::MoveInactive => self.move_area(test),
         }

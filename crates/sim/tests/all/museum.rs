@@ -475,7 +475,7 @@ fn fault_beside_a_delete(bump: SequenceBump) -> Vec<Violation> {
     sim.spawn_vcpu(VcpuId(0), move |host| {
         Box::pin(async move {
             let mut faults = Faults::new(VcpuId(0), policy);
-            host.assign(VcpuId(0), list([gpa.start.raw(); 60_000], AccessKind::Write));
+            host.assign(VcpuId(0), list(std::iter::repeat_n(gpa.start.raw(), 60_000), AccessKind::Write));
             loop {
                 match host.vcpu_run(VcpuId(0)).await.reason {
                     ExitReason::Fault(fault) => {
