@@ -113,7 +113,8 @@ impl TableMemory {
         let on_it = progression.prefix(words);
         let len = match Line::through(w, progression).presence(w, on_it, self.present_mask) {
             Presence::Mixed => {
-                words.iter().take_while(|word| present(word) == present(first)).count().min(on_it as usize) as u64
+                let on_it = &words[..on_it as usize];
+                on_it.iter().take_while(|word| present(word) == present(first)).count() as u64
             }
             Presence::All | Presence::None => on_it,
         };

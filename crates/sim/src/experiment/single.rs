@@ -5,10 +5,9 @@ use serde::Serialize;
 
 use super::platform::Platform;
 use super::vm::{VmSpec, build_without_threads};
-use super::zap::{Finished, RunError, Spread, Strategy, Target, ZapRequest, finish, spawn};
+use super::zap::{Finished, RunError, Spread, Strategy, Target, ZapRequest, faults, finish, spawn};
 use crate::arch::Arch;
-use crate::engine::{ActorStats, HostCounters, LockMode, Sim, Stopped, Threads, VcpuId, VcpuStats, Watch};
-use crate::protocols::fault::FaultPolicy;
+use crate::engine::{ActorStats, HostCounters, Sim, Stopped, Threads, VcpuId, VcpuStats, Watch};
 use crate::protocols::vcpu as protocol;
 use crate::snapshot::{Snapshot, SnapshotError};
 
@@ -61,7 +60,7 @@ impl<A: Arch> ZapRun<A> {
     ) -> Result<Self, RunError> {
         let mut sim = build_without_threads(platform, vm).map_err(RunError::Build)?;
         sim.keep_notes();
-        let policy = FaultPolicy::new(LockMode::Read, vm.page);
+        let policy = faults(vm);
         for vcpu in (0..vm.vcpus).map(VcpuId) {
             sim.spawn_vcpu(vcpu, |host| Box::pin(protocol::thread(host, vcpu, policy)));
         }

@@ -242,9 +242,7 @@ fn run<A: Arch>(
     threads: Threads,
 ) -> Result<Finished, RunError> {
     let mut sim = build_without_threads(platform, vm).map_err(RunError::Build)?;
-    // Up to 6.7, as the strategies are, a fault looks for invalidations under the lock only: that is who wants the zap to yield.
-    let retry = RetryPolicy { precheck: Precheck::None, ..RetryPolicy::V6_8 };
-    let faults = FaultPolicy { retry, ..FaultPolicy::new(LockMode::Read, vm.page) };
+    let faults = faults(vm);
     for vcpu in (0..vm.vcpus).map(VcpuId) {
         sim.spawn_vcpu(vcpu, |host| Box::pin(vcpu::thread(host, vcpu, faults)));
     }
@@ -277,6 +275,13 @@ pub(super) fn spawn<A: Arch>(sim: &mut Sim<A>, request: ZapRequest, strategy: St
             }
         })
     });
+}
+
+/// How faults are handled under the zap. Up to 6.7, as most of the strategies are, a fault looks for invalidations under the lock
+/// only: that is who wants the zap to yield.
+pub(super) fn faults(vm: &VmSpec) -> FaultPolicy {
+    let retry = RetryPolicy { precheck: Precheck::None, ..RetryPolicy::V6_8 };
+    FaultPolicy { retry, ..FaultPolicy::new(LockMode::Read, vm.page) }
 }
 
 /// Checks that the run ended well and adds up what it did.

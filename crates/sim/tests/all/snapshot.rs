@@ -68,8 +68,9 @@ fn runs_continue_under_zaps_on_every_architecture() {
     continues_from_everywhere(&x86(), &vm, Some(range), 250);
     continues_from_everywhere(&x86(), &vm, Some(root), 250);
     continues_from_everywhere(&arm64(), &vm, Some(root), 250);
-    let power_vm = VmSpec { page: PageSize::SIZE_64K, guest: GuestPaging::FirstTouch(PageSize::SIZE_64K), ..vm };
-    continues_from_everywhere(&power(), &power_vm, Some(range), 10);
+    let guest = GuestPaging::FirstTouch(PageSize::SIZE_64K);
+    let power_vm = VmSpec { page: PageSize::SIZE_64K, guest, ..small_vm(64.MiB(), 2, 60_000) };
+    continues_from_everywhere(&power(), &power_vm, Some(root), 4);
 }
 
 #[test]
