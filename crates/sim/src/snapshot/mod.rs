@@ -261,7 +261,7 @@ mod tests {
             let mut turns = 0;
             while turns < 600 && run.turn().unwrap() {
                 turns += 1;
-                if turns % 60 == 0 {
+                if turns % 7 == 0 {
                     run.sim().write_state(&mut schema).unwrap().unwrap();
                 }
             }
