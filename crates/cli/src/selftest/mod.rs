@@ -1,7 +1,7 @@
 //! `selftest NAME`: KVM's own tests by their names and options.
 //!
 //! One file per test holds its arguments (a struct with the kernel test's option letters) and turns them into options of
-//! [`mmusim::sim::selftests`]; one line in [`Selftest`] and one in [`run`] make it a command. `report` writes what they found.
+//! [`mmusim::sim::selftests`]; one line in [`Selftest`] and one in `run` make it a command. `report` writes what they found.
 
 mod access_tracking;
 mod block_transitions;

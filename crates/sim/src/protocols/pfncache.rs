@@ -2,7 +2,7 @@
 //!
 //! Models `virt/kvm/pfncache.c` from 5.17 to 6.9 and what was proposed for it in August 2024 ("KVM: pfncache: retry only for what
 //! matters"; W1, W2 and W3 by Woodhouse, S1 by Christopherson). Forms are values of [`GpcPolicy`]; when the notifier invalidates is
-//! [`GpcInvalidation`](super::notifier::GpcInvalidation).
+//! [`GpcInvalidation`].
 //!
 //! Locking: `gpc->lock` (readers hold it shared while they use the mapping), `refresh_lock` (one refresh at a time, 5.19), `gpc_lock` for
 //! the list; order `gpc_lock`, `gpc->lock`, never inside `mmu_lock`. Flush: none, nothing of the second stage changes. Frees: the page reference

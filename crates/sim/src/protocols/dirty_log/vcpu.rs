@@ -2,7 +2,7 @@
 //!
 //! Models `vcpu_enter_guest` and `vmx_handle_exit` as far as dirty logging goes (Linux 6.6): the processor's log of modified pages is
 //! emptied upon every exit, and a vCPU whose ring is soft-full leaves for its monitor before it enters. Locking and flushes are those of the
-//! fault handler and of [`mark_page_dirty`](super::mark_page_dirty). Frees nothing.
+//! fault handler and of [`super::mark_page_dirty`]. Frees nothing.
 
 use mmu_core::{Format, Gpa};
 

@@ -7,7 +7,7 @@ use mmu_core::Gpa;
 pub enum ShadowError {
     /// No table: the pool is exhausted; release the shadow tables or give the VM more memory.
     NoTable,
-    /// More chain entries than [`Shadow::new`] was asked for; release the shadow tables.
+    /// More chain entries than `Shadow::new` was asked for; release the shadow tables.
     NoChainEntry,
     /// The L1 page lies beyond the L1 memory that chains were made for.
     NoChain {
