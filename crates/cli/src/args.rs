@@ -36,18 +36,18 @@ pub enum Command {
     #[command(after_help = EXIT_CODES)]
     Selftest(crate::selftest::Selftests),
     /// Replay translations that emulators recorded through the walkers
-    CheckVectors(CheckVectors),
+    CheckVectors(JudgedFiles),
     /// Check permission matrices and break-before-make rules against formats and walkers
-    CheckMatrix(CheckVectors),
+    CheckMatrix(JudgedFiles),
     /// Run protocols adversarially: every order of steps is a decision, every step is held to the invariants
     #[command(after_help = EXIT_CODES)]
     Explore(crate::explore::ExploreArgs),
     /// Run page-table litmus tests on an exhaustive model of entries, TLBs and invalidations
     #[command(after_help = EXIT_CODES)]
-    Litmus(Litmus),
+    Litmus(JudgedFiles),
     /// Replay traces of table updates through the protocol lint: break, DSB, TLBI, DSB, make
     #[command(after_help = EXIT_CODES)]
-    Lint(Lint),
+    Lint(JudgedFiles),
     /// Memory traces: what is in them, and from one format to another
     #[command(subcommand)]
     Trace(Trace),
@@ -191,39 +191,11 @@ impl FromStr for GuestPage {
     }
 }
 
-/// `check-vectors`.
+/// `check-vectors`, `check-matrix`, `litmus` and `lint`: files against the models.
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_CODES)]
-pub struct CheckVectors {
-    /// Vector files of JSON lines, or matrices; plain or xz
-    #[arg(required = true, value_name = "FILE")]
-    pub files: Vec<PathBuf>,
-    /// Write JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Write to a file, which appears when it is complete
-    #[arg(long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-}
-
-/// `litmus`.
-#[derive(Args, Debug)]
-pub struct Litmus {
-    /// Files of litmus tests: JSON, plain or xz
-    #[arg(required = true, value_name = "FILE")]
-    pub files: Vec<PathBuf>,
-    /// Write JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Write to a file, which appears when it is complete
-    #[arg(long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-}
-
-/// `lint`.
-#[derive(Args, Debug)]
-pub struct Lint {
-    /// Files of protocol traces: JSON, plain or xz
+pub struct JudgedFiles {
+    /// Files to judge: JSON, or JSON lines for vectors; plain or xz
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// Write JSON

@@ -11,7 +11,7 @@ use mmusim::explore::litmus::{
 use serde::Serialize;
 use serde_json::json;
 
-use crate::args::{Lint, Litmus};
+use crate::args::JudgedFiles;
 use crate::output::Output;
 use crate::table::Columns;
 use crate::{CliError, SCHEMA_VERSION};
@@ -30,7 +30,7 @@ struct FileReport {
 }
 
 /// Judges every test of every file; one that cannot be read does not stop the others.
-pub fn litmus(args: &Litmus) -> Result<(), CliError> {
+pub fn litmus(args: &JudgedFiles) -> Result<(), CliError> {
     let mut output = Output::open(args.output.as_deref())?;
     let limits = Limits::default();
     let (mut reports, mut failed) = (Vec::new(), Vec::new());
@@ -143,7 +143,7 @@ fn explained(text: &mut String, file: &str, test: &Test, judgement: &Judgement) 
 }
 
 /// Replays every trace of every file through the lint.
-pub fn lint(args: &Lint) -> Result<(), CliError> {
+pub fn lint(args: &JudgedFiles) -> Result<(), CliError> {
     let mut output = Output::open(args.output.as_deref())?;
     let (mut traces, mut failed) = (Vec::new(), Vec::new());
     for file in &args.files {

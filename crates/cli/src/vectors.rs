@@ -6,25 +6,25 @@ use std::path::Path;
 use mmusim::vectors::{FileReport, Limits, Quirk, VectorError, check_file, check_matrix_file};
 use serde_json::json;
 
-use crate::args::CheckVectors;
+use crate::args::JudgedFiles;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::table::Columns;
 use crate::{CliError, SCHEMA_VERSION};
 
 /// `check-vectors`
-pub fn check(args: &CheckVectors) -> Result<(), CliError> {
+pub fn check(args: &JudgedFiles) -> Result<(), CliError> {
     check_each(args, check_file, "name a vector file of JSON lines, plain or xz")
 }
 
 /// `check-matrix`
-pub fn check_matrix(args: &CheckVectors) -> Result<(), CliError> {
+pub fn check_matrix(args: &JudgedFiles) -> Result<(), CliError> {
     check_each(args, check_matrix_file, "name a permission matrix or table of rules, JSON or xz")
 }
 
 /// Checks every file, reports on those that could be read, then fails for the others.
 fn check_each(
-    args: &CheckVectors,
+    args: &JudgedFiles,
     check: impl Fn(&Path, Limits) -> Result<FileReport, VectorError>,
     remedy: &str,
 ) -> Result<(), CliError> {

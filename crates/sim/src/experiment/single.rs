@@ -5,10 +5,9 @@ use serde::Serialize;
 
 use super::platform::Platform;
 use super::vm::{VmSpec, build_without_threads};
-use super::zap::{Finished, RunError, Spread, Strategy, Target, ZapRequest, faults, finish, spawn};
+use super::zap::{Finished, RunError, Spread, Strategy, Target, ZapRequest, finish, people};
 use crate::arch::Arch;
-use crate::engine::{ActorStats, HostCounters, Sim, Stopped, Threads, VcpuId, VcpuStats, Watch};
-use crate::protocols::vcpu as protocol;
+use crate::engine::{ActorStats, HostCounters, Sim, Stopped, Threads, VcpuStats};
 use crate::snapshot::{Snapshot, SnapshotError};
 
 /// A VM under one strategy, or under none.
@@ -60,16 +59,7 @@ impl<A: Arch> ZapRun<A> {
     ) -> Result<Self, RunError> {
         let mut sim = build_without_threads(platform, vm).map_err(RunError::Build)?;
         sim.keep_notes();
-        let policy = faults(vm);
-        for vcpu in (0..vm.vcpus).map(VcpuId) {
-            sim.spawn_vcpu(vcpu, |host| Box::pin(protocol::thread(host, vcpu, policy)));
-        }
-        sim.set_threads(threads);
-        sim.set_watch(Watch::Accesses);
-        let root = sim.world().root();
-        if let Some(strategy) = strategy {
-            spawn(&mut sim, request, strategy);
-        }
+        let root = people(&mut sim, vm, request, strategy, threads);
         sim.begin_notes();
         Ok(Self { sim, strategy, root })
     }

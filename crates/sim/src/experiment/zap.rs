@@ -3,7 +3,7 @@
 //! Every strategy meets the same guest: the vCPUs' accesses depend on the workload and the seed alone. A run without any zap
 //! is the baseline; what a vCPU loses is how much later it finishes the same accesses.
 
-use mmu_core::{Bytes, Cycles, Gpa, GpaRange};
+use mmu_core::{Bytes, Cycles, Gpa, GpaRange, Hpa};
 use serde::Serialize;
 
 use super::platform::Platform;
@@ -242,17 +242,8 @@ fn run<A: Arch>(
     threads: Threads,
 ) -> Result<Finished, RunError> {
     let mut sim = build_without_threads(platform, vm).map_err(RunError::Build)?;
-    let faults = faults(vm);
-    for vcpu in (0..vm.vcpus).map(VcpuId) {
-        sim.spawn_vcpu(vcpu, |host| Box::pin(vcpu::thread(host, vcpu, faults)));
-    }
     sim.name_recording(strategy.map_or("without a zap", |strategy| strategy.name));
-    sim.set_threads(threads);
-    sim.set_watch(Watch::Accesses);
-    let root = sim.world().root();
-    if let Some(strategy) = strategy {
-        spawn(&mut sim, request, strategy);
-    }
+    let root = people(&mut sim, vm, request, strategy, threads);
     if let Stopped::Deadlock { at, actors } = sim.run() {
         return Err(RunError::Deadlock { at, actors });
     }
@@ -262,7 +253,32 @@ fn run<A: Arch>(
     finish(&mut sim)
 }
 
-pub(super) fn spawn<A: Arch>(sim: &mut Sim<A>, request: ZapRequest, strategy: Strategy) {
+/// Gives a VM that was built the threads of its vCPUs, and the zap if there is one; the root that it has by then.
+///
+/// Up to 6.7, as most of the strategies are, a fault looks for invalidations under the lock only: that is who wants the zap to
+/// yield.
+pub(super) fn people<A: Arch>(
+    sim: &mut Sim<A>,
+    vm: &VmSpec,
+    request: ZapRequest,
+    strategy: Option<Strategy>,
+    threads: Threads,
+) -> Hpa {
+    let retry = RetryPolicy { precheck: Precheck::None, ..RetryPolicy::V6_8 };
+    let faults = FaultPolicy { retry, ..FaultPolicy::new(LockMode::Read, vm.page) };
+    for vcpu in (0..vm.vcpus).map(VcpuId) {
+        sim.spawn_vcpu(vcpu, |host| Box::pin(vcpu::thread(host, vcpu, faults)));
+    }
+    sim.set_threads(threads);
+    sim.set_watch(Watch::Accesses);
+    let root = sim.world().root();
+    if let Some(strategy) = strategy {
+        spawn(sim, request, strategy);
+    }
+    root
+}
+
+fn spawn<A: Arch>(sim: &mut Sim<A>, request: ZapRequest, strategy: Strategy) {
     let range = GpaRange::new(Gpa::new(0), request.range);
     sim.spawn("zap", request.after, move |host| {
         Box::pin(async move {
@@ -275,13 +291,6 @@ pub(super) fn spawn<A: Arch>(sim: &mut Sim<A>, request: ZapRequest, strategy: St
             }
         })
     });
-}
-
-/// How faults are handled under the zap. Up to 6.7, as most of the strategies are, a fault looks for invalidations under the lock
-/// only: that is who wants the zap to yield.
-pub(super) fn faults(vm: &VmSpec) -> FaultPolicy {
-    let retry = RetryPolicy { precheck: Precheck::None, ..RetryPolicy::V6_8 };
-    FaultPolicy { retry, ..FaultPolicy::new(LockMode::Read, vm.page) }
 }
 
 /// Checks that the run ended well and adds up what it did.

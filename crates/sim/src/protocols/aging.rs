@@ -199,11 +199,8 @@ pub async fn clear_young_in<F: Format>(
     range: GpaRange,
     policy: &AgingPolicy,
 ) -> Aged {
-    host.trace(|| Trace::KvmAgeHva { start: range.start.raw(), end: range.end().raw() });
-    let section = enter(host, policy).await;
-    let mut aged = walk_all(host, roots, range, policy).await;
-    leave(host, section, &mut aged).await;
-    aged
+    let never = AgingPolicy { flush: YoungFlush::Elided, ..*policy };
+    clear_flush_young_in(host, roots, range, &never).await
 }
 
 /// `clear_flush_young`: makes the leaves of a range old; flushes by policy, before the lock or the RCU section is left. Of a VM with one root.
