@@ -61,6 +61,8 @@ pub enum Command {
     Sweep(crate::sweep::Sweep),
     /// Run published measurements again and compare their ratios
     Reproduce(crate::reproduce::ReproduceArgs),
+    /// Make one HTML page of what other commands wrote: tables, plots, timelines
+    Report(crate::report::ReportArgs),
     /// Write the report of predictions and reproductions with their errors
     Validation(crate::validation::ValidationArgs),
     /// Predict latency curves of two-stage translation, or score predictions against measurements

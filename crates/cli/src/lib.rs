@@ -9,9 +9,11 @@
 //! | `predict` | latency curves from a sheet, and their score against measurements |
 //! | `reproduce` | published measurements run again, their ratios, their plots |
 //! | `validation` | both in one report |
+//! | `report` | a page of HTML from what commands wrote |
 //! | `vectors`, `litmus`, `trace`, `tlb`, `machine` | the other commands |
 //! | `run`, `signals` | one run that can be saved and continued; being asked to stop |
 //! | `sweep` | plans, shards and merges of many experiments |
+//! | `invocation` | the command line as documents keep it |
 //! | `platform`, `record` | which machines a command runs on, and what it records |
 //! | `table`, `output`, `progress` | tables for people, where data goes, where talk goes |
 //! | `error` | what can go wrong, and the exit code of it |
@@ -23,6 +25,7 @@ pub mod args;
 mod compare;
 mod error;
 pub mod explore;
+mod invocation;
 mod litmus;
 mod machine;
 mod output;
@@ -30,6 +33,7 @@ mod platform;
 pub mod predict;
 mod progress;
 pub mod record;
+pub mod report;
 pub mod reproduce;
 pub mod run;
 pub mod selftest;
@@ -49,12 +53,15 @@ use clap::Parser;
 pub use error::{CliError, Exit};
 
 use args::{Cli, Command, Compare};
+use invocation::Invocation;
 
 /// Version of the layout of JSON and CSV output. It rises when a field is renamed, removed or changes its meaning.
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// Runs one command line, the program's name first, and says how it ended.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let invocation = Invocation::new(&args);
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -63,7 +70,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
             return if error.use_stderr() { Exit::BadInput } else { Exit::Fine };
         }
     };
-    match dispatch(&cli.command) {
+    match dispatch(&cli.command, &invocation) {
         Ok(()) => Exit::Fine,
         Err(error) => {
             if let Some(text) = error.render(colour()) {
@@ -74,10 +81,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
     }
 }
 
-fn dispatch(command: &Command) -> Result<(), CliError> {
+fn dispatch(command: &Command, invocation: &Invocation) -> Result<(), CliError> {
     match command {
-        Command::Compare(Compare::Zap(args)) => compare::zap(args),
-        Command::Selftest(test) => selftest::run(test),
+        Command::Compare(Compare::Zap(args)) => compare::zap(args, invocation),
+        Command::Selftest(test) => selftest::run(test, invocation),
         Command::CheckVectors(args) => vectors::check(args),
         Command::CheckMatrix(args) => vectors::check_matrix(args),
         Command::Explore(args) => explore::run(args),
@@ -88,9 +95,10 @@ fn dispatch(command: &Command) -> Result<(), CliError> {
         Command::Tlb(args) => tlb::replay(args),
         Command::Run(args) => run::run(args),
         Command::Sweep(sweep) => sweep::run(sweep),
-        Command::Reproduce(args) => reproduce::run(args),
+        Command::Reproduce(args) => reproduce::run(args, invocation),
+        Command::Report(args) => report::run(args),
         Command::Validation(args) => validation::run(args),
-        Command::Predict(args) => predict::run(args),
+        Command::Predict(args) => predict::run(args, invocation),
         Command::Machine(args::Machine::List(args)) => machine::list(args),
         Command::Machine(args::Machine::Show(args)) => machine::show(args),
         Command::Machine(args::Machine::Check(args)) => machine::check(args),

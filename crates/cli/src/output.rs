@@ -6,6 +6,11 @@ use std::path::{Path, PathBuf};
 
 use crate::CliError;
 
+/// Versions that made a result, as documents have them.
+pub(crate) fn versions() -> serde_json::Value {
+    serde_json::json!({ "mmusim": env!("CARGO_PKG_VERSION"), "model": mmusim::sim::MODEL_VERSION })
+}
+
 /// The destination of a command's data.
 #[derive(Debug)]
 pub struct Output {

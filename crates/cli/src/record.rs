@@ -9,6 +9,7 @@ use mmusim::sim::events::chrome::Timeline;
 use mmusim::sim::events::{Collector, Recording, json};
 
 use crate::CliError;
+use crate::invocation::Invocation;
 use crate::output::Output;
 
 /// What to record.
@@ -89,17 +90,18 @@ impl Recorder {
         Ok(())
     }
 
-    /// Puts the files in their places.
+    /// Puts the files in their places; a timeline keeps the command line, where there is one.
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub(crate) fn finish(self) -> Result<(), CliError> {
+    pub(crate) fn finish(self, invocation: Option<&Invocation>) -> Result<(), CliError> {
         if let Some(events) = self.events {
             events.finish()?;
         }
         if let Some((mut file, mut timeline)) = self.timeline {
             let mut text = String::new();
-            timeline.finish(&mut text);
+            let command = invocation.map(Invocation::to_string);
+            timeline.finish_with(&mut text, command.as_ref().map(|command| ("command", command.as_str())));
             file.write(&text)?;
             file.finish()?;
         }

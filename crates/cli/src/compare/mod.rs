@@ -14,6 +14,7 @@ use mmusim::{Platform, RunError, Threads, ZapReport, compare_zap, strategies};
 
 use crate::CliError;
 use crate::args::CompareZap;
+use crate::invocation::Invocation;
 use crate::output::Output;
 use crate::platform::Formats;
 use crate::progress::Progress;
@@ -21,7 +22,7 @@ use crate::record::Recorder;
 use plan::Plan;
 
 /// `compare zap`.
-pub fn zap(args: &CompareZap) -> Result<(), CliError> {
+pub(crate) fn zap(args: &CompareZap, invocation: &Invocation) -> Result<(), CliError> {
     let plans = plan::plans(args)?;
     let mut output = Output::open(args.output.as_deref())?;
     let mut recorder = Recorder::open(&args.record)?;
@@ -39,11 +40,11 @@ pub fn zap(args: &CompareZap) -> Result<(), CliError> {
     }
     drop(progress);
     if args.json {
-        output.write(&report::as_json(args, &runs)?)?;
+        output.write(&report::as_json(args, &runs, invocation)?)?;
     } else if args.csv {
         output.write(&report::as_csv(&runs)?)?;
     }
-    recorder.finish()?;
+    recorder.finish(Some(invocation))?;
     output.finish()
 }
 

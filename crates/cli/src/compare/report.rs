@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::plan::Plan;
 use crate::args::CompareZap;
+use crate::invocation::Invocation;
 use crate::table::{Columns, compact};
 use crate::{CliError, SCHEMA_VERSION};
 use mmusim::sim::MODEL_VERSION;
@@ -172,13 +173,18 @@ fn configuration(plan: &Plan) -> Value {
 }
 
 /// One document for all architectures.
-pub(super) fn as_json(args: &CompareZap, runs: &[(Plan, ZapReport)]) -> Result<String, CliError> {
+pub(super) fn as_json(
+    args: &CompareZap,
+    runs: &[(Plan, ZapReport)],
+    invocation: &Invocation,
+) -> Result<String, CliError> {
     let runs: Vec<Value> =
         runs.iter().map(|(plan, report)| json!({ "configuration": configuration(plan), "report": report })).collect();
     let document = json!({
         "schema_version": SCHEMA_VERSION,
         "versions": { "mmusim": VERSION, "model": MODEL_VERSION },
         "experiment": "compare zap",
+        "command": invocation.to_string(),
         "seed": args.seed,
         "runs": runs,
     });

@@ -11,6 +11,7 @@ use mmusim::{Bytes, Machine};
 
 use crate::CliError;
 use crate::args::EXIT_CODES;
+use crate::invocation::Invocation;
 use crate::machine::load;
 use crate::output::Output;
 use crate::platform::{Formats, formats};
@@ -54,11 +55,11 @@ pub struct PredictArgs {
 }
 
 /// `predict`.
-pub fn run(args: &PredictArgs) -> Result<(), CliError> {
+pub(crate) fn run(args: &PredictArgs, invocation: &Invocation) -> Result<(), CliError> {
     let machine = load(&args.machine)?;
     let text = match (&args.against, &args.curve) {
-        (Some(file), _) => score::text(args, &machine, file)?,
-        (None, Some(curve)) => curve_text(args, &machine, curve)?,
+        (Some(file), _) => score::text(args, &machine, file, invocation)?,
+        (None, Some(curve)) => curve_text(args, &machine, curve, invocation)?,
         (None, None) => return Err(CliError::argument("--curve", "name a curve, or a file with --against")),
     };
     let mut output = Output::open(args.output.as_deref())?;
@@ -66,7 +67,7 @@ pub fn run(args: &PredictArgs) -> Result<(), CliError> {
     output.finish()
 }
 
-fn curve_text(args: &PredictArgs, machine: &Machine, curve: &str) -> Result<String, CliError> {
+fn curve_text(args: &PredictArgs, machine: &Machine, curve: &str, invocation: &Invocation) -> Result<String, CliError> {
     let points: Vec<(&str, u64)> = args.points.iter().map(|&n| (curve, n)).collect();
     let made: Result<Vec<Prediction>, _> = points_of(machine, &points, args.seed)?.into_iter().collect();
     let made = made.map_err(|error| {
@@ -78,7 +79,7 @@ fn curve_text(args: &PredictArgs, machine: &Machine, curve: &str) -> Result<Stri
         CliError::argument(argument, error)
     })?;
     match (args.json, args.csv) {
-        (true, _) => Ok(report::json(machine, &made)),
+        (true, _) => Ok(report::json(machine, &made, args.seed, invocation)),
         (_, true) => report::csv(machine, &made),
         _ => Ok(report::table(machine, &made)),
     }

@@ -4,6 +4,7 @@ use mmusim::Machine;
 use mmusim::predict::{Events, Prediction};
 use serde_json::json;
 
+use crate::invocation::Invocation;
 use crate::table::Columns;
 use crate::{CliError, SCHEMA_VERSION};
 
@@ -46,9 +47,13 @@ fn numbers(machine: &Machine, events: Option<&Events>) -> Vec<Option<f64>> {
     numbers.into_iter().map(Some).collect()
 }
 
-pub(super) fn json(machine: &Machine, points: &[Prediction]) -> String {
+pub(super) fn json(machine: &Machine, points: &[Prediction], seed: u64, invocation: &Invocation) -> String {
     let document = json!({
         "schema_version": SCHEMA_VERSION,
+        "versions": crate::output::versions(),
+        "experiment": "predict",
+        "command": invocation.to_string(),
+        "seed": seed,
         "machine": machine.name,
         "clock_ghz": machine.clock.ghz(),
         "points": points,

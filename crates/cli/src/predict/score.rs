@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::report::write_csv;
 use super::{PredictArgs, points_of};
+use crate::invocation::Invocation;
 use crate::table::Columns;
 use crate::{CliError, SCHEMA_VERSION};
 
@@ -78,7 +79,12 @@ impl Scores {
     }
 }
 
-pub(super) fn text(args: &PredictArgs, machine: &Machine, file: &Path) -> Result<String, CliError> {
+pub(super) fn text(
+    args: &PredictArgs,
+    machine: &Machine,
+    file: &Path,
+    invocation: &Invocation,
+) -> Result<String, CliError> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).map_err(|error| {
         CliError::argument(
@@ -88,7 +94,7 @@ pub(super) fn text(args: &PredictArgs, machine: &Machine, file: &Path) -> Result
     })?;
     let scores = scores(machine, &text, &name, args.seed)?;
     match (args.json, args.csv) {
-        (true, _) => Ok(json(machine, &scores)),
+        (true, _) => Ok(json(machine, &scores, args.seed, file, invocation)),
         (_, true) => csv(&scores),
         _ => Ok(tables(machine, &scores)),
     }
@@ -135,14 +141,25 @@ fn tables(machine: &Machine, scores: &Scores) -> String {
     text
 }
 
-fn json(machine: &Machine, scores: &Scores) -> String {
-    let bands: BTreeMap<String, _> =
-        Band::ALL.iter().filter_map(|&band| Some((format!("{band:?}"), scores.band(band)?))).collect();
+fn json(machine: &Machine, scores: &Scores, seed: u64, file: &Path, invocation: &Invocation) -> String {
+    let bands: BTreeMap<String, _> = Band::ALL
+        .iter()
+        .filter_map(|&band| {
+            let Mean { points, error, worst } = scores.band(band)?;
+            let goal = (band != Band::Events).then(|| band.goal());
+            Some((format!("{band:?}"), json!({ "points": points, "error": error, "worst": worst, "goal": goal })))
+        })
+        .collect();
     let curves: Vec<_> = scores.by_curve();
     let curves: Vec<_> =
         curves.iter().map(|(curve, band, mean)| json!({ "curve": curve, "band": band, "mean": mean })).collect();
     let document = json!({
         "schema_version": SCHEMA_VERSION,
+        "versions": crate::output::versions(),
+        "experiment": "predict",
+        "command": invocation.to_string(),
+        "seed": seed,
+        "against": file.file_name().map(|name| name.to_string_lossy()),
         "machine": machine.name,
         "bands": bands,
         "curves": curves,

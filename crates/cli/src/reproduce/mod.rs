@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use crate::CliError;
 use crate::args::EXIT_CODES;
+use crate::invocation::Invocation;
 use crate::machine::load;
 use crate::output::Output;
 use crate::platform::{Formats, formats};
@@ -54,7 +55,7 @@ pub struct ReproduceArgs {
 }
 
 /// `reproduce`.
-pub fn run(args: &ReproduceArgs) -> Result<(), CliError> {
+pub(crate) fn run(args: &ReproduceArgs, invocation: &Invocation) -> Result<(), CliError> {
     if args.which.iter().any(|which| which.eq_ignore_ascii_case("list")) {
         let mut output = Output::open(args.output.as_deref())?;
         output.write(&report::list(&experiments()))?;
@@ -71,7 +72,7 @@ pub fn run(args: &ReproduceArgs) -> Result<(), CliError> {
         svg::write(directory, &all)?;
     }
     let text = match (args.json, args.csv) {
-        (true, _) => report::json(&all),
+        (true, _) => report::json(&all, invocation),
         (_, true) => report::csv(&all)?,
         _ => report::tables(&all),
     };

@@ -6,6 +6,7 @@ use mmusim::sim::reproduce::{Experiment, Row};
 use serde_json::json;
 
 use super::Reproduced;
+use crate::invocation::Invocation;
 use crate::table::Columns;
 use crate::{CliError, SCHEMA_VERSION};
 
@@ -103,7 +104,7 @@ fn cells(row: &Row) -> Vec<String> {
     ]
 }
 
-pub(super) fn json(all: &[Reproduced<'_>]) -> String {
+pub(super) fn json(all: &[Reproduced<'_>], invocation: &Invocation) -> String {
     let experiments: Vec<_> = all
         .iter()
         .map(|(experiment, machine, rows)| {
@@ -124,7 +125,13 @@ pub(super) fn json(all: &[Reproduced<'_>]) -> String {
             })
         })
         .collect();
-    let document = json!({ "schema_version": SCHEMA_VERSION, "experiments": experiments });
+    let document = json!({
+        "schema_version": SCHEMA_VERSION,
+        "versions": crate::output::versions(),
+        "experiment": "reproduce",
+        "command": invocation.to_string(),
+        "experiments": experiments,
+    });
     format!("{document:#}\n")
 }
 

@@ -28,6 +28,7 @@ use mmusim::{Bytes, Platform};
 
 use crate::CliError;
 use crate::args::ArchName;
+use crate::invocation::Invocation;
 use crate::output::Output;
 use crate::platform::{Formats, formats, machines};
 use crate::record::{Record, Recorder};
@@ -114,9 +115,11 @@ pub(crate) trait Test {
 }
 
 /// Lists the tests, or runs one on the machines asked for.
-pub(crate) fn run(selftests: &Selftests) -> Result<(), CliError> {
+pub(crate) fn run(selftests: &Selftests, invocation: &Invocation) -> Result<(), CliError> {
     match &selftests.test {
-        Some(test) => run_named(test).and_then(|(reports, common)| write(&reports, common)),
+        Some(test) => {
+            run_named(test, Some(invocation)).and_then(|(reports, common)| write(&reports, common, invocation))
+        }
         None => list(),
     }
 }
@@ -130,22 +133,25 @@ fn list() -> Result<(), CliError> {
     output.finish()
 }
 
-fn run_named(test: &Selftest) -> Result<(Vec<SelftestReport>, &Common), CliError> {
+fn run_named<'a>(
+    test: &'a Selftest,
+    invocation: Option<&Invocation>,
+) -> Result<(Vec<SelftestReport>, &'a Common), CliError> {
     match test {
-        Selftest::AccessTrackingPerfTest(test) => run_test(test),
-        Selftest::DemandPagingTest(test) => run_test(test),
-        Selftest::DirtyLogPerfTest(test) => run_test(test),
-        Selftest::DirtyLogTest(test) => run_test(test),
-        Selftest::DirtyLogPageSplittingTest(test) => run_test(test),
-        Selftest::KvmPageTableTest(test) => run_test(test),
-        Selftest::MemslotModificationStressTest(test) => run_test(test),
-        Selftest::MemslotPerfTest(test) => run_test(test),
-        Selftest::PreFaultMemoryTest(test) => run_test(test),
-        Selftest::Stage2BlockTransitions(test) => run_test(test),
-        Selftest::MaxGuestMemoryTest(test) => run_test(test),
-        Selftest::MmuStressTest(test) => run_test(test),
-        Selftest::NxHugePagesTest(test) => run_test(test),
-        Selftest::NxHugePagesPerfTest(test) => run_test(test),
+        Selftest::AccessTrackingPerfTest(test) => run_test(test, invocation),
+        Selftest::DemandPagingTest(test) => run_test(test, invocation),
+        Selftest::DirtyLogPerfTest(test) => run_test(test, invocation),
+        Selftest::DirtyLogTest(test) => run_test(test, invocation),
+        Selftest::DirtyLogPageSplittingTest(test) => run_test(test, invocation),
+        Selftest::KvmPageTableTest(test) => run_test(test, invocation),
+        Selftest::MemslotModificationStressTest(test) => run_test(test, invocation),
+        Selftest::MemslotPerfTest(test) => run_test(test, invocation),
+        Selftest::PreFaultMemoryTest(test) => run_test(test, invocation),
+        Selftest::Stage2BlockTransitions(test) => run_test(test, invocation),
+        Selftest::MaxGuestMemoryTest(test) => run_test(test, invocation),
+        Selftest::MmuStressTest(test) => run_test(test, invocation),
+        Selftest::NxHugePagesTest(test) => run_test(test, invocation),
+        Selftest::NxHugePagesPerfTest(test) => run_test(test, invocation),
     }
 }
 
@@ -155,14 +161,17 @@ fn run_named(test: &Selftest) -> Result<(Vec<SelftestReport>, &Common), CliError
 /// As `selftest`; a check that does not hold is a row, not an error.
 pub(crate) fn rows(selftests: &Selftests) -> Result<Vec<Row>, CliError> {
     let reports = match &selftests.test {
-        Some(test) => run_named(test)?.0,
+        Some(test) => run_named(test, None)?.0,
         None => return Err(CliError::argument("--list", "is no test")),
     };
     Ok(reports.iter().flat_map(report::records).collect())
 }
 
 /// Runs a test on every machine asked for.
-fn run_test(test: &impl Test) -> Result<(Vec<SelftestReport>, &Common), CliError> {
+fn run_test<'a>(
+    test: &'a impl Test,
+    invocation: Option<&Invocation>,
+) -> Result<(Vec<SelftestReport>, &'a Common), CliError> {
     let common = test.common();
     let mut reports = Vec::new();
     let mut recorder = Recorder::open(&common.record)?;
@@ -185,15 +194,15 @@ fn run_test(test: &impl Test) -> Result<(Vec<SelftestReport>, &Common), CliError
         recorder.drain(&report.as_ref().map_or_else(|_| machine.name.clone(), title))?;
         reports.push(report?);
     }
-    recorder.finish()?;
+    recorder.finish(invocation)?;
     Ok((reports, common))
 }
 
 /// Writes reports as they are asked for; a check that does not hold is an error.
-fn write(reports: &[SelftestReport], common: &Common) -> Result<(), CliError> {
+fn write(reports: &[SelftestReport], common: &Common, invocation: &Invocation) -> Result<(), CliError> {
     let mut output = Output::open(common.output.as_deref())?;
     if common.json {
-        output.write(&report::as_json(reports)?)?;
+        output.write(&report::as_json(reports, invocation)?)?;
     } else if common.csv {
         output.write(&report::as_csv(reports)?)?;
     } else {

@@ -7,17 +7,19 @@ use mmusim::sim::MODEL_VERSION;
 use mmusim::sim::selftests::{Check, Phase, SelftestReport};
 use serde_json::json;
 
+use crate::invocation::Invocation;
 use crate::table::{Columns, compact};
 use crate::{CliError, SCHEMA_VERSION};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// All reports as one document.
-pub(super) fn as_json(reports: &[SelftestReport]) -> Result<String, CliError> {
+pub(super) fn as_json(reports: &[SelftestReport], invocation: &Invocation) -> Result<String, CliError> {
     let document = json!({
         "schema_version": SCHEMA_VERSION,
         "versions": { "mmusim": VERSION, "model": MODEL_VERSION },
         "experiment": "selftest",
+        "command": invocation.to_string(),
         "reports": reports,
     });
     let text = serde_json::to_string_pretty(&document);

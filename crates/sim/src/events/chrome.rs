@@ -44,8 +44,22 @@ impl Timeline {
 
     /// Ends the file.
     pub fn finish(&mut self, text: &mut String) {
+        self.finish_with(text, None);
+    }
+
+    /// Ends the file with facts about the whole of it, names and values, under `otherData`.
+    pub fn finish_with<'a>(&mut self, text: &mut String, facts: impl IntoIterator<Item = (&'a str, &'a str)>) {
         self.open(text);
-        text.push_str("\n],\"displayTimeUnit\":\"ns\"}\n");
+        text.push_str("\n],\"displayTimeUnit\":\"ns\"");
+        let mut separator = ",\"otherData\":{";
+        for (name, value) in facts {
+            text.push_str(separator);
+            string(text, name);
+            text.push(':');
+            string(text, value);
+            separator = ",";
+        }
+        text.push_str(if separator == "," { "}}\n" } else { "}\n" });
     }
 
     fn open(&mut self, text: &mut String) {

@@ -1,0 +1,78 @@
+//! Plots as SVG that takes its colours from the page.
+
+mod lanes;
+mod lines;
+mod panels;
+mod scale;
+
+pub(crate) use lanes::{Lane, Lanes, Slice};
+pub(crate) use lines::{Chart, Mark, Series};
+pub(crate) use panels::{Panel, Panels, Value};
+pub(crate) use scale::{Kind, Scale};
+
+use crate::markup::{Markup, coordinate};
+
+/// Colours of series that the style sheet has; further ones begin again.
+pub(crate) const COLOURS: usize = 8;
+
+/// Class of the n-th series.
+pub(crate) fn colour(n: usize) -> String {
+    format!("c{}", n % COLOURS)
+}
+
+/// A small square of a class, for a legend.
+pub(crate) fn key(out: &mut Markup, class: &str) {
+    image(out, (11.0, 11.0), "", |out| rectangle(out, class, (0.0, 0.0), (11.0, 11.0), None));
+}
+
+/// A place or an extent.
+type Point = (f64, f64);
+
+fn line(out: &mut Markup, class: &str, from: Point, to: Point) {
+    let [x1, y1, x2, y2] = [from.0, from.1, to.0, to.1].map(coordinate);
+    out.shape("line", &[("class", class), ("x1", &x1), ("y1", &y1), ("x2", &x2), ("y2", &y2)], None);
+}
+
+fn rectangle(out: &mut Markup, class: &str, at: Point, size: Point, title: Option<&str>) {
+    let [x, y, width, height] = [at.0, at.1, size.0.max(0.0), size.1.max(0.0)].map(coordinate);
+    let attributes = [("class", class), ("x", &*x), ("y", &y), ("width", &width), ("height", &height)];
+    out.shape("rect", &attributes, title);
+}
+
+fn circle(out: &mut Markup, class: &str, at: Point, radius: f64, title: Option<&str>) {
+    let [x, y, r] = [at.0, at.1, radius].map(coordinate);
+    out.shape("circle", &[("class", class), ("cx", &x), ("cy", &y), ("r", &r)], title);
+}
+
+fn path(out: &mut Markup, class: &str, data: &str) {
+    out.shape("path", &[("class", class), ("d", data)], None);
+}
+
+/// Text by its anchor: `start`, `middle` or `end`.
+fn label(out: &mut Markup, class: &str, at: Point, anchor: &str, text: &str) {
+    let [x, y] = [at.0, at.1].map(coordinate);
+    out.leaf("text", &[("class", class), ("x", &x), ("y", &y), ("text-anchor", anchor)], text);
+}
+
+/// An image of this size, with a name for those who do not see it.
+fn image(out: &mut Markup, (width, height): Point, name: &str, inside: impl FnOnce(&mut Markup)) {
+    let view = format!("0 0 {} {}", coordinate(width), coordinate(height));
+    let [width, height] = [width, height].map(coordinate);
+    let attributes =
+        [("viewBox", &*view), ("width", &width), ("height", &height), ("role", "img"), ("aria-label", name)];
+    out.element("svg", &attributes, inside);
+}
+
+/// About how wide a text is, at the size that the style sheet gives to labels.
+fn text_width(text: &str) -> f64 {
+    6.3 * text.chars().count() as f64
+}
+
+/// A text that takes no more room than this, with an ellipsis where it was cut.
+fn fit(text: &str, width: f64) -> String {
+    let most = (width / 6.3).floor() as usize;
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+}
