@@ -7,7 +7,9 @@ use clap::Args;
 use mmusim::Seed;
 use mmusim::explore::museum::{self, Exhibit, Plan, Row, Variant, exhibit, exhibits};
 use mmusim::sim::MODEL_VERSION;
-use mmusim::sim::explore::{Budget, Explorable, Failure, MemoryOrder, ReplayFile, Report, Shrinking, Strategy};
+use mmusim::sim::explore::{
+    Budget, Explorable, Failure, Invariant, MemoryOrder, ReplayFile, Report, Shrinking, Strategy,
+};
 use serde_json::json;
 
 use crate::output::Output;
@@ -152,10 +154,17 @@ fn finish(args: &ExploreArgs, report: &Report, file: Option<&ReplayFile>) -> Res
     let mut output = Output::open(args.output.as_deref())?;
     output.write(&if args.json { as_json(report, file) } else { as_text(report, file) })?;
     output.finish()?;
-    match &report.failure {
-        None => Ok(()),
-        Some(failure) => Err(CliError::Check(failure.broken.to_string())),
+    match (&report.failure, report.unevaluated.as_slice()) {
+        (None, []) => Ok(()),
+        (None, never) => {
+            Err(CliError::Check(format!("{} never evaluated: the verdict says nothing about it", names(never))))
+        }
+        (Some(failure), _) => Err(CliError::Check(failure.broken.to_string())),
     }
+}
+
+fn names(invariants: &[Invariant]) -> String {
+    invariants.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn as_text(report: &Report, file: Option<&ReplayFile>) -> String {
@@ -219,6 +228,7 @@ fn as_json(report: &Report, file: Option<&ReplayFile>) -> String {
         "cut": stats.cut,
         "digest": format!("{:016x}", stats.digest),
         "evaluations": evaluations,
+        "unevaluated": report.unevaluated.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "failure": failure,
     });
     format!("{document:#}\n")

@@ -158,7 +158,7 @@ fn message_passing(memory: MemoryOrder, barriers: bool) -> Report {
                 }
             })
         });
-        build.finally(move |_| if missed.get() { Err((Invariant::B4, "no value".to_owned())) } else { Ok(()) });
+        build.finally(Invariant::B4, move |_| if missed.get() { Err("no value".to_owned()) } else { Ok(()) });
     });
     scenario.limits(Limits { memory, ..Limits::default() }).explore(&Strategy::Exhaustive, Budget::schedules(10_000))
 }
@@ -190,7 +190,7 @@ fn store_buffering(memory: MemoryOrder, barrier: bool) -> Verdict {
                 })
             });
         }
-        build.finally(move |_| if missed.get() == 2 { Err((Invariant::B2, "both missed".to_owned())) } else { Ok(()) });
+        build.finally(Invariant::B2, move |_| if missed.get() == 2 { Err("both missed".to_owned()) } else { Ok(()) });
     });
     scenario
         .limits(Limits { memory, ..Limits::default() })
@@ -245,7 +245,7 @@ fn lost_update(actors: u64) -> Scenario<X86> {
                 })
             });
         }
-        build.finally(move |_| if most.get() < actors { Err((Invariant::N2, "lost".to_owned())) } else { Ok(()) });
+        build.finally(Invariant::N2, move |_| if most.get() < actors { Err("lost".to_owned()) } else { Ok(()) });
     })
 }
 

@@ -1,6 +1,6 @@
 //! The formats that scenarios run on: what the kernels of the day used.
 
-use arch_arm64_s2::{Features, Stage1, Stage1Config, Stage2, Stage2Config};
+use arch_arm64_s2::{Features, Granule, Stage1, Stage1Config, Stage2, Stage2Config};
 use arch_ppc_radix::{BasePage, Radix, RcUpdate};
 use arch_x86_ept::{AccessedDirty, Ept, EptConfig, LongMode, LongModeConfig};
 use mmu_sim::arch::Arch2;
@@ -44,8 +44,24 @@ fn stage2(features: Features) -> Arm {
     Arch2 { name: "arm64", one, two: two.expect("the defaults are legal") }
 }
 
+/// Stage 2 with 64K pages and 42-bit addresses: two levels, blocks of 512 MiB at the root.
+pub(crate) fn arm_64k() -> Arm {
+    let one = Stage1Config::default().build().expect("the defaults are legal");
+    let two = Stage2Config { granule: Granule::K64, ipa_bits: 42, ..Stage2Config::default() }.build();
+    Arch2 { name: "arm64", one, two: two.expect("64K pages with 42 bits are legal") }
+}
+
 /// Radix trees with 4K pages; R and C of the partition's tree are set upon an interrupt.
 pub(crate) fn power() -> Power {
-    let two = Radix::partition(BasePage::K4).with_rc(RcUpdate::Interrupt);
+    radix(RcUpdate::Interrupt)
+}
+
+/// The same where walks set them.
+pub(crate) fn power_with_flags() -> Power {
+    radix(RcUpdate::Hardware)
+}
+
+fn radix(rc: RcUpdate) -> Power {
+    let two = Radix::partition(BasePage::K4).with_rc(rc);
     Arch2 { name: "power", one: Radix::process(BasePage::K4), two }
 }

@@ -7,7 +7,7 @@ use mmu_sim::rng::Seed;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Exhibit, Variant, exhibits};
+use super::{Exhibit, UNSHOWN, Unshown, Variant, exhibits};
 
 /// How thoroughly the museum is run.
 #[derive(Clone, PartialEq, Debug)]
@@ -55,7 +55,7 @@ pub struct Entry {
     pub verdict: &'static str,
     /// Executions.
     pub executions: u64,
-    /// What was broken, if anything was: a finding.
+    /// What was broken, if anything was, or which invariant that the row names was never evaluated: a finding.
     pub finding: Option<String>,
 }
 
@@ -125,12 +125,13 @@ fn fixed(exhibit: &Exhibit, plan: &Plan) -> Entry {
     let report = |strategy: Strategy, schedules| scenario.explore(&strategy, Budget::schedules(schedules));
     // All there is, if that is little; else samples.
     let first = report(Strategy::Exhaustive, plan.fixed.min(20_000));
-    let Report { verdict, stats, failure, .. } =
+    let Report { verdict, stats, failure, unevaluated, .. } =
         if first.verdict == Verdict::Passed { report(Strategy::Portfolio, plan.fixed) } else { first };
+    let never = unevaluated.first().map(|invariant| format!("{invariant} was never evaluated"));
     Entry {
         verdict: verdict.name(),
         executions: stats.executions,
-        finding: failure.map(|failure| failure.broken.to_string()),
+        finding: failure.map(|failure| failure.broken.to_string()).or(never),
     }
 }
 
@@ -202,6 +203,10 @@ pub fn markdown(rows: &[Row], plan: &Plan) -> String {
             row.fixed.verdict,
             row.fixed.executions,
         );
+    }
+    text.push_str("\nWithout a scenario:\n\n| id | defect | why |\n|---|---|---|\n");
+    for Unshown { id, title, why } in UNSHOWN {
+        let _ = writeln!(text, "| {id} | {title} | {why} |");
     }
     let good = rows.iter().filter(|row| row.is_good()).count();
     let _ = writeln!(text, "\n{good} of {} rows are found as what they are, and break nothing once fixed.", rows.len());

@@ -73,7 +73,7 @@ pub use rcu::RcuStats;
 pub use sim::{ActorFuture, Sim, Stopped, Threads};
 pub use srcu::SrcuIndex;
 pub(crate) use state::{Misfit, Sink, Source};
-pub use upkeep::Upkeep;
+pub use upkeep::{Announced, OwnCaches, Tagged, Upkeep};
 pub use vcpu::{Exit, ExitReason, GuestFault, Vcpu, VcpuStats, Watch};
 pub(crate) use wait::WaitQueues;
 pub use world::{Runs, World};

@@ -47,6 +47,44 @@ pub enum Upkeep {
     Emulated(VcpuId),
     /// A run of a vCPU ended with an error to user space.
     RunFailed,
+    /// The checker is told what holds from here on; nothing happens.
+    Announce(Announced),
+    /// A processor's tag of translations.
+    Tagged(Tagged),
+}
+
+/// What a protocol promises at this moment. Explorations hold everybody to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Announced {
+    /// Nobody writes this range any more without a fault, until somebody maps it writable again.
+    WriteProtected(GpaRange),
+    /// Nobody writes this range any more, and nobody maps it writable: its writes are emulated.
+    WriteTracked(GpaRange),
+    /// This root is given up: whoever still has it installs nothing below it.
+    RootInvalid(Hpa),
+}
+
+/// Tags of translations (VMID, LPID), where several guests share a processor. For explorations: the timed engine runs one guest and does nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tagged {
+    /// A processor, out of the guest, gets this root under this tag; nothing is flushed.
+    Load(VcpuId, Hpa, u16),
+    /// The guest that enters on a processor next is the one that owns this tag.
+    Own(VcpuId, u16),
+    /// All processors drop what they cached under this tag; waits until they have.
+    Flush(u16),
+    /// A processor, out of the guest, drops what it cached.
+    FlushOwn(VcpuId, OwnCaches),
+}
+
+/// What a processor drops of what it cached.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OwnCaches {
+    /// Everything.
+    All,
+    /// Everything but the small cache in front (POWER's ERAT), whose translations stay.
+    ButTheFirst,
 }
 
 /// What upkeep remembers.
@@ -115,6 +153,14 @@ impl<F: Copy> Host<F> {
     pub async fn emulated(&self, vcpu: VcpuId) {
         self.keep_up(Upkeep::Emulated(vcpu)).await;
     }
+    /// Tells the checker what holds from here on.
+    pub async fn announce(&self, what: Announced) {
+        self.keep_up(Upkeep::Announce(what)).await;
+    }
+    /// Does something about the tags of translations.
+    pub async fn tagged(&self, what: Tagged) {
+        self.keep_up(Upkeep::Tagged(what)).await;
+    }
     /// Counts a run of a vCPU (`KVM_RUN`) that ended with an error.
     pub async fn count_failed_run(&self) {
         self.keep_up(Upkeep::RunFailed).await;
@@ -166,6 +212,7 @@ impl<A: Arch> World<A> {
                 }
             }
             Upkeep::RunFailed => self.counters.failed_runs += 1,
+            Upkeep::Announce(_) | Upkeep::Tagged(_) => {}
         }
         Reply::default()
     }

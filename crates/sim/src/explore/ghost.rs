@@ -36,6 +36,8 @@ pub(crate) struct Ghost {
     /// What each write carries, under weak memory.
     pub(crate) carried: Vec<Sight>,
     cleaned: Cleanliness,
+    /// Host addresses where there is no memory.
+    pub(crate) devices: Vec<HpaRange>,
     /// What is clean at the start: pages that are mapped.
     pub(crate) clean_at_start: Vec<HpaRange>,
     /// Actors that took mappings away since they gave `mmu_lock` back last.
@@ -55,6 +57,7 @@ impl Ghost {
         for &range in &self.clean_at_start {
             self.cleaned.clean(range);
         }
+        self.devices.clear();
         self.zapped = 0;
         self.stood = Default::default();
     }
@@ -82,6 +85,9 @@ impl Ghost {
 
     pub(crate) fn clean(&mut self, range: HpaRange) {
         self.cleaned.clean(range);
+    }
+    pub(crate) fn is_memory(&self, range: HpaRange) -> bool {
+        !self.devices.iter().any(|device| device.overlaps(range))
     }
     pub(crate) fn soil(&mut self, range: HpaRange) {
         self.cleaned.dirty(range);
@@ -122,6 +128,9 @@ impl<A: Arch> Lab<A> {
             self.touched_slots = true;
             self.world.vars[crate::engine::Var::MEMSLOTS.0 as usize] = new;
         }
+        if entry.is_some() {
+            self.count_write(at, len, old, new);
+        }
         self.words.fill(at, len, new, step, agent);
         self.publish(at, order);
     }
@@ -131,6 +140,11 @@ impl<A: Arch> Lab<A> {
         let Some(frame) = self.words.frame(at).copied() else { return };
         let present = |word: u64| word & format.present_mask() != 0;
         let linked = frame.life == Life::Linked;
+        let links = present(new) && !format.is_leaf(level, new);
+        let instead = !present(old) || (links && format.is_leaf(level, old));
+        if present(new) && instead && store != Store::Hardware {
+            self.check_root(at, new);
+        }
         if present(new) {
             let decoded = format.decode(level, new);
             self.hold(Invariant::B5, !matches!(decoded, Entry::Malformed(_)), |_| {
@@ -142,14 +156,19 @@ impl<A: Arch> Lab<A> {
         }
         if linked && matches!(store, Store::Plain(_)) {
             self.check_alone(at, old);
+        }
+        if linked && store != Store::Hardware {
             self.check_flags(at, old);
         }
-        if linked && present(old) && present(new) && old != new {
+        if linked && present(old) && old != new {
             self.check_break(at, level, old, new);
         }
         let mapped = |word: u64| format.is_mapped(word);
         if mapped(old) && (!mapped(new) || format.output(level, old) != format.output(level, new)) {
             self.ghost.zapped |= self.acting.bit();
+        }
+        if present(new) && format.is_leaf(level, new) {
+            self.check_tracked(at, level, new);
         }
         if linked && present(new) && format.is_leaf(level, new) && store != Store::Hardware {
             self.check_install(at, level, old, new);
@@ -160,9 +179,9 @@ impl<A: Arch> Lab<A> {
     fn check_alone(&mut self, at: Hpa, old: u64) {
         let me = self.me();
         let alone = self.locks[LockId::MMU.0 as usize].writer == Some(me as u8);
-        // Who has locked the entry owns it.
-        let locked = self.format.encode_not_present(NotPresent::Frozen).is_ok_and(|frozen| frozen == old);
-        // Nobody else is there to be hurt, or walks.
+        // Who has locked the entry owns it, and nobody else.
+        let frozen = self.format.encode_not_present(NotPresent::Frozen).is_ok_and(|frozen| frozen == old);
+        let locked = frozen && self.words.last_write(at).is_none_or(|write| write.agent == self.acting.0);
         self.hold(Invariant::O3, alone || locked, |lab| {
             format!(
                 "{} stores to the live entry {at} ({old:#x}) without holding mmu_lock for write",
@@ -171,7 +190,7 @@ impl<A: Arch> Lab<A> {
         });
     }
 
-    /// D1: a plain store loses no flag that was set since the word was read.
+    /// D1: a store loses no flag that was set since the word was read; a read-modify-write has read it last.
     fn check_flags(&mut self, at: Hpa, old: u64) {
         let format = &self.format;
         let kept = |hardware: bool, mask: u64| if hardware { mask } else { 0 };
@@ -190,6 +209,9 @@ impl<A: Arch> Lab<A> {
     /// B1, with what does not need a break: a leaf whose page stays.
     fn check_break(&mut self, at: Hpa, level: Level, old: u64, new: u64) {
         let format = &self.format;
+        if new & format.present_mask() == 0 {
+            return self.hold(Invariant::B1, true, |_| String::new());
+        }
         let leaves = (format.is_leaf(level, old), format.is_leaf(level, new));
         if leaves == (true, true) && format.output(level, old) == format.output(level, new) {
             return;
@@ -218,6 +240,9 @@ impl<A: Arch> Lab<A> {
         let size = format.geometry().page_size(level);
         let hvas = self.world.guest_hvas(GpaRange::new(gpa, mmu_core::Bytes(size.bytes())));
         self.check_others(at, gpa.raw(), level, Some(page));
+        self.hold(Invariant::T8, !hvas.is_empty(), |_| {
+            format!("{page} is installed for {gpa} at {at}, where no memslot is")
+        });
         let Some(hva) = hvas.first().map(|range| range.start) else { return };
         let there = self.world.primary.lookup(hva);
         self.hold(Invariant::T8, there.is_none_or(|there| there == page), |_| {
@@ -331,10 +356,23 @@ impl<A: Arch> Lab<A> {
         self.hold(Invariant::R2, frame.life != Life::Freed, |_| format!("table {table} is freed twice"));
         if matches!(frame.life, Life::Linked | Life::Retired) && frame.level <= self.format.geometry().root() {
             self.check_order(table, frame.parent, frame.gpa);
+            self.check_left_in(&frame);
         }
         if let Some(frame) = self.words.frame_mut(table) {
             frame.life = Life::Freed;
         }
+    }
+
+    /// D1: a table does not go with leaves in it that nobody has asked what they know of their pages.
+    fn check_left_in(&mut self, frame: &super::words::Frame) {
+        if self.limits.statistics == super::Statistics::Loose {
+            return;
+        }
+        let words = (0..u64::from(frame.words)).map(|index| self.words.peek(frame.first + 8 * index));
+        let left = words.filter(|&word| self.format.is_mapped(word) && self.format.is_leaf(frame.level, word)).count();
+        self.hold(Invariant::D1, left == 0, |_| {
+            format!("table {} is freed with {left} leaves in it, and with what they know of their pages", frame.first)
+        });
     }
 
     fn check_order(&mut self, table: Hpa, parent: Hpa, gpa: u64) {
@@ -423,7 +461,7 @@ impl<A: Arch> Lab<A> {
                     |_| {},
                     |cached| {
                         if !cached.current
-                            && !self.still_maps(&format, gpa, cached.output(gpa, cached_bytes(&format, cached.level)))
+                            && !self.still_maps(gpa, cached.output(gpa, cached_bytes(&format, cached.level)))
                             && self.taken_by(cached.at, cached.word, me)
                         {
                             found = found.or(Some((vcpu, cached)));
@@ -446,21 +484,26 @@ impl<A: Arch> Lab<A> {
     }
 
     /// Whether the tables, as software reads them, still map an address to this page.
-    fn still_maps(&self, format: &A::Two, gpa: u64, page: Hpa) -> bool {
+    fn still_maps(&self, gpa: u64, page: Hpa) -> bool {
+        self.mapped_below(self.root, gpa) == Some(page)
+    }
+
+    /// What an address is mapped to below a root, as software reads the tables now.
+    pub(crate) fn mapped_below(&self, root: Hpa, gpa: u64) -> Option<Hpa> {
+        let format = &self.format;
         let geometry = format.geometry();
-        let (mut table, mut level) = (self.root, geometry.root());
+        let (mut table, mut level) = (root, geometry.root());
         loop {
             let at = table + 8 * geometry.index(level, gpa) as u64;
             let word = self.words.peek(at);
             if !format.is_mapped(word) {
-                return false;
+                return None;
             }
             if format.is_leaf(level, word) {
                 let size = geometry.page_size(level).bytes();
-                return format.output(level, word).raw() + (gpa & (size - 1)) == page.raw();
+                return Some(Hpa::new(format.output(level, word).raw() + (gpa & (size - 1))));
             }
-            let Some(down) = level.down() else { return false };
-            (table, level) = (format.next_table(level, word), down);
+            (table, level) = (format.next_table(level, word), level.down()?);
         }
     }
 
@@ -473,7 +516,8 @@ impl<A: Arch> Lab<A> {
             if changed && self.words.last_write(at).is_some_and(|write| write.agent == agent.0) {
                 return true;
             }
-            let Some(frame) = self.words.frame(at) else { return false };
+            // Nothing points to a root.
+            let Some(frame) = self.words.frame(at).filter(|frame| frame.parent.raw() != 0) else { return false };
             (at, word) = (frame.parent, None);
         }
         false
@@ -531,57 +575,6 @@ impl<A: Arch> Lab<A> {
         self.hold(Invariant::P1, !stalled, |lab| {
             format!("{} has given way {MOST_YIELDS} times in a row at the same entry", lab.hands[actor].name)
         });
-    }
-
-    // ---- reports of the primary MMU, the end ----
-
-    /// What the world's own checker has found.
-    pub(crate) fn collect_reports(&mut self) {
-        for (invariant, ran) in [(Invariant::R2, true), (Invariant::O2, true)] {
-            if ran {
-                self.evaluations.count(invariant);
-            }
-        }
-        for violation in self.world.checker.take() {
-            let text = violation.to_string();
-            let (id, what) = text.split_once(": ").unwrap_or(("T1", &text));
-            let what =
-                what.split_once(": ").filter(|(time, _)| time.starts_with("cycle")).map_or(what, |(_, what)| what);
-            self.broken(id.parse().unwrap_or(Invariant::T1), what.to_owned());
-        }
-    }
-
-    /// R3: what is left at the end is reached from the roots.
-    pub(crate) fn check_leaks(&mut self, roots: &[Hpa]) {
-        let mut reached = vec![false; self.words.frames().len()];
-        let mut open: Vec<Hpa> = roots.to_vec();
-        while let Some(table) = open.pop() {
-            let Some(number) = self.words.frame_number(table) else { continue };
-            if std::mem::replace(&mut reached[number], true) {
-                continue;
-            }
-            let frame = self.words.frames()[number];
-            if frame.live == 0 || frame.level == Level::LAST || frame.level > self.format.geometry().root() {
-                continue;
-            }
-            for index in 0..u64::from(frame.words) {
-                let word = self.words.peek(frame.first + 8 * index);
-                if word != 0 && self.format.is_mapped(word) && !self.format.is_leaf(frame.level, word) {
-                    open.push(self.format.next_table(frame.level, word));
-                }
-            }
-        }
-        let root = self.format.geometry().root();
-        let left = self.words.frames().iter().zip(&reached);
-        let leaked = left
-            .filter(|(frame, reached)| !**reached && frame.level <= root && frame.life != Life::Freed)
-            .map(|(frame, _)| frame.first.to_string());
-        let leaked: Vec<String> = leaked.collect();
-        self.hold(Invariant::R3, leaked.is_empty(), |_| format!("tables left over: {}", leaked.join(", ")));
-        let held = self.world.primary.held_bytes();
-        self.hold(Invariant::R3, held.0 == 0, |_| format!("references to {held} of pages are left over"));
-        let count = self.words.peek(self.var(crate::engine::Var::IN_PROGRESS));
-        self.hold(Invariant::R7, count == 0, |_| format!("{count} invalidations are left in progress"));
     }
 }
 

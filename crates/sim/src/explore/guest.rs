@@ -24,6 +24,8 @@ use super::ghost::Store;
 use super::invariant::Invariant;
 use super::lab::{EVERYTHING, Lab, NO_TIME};
 use super::perform::{WORD_BITS, vcpu_bit};
+use super::scenario::Hardware;
+use super::tags::Kept;
 use super::words::{Life, Moment, Version};
 use crate::arch::Arch;
 use crate::engine::{Exit, ExitReason, GuestCaches, GuestFault};
@@ -60,6 +62,8 @@ struct Invalidated {
     end: u64,
     at: Moment,
     tables: WalkCaches,
+    /// Whether translations went as well, not pointers to tables alone.
+    leaves: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +89,12 @@ pub(crate) struct Guest {
     pub(crate) caches: GuestCaches,
     pub(crate) root: Hpa,
     generation: u16,
+    /// What its translations are tagged with, where somebody loads tags.
+    pub(crate) tag: Option<u16>,
+    /// Whose guest runs on it next, by its tag.
+    pub(crate) owner: Option<u16>,
+    /// What it has cached under other tags.
+    pub(crate) kept: Vec<Kept>,
     /// Its last fault is to be taken again.
     pub(crate) retried: bool,
     /// It has run guest code.
@@ -110,6 +120,9 @@ impl Guest {
             caches: GuestCaches::On,
             root,
             generation: 0,
+            tag: None,
+            owner: None,
+            kept: Vec::new(),
             retried: false,
             entered: false,
             floor: 0,
@@ -174,14 +187,44 @@ impl Guest {
     pub(crate) fn invalidate(&mut self, flush: Flush, now: Moment) {
         match flush.scope {
             FlushScope::Vm => {
-                self.floor = now;
-                self.invalidated.clear();
+                self.invalidate_current(now);
+                self.kept.clear();
             }
             FlushScope::Range { start, bytes, .. } => {
                 let (start, end) = (start.raw(), start.raw().saturating_add(bytes));
-                self.invalidated.push(Invalidated { start, end, at: now, tables: flush.walk_caches });
+                let tables = flush.walk_caches;
+                self.invalidated.push(Invalidated { start, end, at: now, tables, leaves: true });
             }
         }
+    }
+
+    /// What is cached under the tag that is loaded goes.
+    pub(crate) fn invalidate_current(&mut self, now: Moment) {
+        self.floor = now;
+        self.invalidated.clear();
+    }
+
+    /// What is cached of tables goes; translations stay.
+    pub(crate) fn invalidate_tables(&mut self, now: Moment) {
+        self.kept.clear();
+        let tables = WalkCaches::Drop;
+        self.invalidated.push(Invalidated { start: 0, end: u64::MAX, at: now, tables, leaves: false });
+    }
+
+    /// What is cached under the tag that is loaded stays behind.
+    pub(crate) fn put_aside(&mut self) {
+        if let Some(tag) = self.tag.take() {
+            self.kept.retain(|kept| (kept.tag, kept.root) != (tag, self.root));
+            self.kept.push(Kept { tag, root: self.root, floor: self.floor });
+        }
+    }
+
+    /// This root under this tag, with what is still cached under it.
+    pub(crate) fn take_up(&mut self, root: Hpa, tag: u16, now: Moment) {
+        let known = self.kept.iter().find(|kept| (kept.tag, kept.root) == (tag, root));
+        // Ranges that were invalidated meanwhile are forgotten: that it may have more is on the safe side.
+        self.invalidate_current(known.map_or(now, |kept| kept.floor));
+        (self.root, self.tag, self.entered) = (root, Some(tag), true);
     }
 
     /// Nothing that is older is cached of entries of this level on the way to `gpa`: of a leaf, and of a pointer to a table.
@@ -191,7 +234,9 @@ impl Guest {
         for part in &self.invalidated {
             // A leaf goes when the range touches what it maps.
             if part.start < from.saturating_add(covers) && from < part.end {
-                leaf = leaf.max(part.at);
+                if part.leaves {
+                    leaf = leaf.max(part.at);
+                }
                 if part.tables == WalkCaches::Drop {
                     table = table.max(part.at);
                 }
@@ -325,9 +370,18 @@ impl<A: Arch> Lab<A> {
         }
         let (cached, count) = self.cached(vcpu, gpa, access);
         let chosen = self.pick(Kind::Version, 1 + count).checked_sub(1).and_then(|chosen| cached[chosen]);
+        if let Some(cached) = &chosen {
+            self.check_provenance(vcpu, cached);
+        }
         let size = |level| self.format.geometry().page_size(level).bytes();
         let (result, stale) = match chosen {
-            None => (self.walk(vcpu, gpa, access).map(|found| found.output), false),
+            None => {
+                let found = self.walk(vcpu, gpa, access).map(|found| found.output);
+                if let Ok(output) = found {
+                    self.check_walk(vcpu, gpa, output);
+                }
+                (found, false)
+            }
             Some(Cached { denied: Some(class), .. }) => (Err(class), true),
             Some(cached) => (Ok(cached.output(gpa, size(cached.level))), true),
         };
@@ -349,6 +403,29 @@ impl<A: Arch> Lab<A> {
         }
     }
 
+    /// T3: a cached translation was in the tables since it was invalidated last.
+    fn check_provenance(&mut self, vcpu: usize, cached: &Cached) {
+        let size = self.format.geometry().page_size(cached.level).bytes();
+        let (floor, _) = self.guests[vcpu].floors(cached.gpa.raw(), size);
+        let mut real = false;
+        self.words.versions(cached.at, floor, |version| real |= version.word == cached.word && version.to >= floor);
+        self.hold(Invariant::T3, real, |_| {
+            format!(
+                "vCPU {vcpu} translates {} by {:#x} of {}, which was not there since it was invalidated last",
+                cached.gpa, cached.word, cached.at
+            )
+        });
+    }
+
+    /// T3: a walk finds what the tables say, as software reads them.
+    fn check_walk(&mut self, vcpu: usize, gpa: u64, output: Hpa) {
+        let said = self.mapped_below(self.guests[vcpu].root, gpa);
+        self.hold(Invariant::T3, said == Some(output), |_| {
+            let said = said.map_or_else(|| "nothing".to_owned(), |page| page.to_string());
+            format!("vCPU {vcpu} walked to {output} for {gpa:#x}, where the tables say {said}")
+        });
+    }
+
     fn accessed(&mut self, vcpu: usize, gpa: u64, kind: AccessKind, output: Hpa, stale: bool) {
         let why = self.world.primary.off_limits(output);
         self.hold(Invariant::T1, why.is_none(), |_| {
@@ -357,6 +434,7 @@ impl<A: Arch> Lab<A> {
             format!("vCPU {vcpu} reached {output} through {how} of {gpa:#x}; the page is {why}")
         });
         if kind.writes() {
+            self.check_tracked_store(vcpu, gpa);
             self.ghost.written.wrote(Gpa::new(gpa & !0xfff));
         }
         self.check_data(vcpu, gpa, output);
@@ -425,9 +503,11 @@ impl<A: Arch> Lab<A> {
         let format = &self.format;
         let walk = Walk { input: gpa, access };
         let guest = &self.guests[vcpu];
+        let forgetful = self.limits.hardware == Hardware::KeepsInvalidated;
+        let floor = if forgetful { self.start } else { guest.floor };
         let Ok(begin) = format.begin(guest.root, &walk) else { return };
         let (level, root, acc) = (begin.level, begin.table, begin.acc);
-        let first = Path { level, table: root, acc, since: guest.floor, until: Moment::MAX, current: true };
+        let first = Path { level, table: root, acc, since: floor, until: Moment::MAX, current: true };
         let (mut open, mut count) = ([first; 2 * Level::MAX_LEVELS], 1);
         while count > 0 {
             count -= 1;
@@ -439,7 +519,8 @@ impl<A: Arch> Lab<A> {
                     continue;
                 }
             }
-            let (leaf_floor, table_floor) = guest.floors(gpa, format.geometry().page_size(level).bytes());
+            let (leaf_floor, table_floor) =
+                if forgetful { (floor, floor) } else { guest.floors(gpa, format.geometry().page_size(level).bytes()) };
             self.words.versions(entry, since, |version| {
                 let Version { word, from, to } = version;
                 if word & format.present_mask() == 0 || from > until || to < since {

@@ -13,6 +13,8 @@ use super::ghost::Ghost;
 use super::guest::Guest;
 use super::invariant::{Broken, Evaluations, Invariant};
 use super::memory::{MemoryOrder, View};
+use super::promises::Promises;
+use super::tally::Tally;
 use super::words::Words;
 use crate::arch::Arch;
 use crate::engine::world::World;
@@ -52,6 +54,8 @@ pub(crate) struct Hand {
     pub(crate) rcu_depth: u32,
     /// Entries visited since it could have rescheduled last.
     pub(crate) stretch: u64,
+    /// Steps of those who hold the lock that it waits for.
+    pub(crate) waited: u64,
     /// Stores that have not reached memory (TSO).
     pub(crate) buffer: Vec<(Hpa, u64)>,
     /// What it has seen (weak memory).
@@ -69,6 +73,7 @@ impl Hand {
             processor: None,
             rcu_depth: 0,
             stretch: 0,
+            waited: 0,
             buffer: Vec::new(),
             view: View::default(),
         }
@@ -154,6 +159,8 @@ pub(crate) struct Lab<A: Arch> {
     /// When actors began: nobody sees what was before.
     pub(crate) start: super::words::Moment,
     pub(crate) ghost: Ghost,
+    pub(crate) promises: Promises,
+    pub(crate) tally: Tally,
     pub(crate) evaluations: Evaluations,
     pub(crate) limits: super::scenario::Limits,
     pub(crate) ticks: u32,
@@ -207,6 +214,8 @@ impl<A: Arch> Lab<A> {
             rcu_view: View::default(),
             start: 0,
             ghost: Ghost::default(),
+            promises: Promises::default(),
+            tally: Tally::default(),
             evaluations: Evaluations::default(),
             limits,
             ticks: limits.ticks,
@@ -247,6 +256,7 @@ impl<A: Arch> Lab<A> {
         self.locks.clear();
         self.locks.resize(LockId::FIXED, Lock { kind: LockKind::Spin, ..Lock::default() });
         self.locks[LockId::MMU.0 as usize].kind = self.limits.mmu_lock;
+        self.locks[LockId::NOTIFIER_SLOTS.0 as usize].kind = LockKind::ReadWrite;
         self.queues = WaitQueues::new(WaitQueue::FIXED);
         self.graces.clear();
         self.grace_number = 0;
@@ -254,6 +264,8 @@ impl<A: Arch> Lab<A> {
         self.sc_view = View::default();
         self.rcu_view = View::default();
         self.ghost.reset();
+        self.promises.reset();
+        self.reset_tally();
         self.ticks = self.limits.ticks;
         self.failures = self.limits.allocation_failures;
         self.modification_log = 0;
@@ -302,13 +314,20 @@ impl<A: Arch> Lab<A> {
 
     fn can_go_on(&self, hand: &Hand) -> bool {
         match hand.pending {
-            Pending::Op(Op::Lock(lock, mode)) => self.locks[lock.0 as usize].admits(mode),
+            Pending::Op(Op::Lock(lock, mode)) => self.admits(lock, mode),
             Pending::Op(_) | Pending::Awake => true,
             Pending::Flight(waiting) => waiting == 0,
             Pending::Grace(number) => self.graces.iter().all(|grace| grace.number != number),
             Pending::Asleep | Pending::Nothing => false,
             Pending::Guest(vcpu) => self.guests[vcpu.0].exit.is_some(),
         }
+    }
+
+    /// Whether a lock can be had. A semaphore is fair: readers queue behind a writer that waits.
+    pub(crate) fn admits(&self, lock: LockId, mode: LockMode) -> bool {
+        let queued = |hand: &Hand| hand.pending == Pending::Op(Op::Lock(lock, LockMode::Write));
+        let behind = lock == LockId::NOTIFIER_SLOTS && mode == LockMode::Read && self.hands.iter().any(queued);
+        self.locks[lock.0 as usize].admits(mode) && !behind
     }
 
     /// Who can make a step.

@@ -19,6 +19,7 @@ impl<A: Arch> Lab<A> {
             return Reply { a: 0, b: 1, c: 0 };
         }
         let words = table_words(&self.format, level);
+        self.counters.tables_allocated += 1;
         Reply::one(self.words.alloc(level, words).raw())
     }
 
@@ -162,14 +163,25 @@ impl<A: Arch> Lab<A> {
             Upkeep::UnhandledConflict(vcpu, gpa) => self.hold(Invariant::T7, false, |_| {
                 format!("vCPU {} met translations of different sizes at {gpa}, and nobody handles the abort", vcpu.0)
             }),
-            Upkeep::Clean(range) => self.ghost.clean(range),
+            Upkeep::Clean(range) => {
+                self.counters.cleaned_bytes += range.bytes.0;
+                self.hold(Invariant::B7, self.ghost.is_memory(range), |_| {
+                    format!("{range:?} is cleaned, where a device is and no memory")
+                });
+                self.ghost.clean(range);
+            }
             Upkeep::HostWrites(range) => {
                 for page in self.world.guest_pages(range) {
                     self.ghost.soil(page);
                 }
             }
             Upkeep::SetGuestCaches(vcpu, caches) => self.guests[vcpu.0].caches = caches,
-            Upkeep::InvalidateFetched(_) | Upkeep::CountBreak(_) | Upkeep::UserExit | Upkeep::RunFailed => {}
+            Upkeep::InvalidateFetched(_)
+            | Upkeep::CountBreak(_)
+            | Upkeep::UserExit
+            | Upkeep::RunFailed
+            | Upkeep::Announce(_)
+            | Upkeep::Tagged(_) => {}
         }
         Reply::default()
     }

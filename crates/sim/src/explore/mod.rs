@@ -23,7 +23,7 @@
 //! | `lab`, `perform`, `waiting`, `memory_ops`, `run` | the stage that actors perform on; what operations do; one execution |
 //! | `words`, `memory` | tables with the history of each word; what loads may return |
 //! | `guest` | vCPUs: walks, and what translation caches may hold |
-//! | `ghost`, `invariant` | the checker; the invariants by name |
+//! | `ghost`, `endings`, `promises`, `tags`, `tally`, `invariant` | the checker: tables and pages, what protocols announce, tags, bounds; the invariants by name |
 //! | `shrink`, `failure`, `file`, `render` | failures: made small, as tables, as files, in words |
 //!
 //! **What is decided**: who is next (an actor's operation, a guest's access, the arrival of a flush or a kick at a vCPU, the end of a grace period, the draining of a
@@ -37,6 +37,7 @@
 
 mod choosers;
 mod decision;
+mod endings;
 mod failure;
 mod file;
 mod ghost;
@@ -46,11 +47,14 @@ mod lab;
 mod memory;
 mod memory_ops;
 mod perform;
+mod promises;
 mod render;
 mod run;
 mod scenario;
 mod shrink;
 mod strategy;
+mod tags;
+mod tally;
 mod waiting;
 mod words;
 
@@ -61,5 +65,7 @@ pub use file::{ReplayError, ReplayFile};
 pub use invariant::{Broken, Evaluations, Invariant, UnknownInvariant};
 pub use lab::Step;
 pub use memory::MemoryOrder;
-pub use scenario::{Build, Ended, LeafState, Leaks, Limits, Scenario, SmallVm, access, read, write};
+pub use scenario::{
+    Build, Ended, Hardware, LeafState, Leaks, Limits, Scenario, SmallVm, Statistics, Wait, Waiters, access, read, write,
+};
 pub use strategy::{Budget, Explorable, Report, Shrinking, Stats, Strategy, UnknownStrategy, Verdict};

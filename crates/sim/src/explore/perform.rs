@@ -100,7 +100,11 @@ impl<A: Arch> Lab<A> {
     pub(crate) fn perform_local(&mut self, op: Op) -> Option<Reply> {
         match op {
             Op::Spend(Work::Relax) | Op::Sleep(_) | Op::SleepUntil(_) => None,
-            Op::Spend(_) | Op::CountSpurious => DONE,
+            Op::Spend(work) => {
+                self.tally.leaves -= i64::from(work == Work::ReleaseLeaf);
+                DONE
+            }
+            Op::CountSpurious => DONE,
             Op::Now => one(0),
             Op::CountRetry => {
                 self.counters.retried_faults += 1;
@@ -134,6 +138,10 @@ impl<A: Arch> Lab<A> {
             }
             Op::Slots(op) if !matches!(op, SlotsOp::Free(_)) => Some(self.slots(op)),
             Op::Dirty(op) if !matches!(op, DirtyOp::PopModified(_)) => Some(self.dirty(op)),
+            Op::Upkeep(Upkeep::Announce(what)) => {
+                self.announce(what);
+                DONE
+            }
             Op::Upkeep(Upkeep::InvalidateFetched(_) | Upkeep::CountBreak(_) | Upkeep::UserExit | Upkeep::RunFailed) => {
                 DONE
             }
@@ -159,8 +167,9 @@ impl<A: Arch> Lab<A> {
         let me = self.me();
         self.note(|_| super::render::operation(&op));
         self.measure(&op);
-        if op.gives_way() {
-            let blocks = self.hands[me].blockable == Blockable::No;
+        self.count_step(&op);
+        if self.hands[me].blockable == Blockable::No {
+            let blocks = op.gives_way();
             self.hold(Invariant::P5, !blocks, |lab| format!("{} must not block and does", lab.hands[me].name));
         }
         match op {
@@ -314,6 +323,7 @@ impl<A: Arch> Lab<A> {
                 DONE
             }
             Op::SetRoot(root) => {
+                self.root_replaced(self.root, root);
                 self.root = root;
                 self.generation = self.generation.wrapping_add(1);
                 DONE
@@ -322,6 +332,7 @@ impl<A: Arch> Lab<A> {
             Op::Primary(op) => Some(self.primary(op)),
             Op::Slots(op) => Some(self.slots(op)),
             Op::Dirty(op) => Some(self.dirty(op)),
+            Op::Upkeep(Upkeep::Tagged(op)) => self.tagged(op),
             Op::Upkeep(op) => Some(self.upkeep(op)),
             _ => DONE,
         }
@@ -360,6 +371,9 @@ impl<A: Arch> Lab<A> {
             && let Some(exit) = self.guests[vcpu.0].exit.take()
         {
             self.guests[vcpu.0].left = exit;
+        }
+        if matches!(waited, Pending::Flight(_)) {
+            self.check_invalidated(actor);
         }
         if matches!(waited, Pending::Awake | Pending::Flight(_) | Pending::Grace(_))
             && self.memory == super::MemoryOrder::Weak
@@ -424,6 +438,7 @@ impl<A: Arch> Lab<A> {
         if run.work == Some(Work::ReleaseLeaf) {
             self.hand_over(run.at, word);
             self.counters.zapped_leaves += 1;
+            self.tally.leaves -= 1;
         }
         let new = match run.apply {
             Apply::Nothing | Apply::Fill { .. } => return n,
@@ -433,6 +448,7 @@ impl<A: Arch> Lab<A> {
         let store = if run.atomicity == Atomicity::Plain { Store::Plain(Order::Relaxed) } else { Store::Atomic };
         if store == Store::Atomic {
             self.ghost.saw(self.acting, run.at, word);
+            self.count_atomic(run.at, word);
         }
         if new != word {
             self.commit(run.at, n, new, 0, store);

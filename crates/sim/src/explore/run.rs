@@ -7,7 +7,7 @@ use std::task::{Context, Waker};
 use super::decision::{Agent, Chooser, Decision};
 use super::invariant::{Broken, Evaluations, Invariant};
 use super::lab::{End, Lab, Pending, Step};
-use super::scenario::{Build, Ended, Leaks, Scenario};
+use super::scenario::{Build, Leaks, Scenario};
 use crate::arch::Arch;
 use crate::engine::ActorFuture;
 
@@ -76,18 +76,16 @@ impl<'s, A: Arch> Runner<'s, A> {
         self.run(futures);
         let mut lab = self.lab.borrow_mut();
         lab.chooser = None;
+        if let Some(invariant) = self.scenario.limits.livelock {
+            lab.evaluations.count(invariant);
+        }
         if lab.end == Some(End::Finished) {
-            let ended = Ended {
-                retried_faults: lab.counters.retried_faults,
-                remote_flushes: lab.counters.remote_flushes,
-                zapped_leaves: lab.counters.zapped_leaves,
-            };
-            for check in finally {
-                match check(&ended) {
-                    Ok(()) => {}
-                    Err((invariant, what)) => lab.hold(invariant, false, |_| what),
-                }
+            let ended = lab.ended();
+            for (invariant, check) in finally {
+                let found = check(&ended);
+                lab.hold(invariant, found.is_ok(), |_| found.err().unwrap_or_default());
             }
+            lab.check_statistics();
             match self.scenario.limits.leaks {
                 Leaks::Reported => {
                     let mut roots = roots;

@@ -79,23 +79,93 @@ pub struct Limits {
     pub handover: Handover,
     /// Entries that may be visited between two opportunities to reschedule.
     pub stretch: Option<u64>,
+    /// How long somebody may wait for a lock that he cannot have.
+    pub wait: Option<Wait>,
     /// The invariant that is broken when a fair execution does not come to an end.
     pub livelock: Option<Invariant>,
+    /// What statistics of pages are held to.
+    pub statistics: Statistics,
+    /// What processors do wrong.
+    pub hardware: Hardware,
+}
+
+/// A bound of waiting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wait {
+    /// Steps that those who hold the lock may make meanwhile.
+    pub steps: u64,
+    /// Whom it is promised to.
+    pub of: Waiters,
+}
+
+impl Wait {
+    /// Nobody waits for more than so many steps.
+    pub const fn of_all(steps: u64) -> Wait {
+        Wait { steps, of: Waiters::All }
+    }
+}
+
+/// Whose waiting is bounded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Waiters {
+    /// Everybody's.
+    All,
+    /// That of actors of this name.
+    Named(&'static str),
+}
+
+impl Waiters {
+    pub(crate) fn include(self, name: &str) -> bool {
+        match self {
+            Waiters::All => true,
+            Waiters::Named(wanted) => wanted == name,
+        }
+    }
+}
+
+/// Whether leaves that go are booked ([`Work::ReleaseLeaf`](crate::engine::Work)), so that statistics of pages can be compared with the tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Statistics {
+    /// They are not all booked.
+    #[default]
+    Loose,
+    /// Each is, once.
+    Booked,
+}
+
+/// Processors with a defect, to see the checker find it. Real ones have [`Hardware::Correct`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Hardware {
+    /// None.
+    #[default]
+    Correct,
+    /// They go on using translations that were invalidated.
+    KeepsInvalidated,
+    /// They acknowledge an invalidation before they have made it.
+    AcknowledgesEarly,
+}
+
+impl Limits {
+    /// What scenarios have unless they say otherwise.
+    pub const DEFAULT: Limits = Limits {
+        steps: 4000,
+        ticks: 1,
+        allocation_failures: 0,
+        memory: MemoryOrder::Sequential,
+        leaks: Leaks::Reported,
+        mmu_lock: LockKind::ReadWrite,
+        handover: Handover::AccessedAndDirty,
+        stretch: None,
+        wait: None,
+        livelock: None,
+        statistics: Statistics::Loose,
+        hardware: Hardware::Correct,
+    };
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            steps: 4000,
-            ticks: 1,
-            allocation_failures: 0,
-            memory: MemoryOrder::Sequential,
-            leaks: Leaks::Reported,
-            mmu_lock: LockKind::ReadWrite,
-            handover: Handover::AccessedAndDirty,
-            stretch: None,
-            livelock: None,
-        }
+        Self::DEFAULT
     }
 }
 
@@ -116,6 +186,7 @@ pub struct Scenario<A: Arch> {
     leaves: Option<PageSize>,
     state: LeafState,
     slot: Option<Bytes>,
+    pub(crate) declared: Vec<Invariant>,
 }
 
 /// What is known of pages that are mapped at the start.
@@ -163,12 +234,24 @@ impl<A: Arch> Scenario<A> {
             leaves: None,
             state: LeafState::Used,
             slot: None,
+            declared: Vec::new(),
         }
     }
 
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Invariants that the scenario is about: an exploration that never evaluates one of them proves nothing
+    /// ([`Report::unevaluated`](super::Report::unevaluated)).
+    #[must_use]
+    pub fn declares(mut self, invariants: &[Invariant]) -> Self {
+        self.declared.extend_from_slice(invariants);
+        self
+    }
+    pub(crate) fn declare(&mut self, invariants: &[Invariant]) {
+        self.declared.extend_from_slice(invariants);
     }
 
     /// What bounds it.
@@ -364,7 +447,7 @@ fn set_place(words: &mut Words, table: Hpa, parent: Hpa, gpa: u64) {
     }
 }
 
-type Finally = Box<dyn FnOnce(&Ended) -> Result<(), (Invariant, String)>>;
+pub(crate) type Check = Box<dyn FnOnce(&Ended) -> Result<(), String>>;
 
 /// How an execution that broke nothing ended.
 #[derive(Clone, Copy, Debug)]
@@ -375,13 +458,25 @@ pub struct Ended {
     pub remote_flushes: u64,
     /// Leaves zapped.
     pub zapped_leaves: u64,
+    /// Flushes of everything that the VM has cached.
+    pub vm_flushes: u64,
+    /// Tables allocated.
+    pub tables_allocated: u64,
+    /// Bytes cleaned to the point of coherency, each time counted.
+    pub cleaned_bytes: u64,
+    /// Atomic updates of leaves that nobody else could have changed.
+    pub needless_atomics: u64,
+    /// Most steps of one actor between breaking a live entry and making it again.
+    pub longest_break: u64,
+    /// Times a vCPU's thread took `mmu_lock` while an invalidation was in progress.
+    pub locks_in_vain: u64,
 }
 
 /// A scenario under construction, for one execution.
 pub struct Build<'a, A: Arch> {
     pub(crate) lab: &'a Rc<RefCell<Lab<A>>>,
     pub(crate) futures: Vec<ActorFuture>,
-    pub(crate) finally: Vec<Finally>,
+    pub(crate) finally: Vec<(Invariant, Check)>,
     pub(crate) roots: Vec<Hpa>,
 }
 
@@ -415,14 +510,21 @@ impl<A: Arch> Build<'_, A> {
         self.futures.push(start(Host::new(stage, format)));
     }
 
-    /// What must be true at the end of an execution that broke nothing else.
-    pub fn finally(&mut self, check: impl FnOnce(&Ended) -> Result<(), (Invariant, String)> + 'static) {
-        self.finally.push(Box::new(check));
+    /// What must be true at the end of an execution that broke nothing else, and the invariant that it belongs to; `Err` says what is not.
+    pub fn finally(&mut self, invariant: Invariant, check: impl FnOnce(&Ended) -> Result<(), String> + 'static) {
+        self.finally.push((invariant, Box::new(check)));
     }
 
     /// This table, and what it points to, may be left at the end.
     pub fn keep_root(&mut self, table: Hpa) {
         self.roots.push(table);
+    }
+
+    /// Behind these guest addresses are registers of a device that user space has mapped, not memory.
+    pub fn add_device(&mut self, range: GpaRange) {
+        let mut lab = self.lab.borrow_mut();
+        let pages: Vec<HpaRange> = lab.world.guest_pages(range).into_iter().collect();
+        lab.ghost.devices.extend(pages);
     }
 
     /// Presets a shared variable.

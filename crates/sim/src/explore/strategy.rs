@@ -7,9 +7,9 @@ use std::rc::Rc;
 use rayon::prelude::*;
 
 use super::choosers::{DepthFirst, Dice, Divergence, Follow, Pct, Random, Replay, Shared};
-use super::decision::{Chooser, Decision};
+use super::decision::{Chooser, Decision, Kind};
 use super::failure::Failure;
-use super::invariant::{Broken, Evaluations};
+use super::invariant::{Broken, Evaluations, Invariant};
 use super::lab::End;
 use super::run::{Execution, Runner, verdict};
 use super::scenario::{Limits, Scenario};
@@ -186,6 +186,15 @@ pub struct Report {
     pub stats: Stats,
     /// The failure, if there was one.
     pub failure: Option<Failure>,
+    /// Invariants that the scenario declares and that no execution evaluated: about these the verdict says nothing.
+    pub unevaluated: Vec<Invariant>,
+}
+
+impl Report {
+    /// Nothing was broken, and everything that the scenario declares was looked at.
+    pub fn is_sound(&self) -> bool {
+        self.failure.is_none() && self.unevaluated.is_empty()
+    }
 }
 
 /// An execution that broke something, as it was found.
@@ -227,7 +236,11 @@ impl<A: Arch> Scenario<A> {
             Shrinking::Thorough => shrink(self, broken.invariant, trail, stats.executions),
             Shrinking::Off => Failure::of(&mut Runner::new(self), trail, broken.invariant, stats.executions),
         });
-        Report { scenario: self.name.clone(), verdict, stats, failure }
+        Report { scenario: self.name.clone(), verdict, stats, failure, unevaluated: self.unevaluated(&stats) }
+    }
+
+    fn unevaluated(&self, stats: &Stats) -> Vec<Invariant> {
+        self.declared.iter().copied().filter(|&invariant| stats.evaluations.of(invariant) == 0).collect()
     }
 
     fn judge(&self, execution: &Execution, fair: bool) -> Option<Broken> {
@@ -244,8 +257,11 @@ impl<A: Arch> Scenario<A> {
         while found.is_none() && stats.executions - before < most {
             let execution = runner.execute(Box::new(Shared(shared.clone())));
             stats.add(&execution);
-            if let Some(broken) = self.judge(&execution, false) {
-                found = Some(Found { broken, trail: runner.trail() });
+            // Where nobody had a choice who is next, nobody was treated unfairly.
+            let trail = runner.trail();
+            let fair = trail.iter().all(|decision| decision.kind != Kind::Run);
+            if let Some(broken) = self.judge(&execution, fair) {
+                found = Some(Found { broken, trail });
             }
             if !shared.borrow_mut().advance() {
                 break;
@@ -378,7 +394,8 @@ impl<A: Arch> Scenario<A> {
             .judge(&execution, true)
             .map(|broken| Failure::of(&mut Runner::new(self), decisions.to_vec(), broken.invariant, 1));
         let verdict = if failure.is_some() { Verdict::Broken } else { Verdict::Passed };
-        Ok(Report { scenario: self.name.clone(), verdict, stats, failure })
+        let unevaluated = self.unevaluated(&stats);
+        Ok(Report { scenario: self.name.clone(), verdict, stats, failure, unevaluated })
     }
 }
 
@@ -393,6 +410,8 @@ pub trait Explorable: Send + Sync {
     fn replay(&self, decisions: &[Decision]) -> Result<Report, Divergence>;
     /// What bounds it.
     fn limits_mut(&mut self) -> &mut Limits;
+    /// See [`Scenario::declares`].
+    fn declare(&mut self, invariants: &[Invariant]);
 }
 
 impl<A: Arch> Explorable for Scenario<A> {
@@ -404,6 +423,9 @@ impl<A: Arch> Explorable for Scenario<A> {
     }
     fn limits_mut(&mut self) -> &mut Limits {
         Scenario::limits_mut(self)
+    }
+    fn declare(&mut self, invariants: &[Invariant]) {
+        Scenario::declare(self, invariants);
     }
 }
 

@@ -7,6 +7,7 @@ use super::guest::{Request, What};
 use super::invariant::Invariant;
 use super::lab::{Lab, NO_TIME, Pending};
 use super::perform::DONE;
+use super::scenario::Hardware;
 use crate::arch::Arch;
 use crate::engine::{Exit, ExitReason, Fence, LockId, LockKind, LockMode, Op, Reply, VcpuId, WaitQueue, Wake};
 
@@ -60,7 +61,9 @@ impl<A: Arch> Lab<A> {
             alternatives[count] = 2;
             count += 1;
         }
-        let answer = alternatives[self.pick(Kind::Resched, count)];
+        // Where waits are bounded, who is told that somebody waits believes it.
+        let sure = usize::from(self.limits.wait.is_some() && (contended || processor));
+        let answer = alternatives[sure + self.pick(Kind::Resched, count - sure)];
         if answer == 2 && !processor {
             self.ticks -= 1;
         }
@@ -94,6 +97,7 @@ impl<A: Arch> Lab<A> {
     pub(crate) fn flush(&mut self, flush: mmu_core::Flush) -> Option<Reply> {
         self.fence(Fence::Full);
         let plan = self.format.flush_plan(flush);
+        self.tally.vm_flushes += u64::from(flush.scope == FlushScope::Vm);
         self.counters.remote_flushes += u64::from(plan.delivery != Delivery::LocalInstruction);
         self.check_cover(flush, plan.covers);
         let (me, now) = (self.me(), self.words.tick());
@@ -121,7 +125,22 @@ impl<A: Arch> Lab<A> {
     }
 
     pub(crate) fn fly(&mut self, waiting: u32) -> Option<Reply> {
-        if waiting == 0 { DONE } else { self.wait(Pending::Flight(waiting)) }
+        if waiting == 0 || self.limits.hardware == Hardware::AcknowledgesEarly {
+            self.check_invalidated(self.me());
+            return DONE;
+        }
+        self.wait(Pending::Flight(waiting))
+    }
+
+    /// B2: who goes on behind an invalidation knows that everybody has made it.
+    pub(crate) fn check_invalidated(&mut self, me: usize) {
+        let left = self.guests.iter().position(|guest| {
+            guest.requests.iter().any(|request| request.asked_by == me && matches!(request.what, What::Flush(_)))
+        });
+        self.hold(Invariant::B2, left.is_none(), |lab| {
+            let vcpu = left.unwrap_or(0);
+            format!("{} goes on, and vCPU {vcpu} has not made the invalidation that it waits for", lab.hands[me].name)
+        });
     }
 
     pub(crate) fn ask_everybody(&mut self, what: impl Fn(usize) -> What) -> Option<Reply> {
@@ -174,6 +193,7 @@ impl<A: Arch> Lab<A> {
             guest.invalidate(owed, now);
         }
         guest.enter(now);
+        self.check_tag(id.0);
         self.check_relaxed(id.0);
         self.wait(Pending::Guest(id))
     }

@@ -76,6 +76,17 @@ pub enum YoungFlush {
     Elided,
 }
 
+/// Which addresses `test_young` looks at.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TestedRange {
+    /// Those that it was asked about.
+    #[default]
+    Asked,
+    /// From the first to the first (A06, January 2020): none, so that no page is ever young.
+    Empty,
+}
+
 /// How pages are aged.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +99,9 @@ pub struct AgingPolicy {
     pub lost: LostRace,
     /// Whether `clear_flush_young` flushes.
     pub flush: YoungFlush,
+    /// Where `test_young` looks.
+    #[serde(default)]
+    pub tested: TestedRange,
 }
 
 impl AgingPolicy {
@@ -97,6 +111,7 @@ impl AgingPolicy {
         update: AgeUpdate::And,
         lost: LostRace::LeftYoung,
         flush: YoungFlush::IfYoung,
+        tested: TestedRange::Asked,
     };
     /// Linux 6.13, and POWER of all versions.
     pub const V6_13: AgingPolicy = AgingPolicy { flush: YoungFlush::Elided, ..Self::V6_12 };
@@ -254,7 +269,8 @@ pub async fn test_young_in<F: Format>(
 /// Looks for a young leaf of `range` below `root`, up to the first.
 pub(super) async fn find_young<F: Format>(host: &Host<F>, root: Hpa, range: GpaRange, policy: &AgingPolicy) -> Aged {
     let mut aged = Aged::default();
-    let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
+    let end = if policy.tested == TestedRange::Empty { range.start } else { range.end() };
+    let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, end);
     while aged.young == 0 && iter.next(host).await {
         let one = if iter.is_leaf() && is_young(host.format(), iter.old) { 1 } else { iter.len };
         let run = AgeRun { at: iter.sptep, len: one, level: iter.level, old: iter.old, write: AgeWrite::Nothing };

@@ -46,6 +46,8 @@ pub enum CacheMaintenance {
     PerFault,
     /// The one that installs the block, right before it does (25aa28691bb9, 5.14).
     InMapHandler,
+    /// As [`CacheMaintenance::InMapHandler`], whatever is behind the block, device registers too (A12: the host takes a fault).
+    InMapHandlerAnything,
     /// Nobody (RFC of 2021; A09: pages that were never mapped before hold old data for a guest with its caches off).
     Skipped,
     /// Nobody needs to: hardware forces write-back (`FEAT_S2FWB`) or is coherent anyway.
@@ -472,7 +474,7 @@ async fn invalidate<F: Format>(host: &Host<F>, at: EntryAt, old: u64, flush: Blo
 
 /// Cache maintenance in the map handler.
 async fn maintain<F: Format>(host: &Host<F>, at: EntryAt, new: u64, policy: &CoalescePolicy) {
-    if policy.maintenance == CacheMaintenance::InMapHandler {
+    if matches!(policy.maintenance, CacheMaintenance::InMapHandler | CacheMaintenance::InMapHandlerAnything) {
         let bytes = Bytes(host.format().geometry().page_size(at.level).bytes());
         clean_block(host, HpaRange::new(host.format().output(at.level, new), bytes)).await;
     }

@@ -35,6 +35,8 @@ pub enum CollapseFlush {
     Each,
     /// Before a yield and at the end.
     Batched,
+    /// After every table, but only its first page (X38): where flushes are ranged the others stay cached.
+    EachFirstPage,
 }
 
 /// Which entries are taken for collapsible.
@@ -198,7 +200,7 @@ async fn collapse<F: Format>(host: &Host<F>, iter: &TdpIter<F>, policy: &Collaps
 async fn zap<F: Format>(host: &Host<F>, iter: &TdpIter<F>, policy: &CollapsePolicy) -> One {
     let format = *host.format();
     let table = format.next_table(iter.level, iter.old);
-    let each = policy.flush == CollapseFlush::Each;
+    let each = policy.flush != CollapseFlush::Batched;
     let marker = if each { format.encode_not_present(NotPresent::Frozen).unwrap_or(0) } else { 0 };
     if host.cmpxchg(iter.sptep, iter.old, marker).await != Cmpxchg::Done {
         return One::Raced;
@@ -207,8 +209,7 @@ async fn zap<F: Format>(host: &Host<F>, iter: &TdpIter<F>, policy: &CollapsePoli
     if !each {
         return One::Collapsed(0, FlushDebt::Owed);
     }
-    let page = format.geometry().page_size(iter.level);
-    host.flush_range(GpaRange::new(iter.gpa, page.into()), WalkCaches::Drop).await;
+    host.flush_range(flushed(host, iter, policy), WalkCaches::Drop).await;
     host.write(iter.sptep, 0).await;
     One::Collapsed(0, FlushDebt::Clean)
 }
@@ -239,8 +240,16 @@ async fn recover<F: Format>(host: &Host<F>, iter: &TdpIter<F>, policy: &Collapse
     if policy.flush == CollapseFlush::Batched {
         return One::Collapsed(word, FlushDebt::Owed);
     }
-    host.flush_range(GpaRange::new(iter.gpa, page.into()), WalkCaches::Drop).await;
+    host.flush_range(flushed(host, iter, policy), WalkCaches::Drop).await;
     One::Collapsed(word, FlushDebt::Clean)
+}
+
+/// What is flushed for one table.
+fn flushed<F: Format>(host: &Host<F>, iter: &TdpIter<F>, policy: &CollapsePolicy) -> GpaRange {
+    let geometry = host.format().geometry();
+    let whole = geometry.page_size(iter.level);
+    let size = if policy.flush == CollapseFlush::EachFirstPage { geometry.granule() } else { whole };
+    GpaRange::new(iter.gpa, size.into())
 }
 
 /// The first leaf below a table that hangs below an entry of `parent` level.

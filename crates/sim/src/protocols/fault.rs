@@ -70,6 +70,24 @@ pub enum Logging {
     On,
 }
 
+/// Whether a nested guest's tables are in a page, so that its writes are emulated (write tracking).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum WriteTracking {
+    /// They are not.
+    Off,
+    /// They are: it is never mapped writable.
+    On,
+}
+
+/// What a host page is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum PageKind {
+    /// Memory.
+    Memory,
+    /// Registers of a device that user space has mapped (`VM_PFNMAP`), without a page structure: caches know nothing of it.
+    Device,
+}
+
 /// What a fault asks of the memslot that it hits. The default answers are those of one slot of plain memory.
 pub trait FaultHooks<F: Format> {
     /// What is behind the address. Called without locks.
@@ -83,6 +101,14 @@ pub trait FaultHooks<F: Format> {
     /// A page has become writable for a write while logging is on (`mark_page_dirty`). Called under `mmu_lock`, or inside an RCU section on the fast path.
     fn mark_dirty(&self, _host: &Host<F>, _gpa: Gpa) -> impl Future<Output = ()> {
         async {}
+    }
+    /// Whether writes to it are emulated. Called without locks and again under `mmu_lock`.
+    fn write_tracking(&self, _host: &Host<F>, _gpa: Gpa) -> impl Future<Output = WriteTracking> {
+        async { WriteTracking::Off }
+    }
+    /// What the page is.
+    fn kind(&self, _gpa: Gpa) -> PageKind {
+        PageKind::Memory
     }
     /// The NX huge pages of the VM, if it has the mitigation.
     fn nx(&self) -> Option<&NxPages> {
@@ -220,6 +246,10 @@ impl<H> Faults<H> {
             SlotState::Invalid => return PfRet::Retry,
             SlotState::None => return PfRet::Emulate,
         }
+        // `page_fault_handle_page_track`, before the way without the lock.
+        if writes(fault.access) && self.hooks.write_tracking(host, fault.gpa).await == WriteTracking::On {
+            return PfRet::Emulate;
+        }
         let mendable = matches!(fault.class, FaultClass::Permission | FaultClass::AccessFlag);
         if self.policy.fast == FastPath::Lockless && mendable {
             let root = self.root_table(host).await;
@@ -306,7 +336,11 @@ impl<H> Faults<H> {
         let goal = if logging == Logging::On { Level::LAST } else { goal };
         let Resolved { host: host_page, protection, .. } = found;
         let mitigation = self.hooks.nx().map_or(Mitigation::Off, NxPages::mitigation);
-        let request = Request { gpa, access, class, goal, host_page, protection, logging, mitigation };
+        if writes(access) && self.hooks.write_tracking(host, gpa).await == WriteTracking::On {
+            return Attempt::NoSlot;
+        }
+        let kind = self.hooks.kind(gpa);
+        let request = Request { gpa, access, class, goal, host_page, protection, logging, mitigation, kind };
         host.rcu_read_lock().await;
         let root = self.root_table(host).await;
         let attempt = map(host, root, &request, &self.policy, &mut self.cache, self.hooks.nx()).await;
@@ -337,7 +371,8 @@ impl<H> Faults<H> {
         }
         let most = self.policy.page.min(backing);
         let fits = |level: &Level| geometry.has_leaves_at(*level) && geometry.page_size(*level) <= most;
-        (0..geometry.levels() as u8).rev().map(Level::new).find(fits).unwrap_or(Level::LAST)
+        let level = (0..geometry.levels() as u8).rev().map(Level::new).find(fits).unwrap_or(Level::LAST);
+        if self.policy.folded == FoldedLevels::ByName && level == geometry.root() { level.up() } else { level }
     }
 }
 

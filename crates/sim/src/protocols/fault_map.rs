@@ -5,8 +5,8 @@
 //! Frees a table that was never linked at once, or keeps it in the memory cache.
 
 use mmu_core::{
-    AccessKind, Bytes, Denial, Entry, FaultClass, Flush, FlushScope, Format, Gpa, Hpa, Leaf, Level, NotPresent, Perms,
-    Reach, WalkCaches,
+    AccessKind, Bytes, Denial, Entry, FaultClass, Flush, FlushScope, Format, Gpa, GpaRange, Hpa, Leaf, Level,
+    NotPresent, Perms, Reach, WalkCaches,
 };
 
 use super::aging::restore_access;
@@ -15,13 +15,14 @@ use super::coalesce::{
     table_to_block,
 };
 use super::fault::{
-    ExecMapping, FaultPolicy, Logging, PaOffset, PresentLeaf, RelaxFlush, TableInTheWay, TopUp, writes,
+    ExecMapping, FaultPolicy, FrozenEntries, Logging, PaOffset, PageKind, PresentLeaf, RelaxFlush, TableInTheWay,
+    TopUp, writes,
 };
 use super::memory_cache::MemoryCache;
 use super::nx::{Mitigation, NxPages, Tracked};
 use super::split::{LazilySplit, LazySplit, lazy_split};
 use super::zap::{LinkedTable, is_table};
-use crate::engine::{Cmpxchg, Host, Protection};
+use crate::engine::{Announced, Cmpxchg, Host, Protection};
 use crate::events::Trace;
 
 /// What became of one attempt.
@@ -60,6 +61,8 @@ pub(super) struct Request {
     pub(super) logging: Logging,
     /// Whether huge pages may be executable.
     pub(super) mitigation: Mitigation,
+    /// What is behind the address.
+    pub(super) kind: PageKind,
 }
 
 impl Request {
@@ -100,7 +103,10 @@ pub(super) async fn map<F: Format>(
         let leaf = present && format.is_leaf(level, word);
         if !present && word != 0 {
             // Locked or frozen: its owner is at work on this part.
-            return Attempt::Retry;
+            if policy.frozen == FrozenEntries::LeftAlone {
+                return Attempt::Retry;
+            }
+            host.write(ptep, 0).await;
         }
         let splits = leaf && level > goal && (fetches_small || must_split(&format, level, word, &request));
         if leaf && !splits {
@@ -236,7 +242,12 @@ fn new_leaf<F: Format>(format: &F, level: Level, request: &Request, policy: &Fau
 async fn maintain<F: Format>(host: &Host<F>, at: EntryAt, word: u64, request: &Request, policy: &FaultPolicy) {
     let bytes = Bytes(host.format().geometry().page_size(at.level).bytes());
     // What the RFC of 2021 skipped is the block that replaces a table, not the leaf that is new.
-    if matches!(policy.coalesce.maintenance, CacheMaintenance::InMapHandler | CacheMaintenance::Skipped) {
+    let cleans = match policy.coalesce.maintenance {
+        CacheMaintenance::InMapHandler | CacheMaintenance::Skipped => request.kind == PageKind::Memory,
+        CacheMaintenance::InMapHandlerAnything => true,
+        CacheMaintenance::PerFault | CacheMaintenance::NotNeeded => false,
+    };
+    if cleans {
         clean_block(host, mmu_core::HpaRange::new(host.format().output(at.level, word), bytes)).await;
     }
     if policy.exec == ExecMapping::OnFetch && request.access == AccessKind::Execute {
@@ -361,11 +372,12 @@ async fn narrow<F: Format>(host: &Host<F>, at: EntryAt, word: u64, new: u64, pol
     if put(host, at, word, new, policy.walkers()).await == Changed::Raced {
         return Attempt::Retry;
     }
+    let bytes = host.format().geometry().page_size(at.level).bytes();
     if policy.present == PresentLeaf::ReplacedAndFlushed {
-        let bytes = host.format().geometry().page_size(at.level).bytes();
         let scope = FlushScope::Range { start: at.gpa, bytes, level: Some(at.level) };
         host.flush(Flush { scope, walk_caches: WalkCaches::Keep, reach: Reach::Everyone }).await;
     }
+    host.announce(Announced::WriteProtected(GpaRange::new(at.gpa, Bytes(bytes)))).await;
     Attempt::Fixed
 }
 

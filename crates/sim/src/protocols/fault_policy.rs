@@ -133,6 +133,29 @@ pub enum PermissionLock {
     ReadAlways,
 }
 
+/// What a fault does with an entry that somebody has frozen or locked.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrozenEntries {
+    /// It leaves it to its owner and tries again.
+    #[default]
+    LeftAlone,
+    /// It stores over it (X13: what the warnings about old values in the non-atomic setter are for).
+    Overwritten,
+}
+
+/// Where a page of a host mapping of this size is mapped.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FoldedLevels {
+    /// At the level that has leaves of this size.
+    #[default]
+    Known,
+    /// At the level that its name says, one higher where that level is folded (A05: with 64K pages and 42 bits PUD and PMD are of one size, and the
+    /// walk looks for a level that it never comes to).
+    ByName,
+}
+
 /// How faults are handled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -169,6 +192,12 @@ pub struct FaultPolicy {
     pub top_up: TopUp,
     /// What happens upon a TLB conflict abort.
     pub conflict: ConflictAbort,
+    /// What happens to entries that somebody has frozen.
+    #[serde(default)]
+    pub frozen: FrozenEntries,
+    /// Where huge pages are mapped.
+    #[serde(default)]
+    pub folded: FoldedLevels,
 }
 
 impl FaultPolicy {
@@ -191,6 +220,8 @@ impl FaultPolicy {
             exec: ExecMapping::Always,
             top_up: TopUp::UnderLock { fails_every: 0 },
             conflict: ConflictAbort::Unhandled,
+            frozen: FrozenEntries::LeftAlone,
+            folded: FoldedLevels::Known,
         }
     }
 

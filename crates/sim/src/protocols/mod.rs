@@ -32,7 +32,8 @@
 //! | `slots` | memslot updates; from a guest address to a host page |
 //! | `memslot` | fast zap: a new root, the old one torn down behind it |
 //! | `vcpu` | a vCPU's thread: enter the guest, handle the exit, again |
-//! | `vm` | the end of a VM |
+//! | `vm` | the beginning and the end of a VM |
+//! | `tags` | VMIDs and LPIDs: who owns one, what is flushed by it, and before a guest comes back to a processor |
 
 pub mod aging;
 pub mod census;
@@ -58,6 +59,7 @@ pub mod reclaim;
 pub mod roots;
 pub mod slots;
 pub mod split;
+pub mod tags;
 pub mod teardown;
 pub mod unmap;
 pub mod vcpu;

@@ -17,12 +17,14 @@
 //! only in [`Shadow::release`], at once, after every leaf of theirs has left its chain and the flush is done.
 
 mod error;
+mod policy;
 mod rc;
 
 use mmu_core::{Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Leaf, Level, PageSize};
 use serde::{Deserialize, Serialize};
 
 use super::aging::{self, Aged, AgingPath, AgingPolicy};
+use super::fault_fast::lockless_leaf;
 use super::fault_map::relaxed;
 use super::iter::FlushDebt;
 use super::notifier::{RetryPolicy, Target, invalidate_retry, snapshot};
@@ -34,6 +36,7 @@ use crate::engine::{
 };
 
 pub use error::ShadowError;
+pub use policy::{RcTarget, ShadowLock, ShadowPolicy};
 pub use rc::{RcClear, ShadowLeaf};
 
 /// Whether a walker that holds a chain's bit lock can be preempted.
@@ -104,7 +107,10 @@ pub struct Shadow {
     gfns: u64,
     /// The entries from number 1 on: two variables each, the leaf and the next entry.
     entries: Var,
+    /// Times that a walker gave the processor away with a chain locked.
+    preempted: Var,
     page: PageSize,
+    policy: ShadowPolicy,
 }
 
 impl Shadow {
@@ -138,8 +144,16 @@ impl Shadow {
             heads,
             gfns,
             entries,
+            preempted: sim.new_var(0),
             page,
+            policy: ShadowPolicy::RIGHT,
         }
+    }
+
+    /// The same with faults handled otherwise.
+    #[must_use]
+    pub fn handled_by(self, policy: ShadowPolicy) -> Self {
+        Self { policy, ..self }
     }
 
     /// `indirect_shadow_pages`: shadow tables in use.
@@ -149,6 +163,10 @@ impl Shadow {
     /// How often somebody spun on a chain's bit lock.
     pub fn spins(&self) -> Var {
         self.spins
+    }
+    /// How often a walker gave the processor away while it had a chain locked (X45).
+    pub fn preempted(&self) -> Var {
+        self.preempted
     }
     /// The L1 address behind an L2 address.
     pub fn l1_of(&self, l2: Gpa) -> Gpa {
@@ -322,6 +340,12 @@ impl Shadow {
         let at = self.slot(host, l2).await?;
         let word = host.read(at).await;
         if format.is_mapped(word) {
+            let (mut at, mut word) = (at, word);
+            if self.policy.rc == RcTarget::OfL1
+                && let Some((other, Level::LAST, found)) = lockless_leaf(host, host.root().await, l2).await
+            {
+                (at, word) = (other, found);
+            }
             let usable = relaxed(&format, Level::LAST, word, wanted.access).unwrap_or(word);
             // Lost to an ager or to hardware: the guest faults again.
             let _ = host.cmpxchg(at, word, usable).await;
@@ -429,7 +453,8 @@ impl Shadow {
             return Ok(());
         };
         let (page, wanted) = (found.host, self.copied(host, l1, fault.access).await);
-        host.lock(LockId::MMU, LockMode::Write).await;
+        let mode = if self.policy.lock == ShadowLock::Write { LockMode::Write } else { LockMode::Read };
+        host.lock(LockId::MMU, mode).await;
         if invalidate_retry(host, retry, seq, Target { gpa: l1, hva }).await {
             host.count_retry().await;
             host.unlock(LockId::MMU).await;
@@ -498,6 +523,7 @@ impl Shadow {
                 let (leaf, next) = self.link(host, word).await;
                 aged.merge(&age_leaf(host, leaf, clear, policy).await);
                 if lock == Some(ChainLock::PreemptionOn) && host.need_resched(LockId::MMU).await {
+                    host.add(self.preempted, 1).await;
                     host.reschedule().await;
                 }
                 word = next;

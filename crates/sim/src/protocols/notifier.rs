@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::iter::{FlushDebt, TdpIter, Yield, bulk};
 use super::pfncache::{self, GpcList};
-use super::zap::{ZapLock, ZapPolicy, zap_leafs};
+use super::zap::{ZapLock, ZapPolicy, zap_leafs, zap_leafs_owing};
 use crate::engine::{
     Apply, Atomicity, Blockable, Fence, Host, LockId, LockMode, ReschedCheck, SlotsVersion, Var, WaitQueue, Wake, Work,
 };
@@ -83,6 +83,19 @@ pub enum SlotsGuard {
     Rwsem,
 }
 
+/// Which pages a loop over the pages of a range unmaps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PageLoop {
+    /// There is no such loop: one walk does the range.
+    #[default]
+    Walk,
+    /// Each page by a call of its own (POWER: `kvm_unmap_gfn_range_hv`).
+    Each,
+    /// The first one, as often as there are pages (P04, fixed by 32b48bf8514c): the others stay mapped.
+    FirstEachTime,
+}
+
 /// How the notifier works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -103,6 +116,9 @@ pub struct NotifierPolicy {
     pub gpc: GpcInvalidation,
     /// Memslots between start and end.
     pub slots: SlotsGuard,
+    /// Pages of a range.
+    #[serde(default)]
+    pub pages: PageLoop,
 }
 
 impl NotifierPolicy {
@@ -116,6 +132,7 @@ impl NotifierPolicy {
         nonblocking: NonBlocking::Respected,
         gpc: GpcInvalidation::AtStart,
         slots: SlotsGuard::Count,
+        pages: PageLoop::Walk,
     };
     /// Linux 5.15 to 6.7: `mmu_lock` only where a memslot overlaps.
     pub const V5_15: NotifierPolicy = NotifierPolicy { elision: LockElision::NoOverlap, ..Self::V5_12 };
@@ -160,10 +177,11 @@ pub enum SnapshotWidth {
 }
 
 /// In which order a reader looks.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RetryOrder {
     /// The count, a read barrier, the sequence.
+    #[default]
     CountFirst,
     /// The sequence first (G14): an invalidation that ends in between is missed.
     SequenceFirst,
@@ -425,7 +443,18 @@ async fn unmap_gfn_range<F: Format>(
     // The notifier holds the lock exclusively whatever the policy says of root zaps.
     let zap = ZapPolicy { lock: ZapLock::Write, yielding, ..policy.zap };
     let root = host.root().await;
-    zap_leafs(host, root, range, &zap).await
+    if policy.pages == PageLoop::Walk {
+        return zap_leafs(host, root, range, &zap).await;
+    }
+    let page = host.format().geometry().granule();
+    let mut debt = FlushDebt::Clean;
+    for n in 0..range.bytes.0.div_ceil(page.bytes()) {
+        let n = if policy.pages == PageLoop::FirstEachTime { 0 } else { n };
+        let one = GpaRange::new(range.start + n * page.bytes(), page.into());
+        // A yield in one pays for those before it.
+        debt = zap_leafs_owing(host, root, one, &zap, debt).await;
+    }
+    debt
 }
 
 /// `invalidate_range_end`: the primary MMU has made its change, faults may map the range again.

@@ -138,6 +138,8 @@ struct Shared {
     /// Ranges of memslots that are dirty-logged.
     logged: RefCell<Vec<GpaRange>>,
     recovered: Cell<Recovered>,
+    /// Tables that a fault found linked and not marked yet.
+    unmarked: Cell<u64>,
 }
 
 /// What recovery did so far.
@@ -168,6 +170,7 @@ impl NxPages {
             splits: sim.new_var(0),
             logged: RefCell::default(),
             recovered: Cell::default(),
+            unmarked: Cell::new(0),
         }))
     }
 
@@ -189,6 +192,11 @@ impl NxPages {
     /// Dirty logging of a memslot has ended.
     pub fn stop_logging(&self, slot: GpaRange) {
         self.0.logged.borrow_mut().retain(|logged| *logged != slot);
+    }
+
+    /// How often a fault has found a table linked before it was marked (X30).
+    pub fn found_unmarked(&self) -> u64 {
+        self.0.unmarked.get()
     }
 
     // ---- faults ----
@@ -244,7 +252,13 @@ impl NxPages {
     pub(super) async fn is_disallowed<F: Format>(&self, host: &Host<F>, table: Hpa) -> bool {
         let mark = self.0.marks.borrow().get(&table).copied();
         match mark {
-            Some(mark) => host.load(mark).await != 0,
+            Some(mark) => {
+                let marked = host.load(mark).await != 0;
+                // Recovery takes a mark away only together with its place in the map.
+                let unmarked = !marked && self.0.marks.borrow().get(&table) == Some(&mark);
+                self.0.unmarked.set(self.0.unmarked.get() + u64::from(unmarked));
+                marked
+            }
             None => false,
         }
     }

@@ -18,7 +18,8 @@ use mmu_core::{Bytes, Cycles, Format, Gpa, Hpa, HpaRange, Hva, HvaRange, PageSiz
 use serde::{Deserialize, Serialize};
 
 use super::notifier::{
-    GpcInvalidation, NotifierPolicy, RetryPolicy, RetryTest, Target, invalidate_retry, invalidation_covers, snapshot,
+    GpcInvalidation, NotifierPolicy, RetryOrder, RetryPolicy, RetryTest, Target, invalidate_retry, invalidation_covers,
+    snapshot,
 };
 use super::primary::hva_to_pfn;
 use crate::engine::{
@@ -105,6 +106,9 @@ pub struct GpcPolicy {
     pub same_pfn: SamePfn,
     /// The address compared.
     pub address: CachedAddress,
+    /// What a refresh looks at first, the count of invalidations or their sequence.
+    #[serde(default)]
+    pub order: RetryOrder,
     /// Rounds after which the simulation gives a refresh up; the kernel goes on for ever.
     pub max_rounds: u64,
 }
@@ -118,6 +122,7 @@ impl GpcPolicy {
         serialization: Serialization::Mutex,
         same_pfn: SamePfn::Put,
         address: CachedAddress::Page,
+        order: RetryOrder::CountFirst,
         max_rounds: 1000,
     };
     /// Linux 5.17 and 5.18: valid before it is known to be.
@@ -464,7 +469,7 @@ async fn look_up<F: Format>(host: &Host<F>, gpc: Gpc, uhva: Hva, policy: &GpcPol
     host.store(gpc.valid, 0).await;
     host.announce_mapping(gpc.id(), None).await;
     let test = match policy.staleness {
-        Staleness::Test(test) => RetryPolicy { test, ..RetryPolicy::GPC_5_19 },
+        Staleness::Test(test) => RetryPolicy { test, order: policy.order, ..RetryPolicy::GPC_5_19 },
         Staleness::Flag => RetryPolicy::GPC_5_19,
     };
     let target = Target { gpa: Gpa::new(host.load(gpc.gpa).await), hva: uhva };
@@ -545,7 +550,7 @@ async fn look_up_speculatively<F: Format>(
     policy: &GpcPolicy,
 ) -> Result<u64, GpcError> {
     let test = match policy.staleness {
-        Staleness::Test(test) => RetryPolicy { test, ..RetryPolicy::V5_12 },
+        Staleness::Test(test) => RetryPolicy { test, order: policy.order, ..RetryPolicy::V5_12 },
         Staleness::Flag => RetryPolicy::V5_12,
     };
     host.announce_mapping(gpc.id(), None).await;

@@ -12,6 +12,7 @@ use mmu_core::{Bytes, Flush, FlushScope, Format, Gpa, GpaRange, PageSize, Reach,
 use serde::{Deserialize, Serialize};
 
 use super::visit::{Visit, VisitContext, Visited, Visitor, WalkEnd, WalkFlags, walk};
+use super::vm::NO_TABLES;
 use crate::engine::{Apply, Atomicity, Frames, Host, LockId, LockMode, ReschedCheck, RunOp, Work};
 
 /// When unmapped leaves are invalidated.
@@ -24,6 +25,40 @@ pub enum UnmapFlush {
     Range,
 }
 
+/// When a table that has become empty is freed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmptyTable {
+    /// After a grace period.
+    #[default]
+    AfterGrace,
+    /// At once (A26): right as long as every walker holds `mmu_lock`.
+    AtOnce,
+}
+
+/// Where a walk begins, goes and ends that was asked for addresses inside pages and blocks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WalkBounds {
+    /// At whole entries.
+    #[default]
+    Rounded,
+    /// Its steps are not rounded to entries (A03).
+    StepsUnaligned,
+    /// Its end is not where the range's is (A04).
+    EndFromRoundedStart,
+}
+
+impl WalkBounds {
+    fn flags(self) -> WalkFlags {
+        match self {
+            WalkBounds::Rounded => WalkFlags::empty(),
+            WalkBounds::StepsUnaligned => WalkFlags::STEPS_UNALIGNED,
+            WalkBounds::EndFromRoundedStart => WalkFlags::END_FROM_ROUNDED_START,
+        }
+    }
+}
+
 /// How a range is unmapped.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,15 +67,27 @@ pub struct UnmapPolicy {
     pub flush: UnmapFlush,
     /// Distance between two chances to reschedule; the lock is given up there when somebody wants it.
     pub chunk: Bytes,
+    /// Tables that become empty.
+    #[serde(default)]
+    pub empty: EmptyTable,
+    /// How the walk rounds.
+    #[serde(default)]
+    pub bounds: WalkBounds,
 }
 
 impl UnmapPolicy {
     /// Linux 6.6 with range invalidation, in chunks of the largest block.
-    pub const V6_6: UnmapPolicy = UnmapPolicy { flush: UnmapFlush::Range, chunk: Bytes(PageSize::SIZE_1G.bytes()) };
+    pub const V6_6: UnmapPolicy = UnmapPolicy {
+        flush: UnmapFlush::Range,
+        chunk: Bytes(PageSize::SIZE_1G.bytes()),
+        empty: EmptyTable::AfterGrace,
+        bounds: WalkBounds::Rounded,
+    };
 }
 
 struct Unmap {
     flush: UnmapFlush,
+    empty: EmptyTable,
 }
 
 impl<F: Format> Visitor<F> for Unmap {
@@ -51,7 +98,7 @@ impl<F: Format> Visitor<F> for Unmap {
         match context.visit {
             Visit::Leaf => Visited::Continue(self.clear_leaves(host, context).await),
             Visit::TablePost => {
-                free_if_empty(host, context).await;
+                free_if_empty(host, context, self.empty).await;
                 Visited::Continue(1)
             }
             Visit::TablePre => Visited::Continue(1),
@@ -84,7 +131,7 @@ impl Unmap {
 }
 
 /// Unlinks and frees the table below an entry when nothing is left in it.
-async fn free_if_empty<F: Format>(host: &Host<F>, context: VisitContext) {
+async fn free_if_empty<F: Format>(host: &Host<F>, context: VisitContext, when: EmptyTable) {
     let format = *host.format();
     let Some(level) = context.level.down() else { return };
     let table = format.next_table(context.level, context.old);
@@ -96,7 +143,30 @@ async fn free_if_empty<F: Format>(host: &Host<F>, context: VisitContext) {
     // Walk caches may hold the table: they go before it does.
     host.flush_range(GpaRange::new(context.addr.align_down(page), page.into()), WalkCaches::Drop).await;
     let bytes = format.geometry().table_bytes(level);
-    host.call_rcu(Frames { first: table, count: 1, level, bytes }).await;
+    let frames = Frames { first: table, count: 1, level, bytes };
+    match when {
+        EmptyTable::AfterGrace => host.call_rcu(frames).await,
+        EmptyTable::AtOnce => host.free_tables(frames).await,
+    }
+}
+
+/// When the second stage of a nested guest is unmapped that another one is to use.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recycling {
+    /// While the vCPU is being loaded, which must not block: all of it under `mmu_lock` (A29).
+    InLoad,
+    /// Before the vCPU enters the guest, by request: the lock is given up in between (c268f204f7c5).
+    OnRequest,
+}
+
+/// `get_s2_mmu_nested`: the tables of a nested guest that has not run for longest are emptied for another one.
+pub async fn recycle<F: Format>(host: &Host<F>, range: GpaRange, when: Recycling, policy: UnmapPolicy) {
+    let chunk = match when {
+        Recycling::InLoad => Bytes(u64::MAX),
+        Recycling::OnRequest => policy.chunk,
+    };
+    unmap_range(host, range, UnmapPolicy { chunk, ..policy }).await;
 }
 
 /// Unmaps a range of the VM's current root. Takes and gives back `mmu_lock`; nothing is owed afterwards.
@@ -106,11 +176,13 @@ pub async fn unmap_range<F: Format>(host: &Host<F>, range: GpaRange, policy: Unm
     while at < end {
         let next = Gpa::new((at.raw() / policy.chunk.0 + 1).saturating_mul(policy.chunk.0)).min(end);
         let root = host.root().await;
-        let flags = WalkFlags::LEAF | WalkFlags::TABLE_POST;
-        // Alone under the write lock: no race can be lost.
-        let WalkEnd::Complete = walk(host, root, at, next, flags, &mut Unmap { flush: policy.flush }).await else {
+        if root == NO_TABLES {
             break;
-        };
+        }
+        let flags = WalkFlags::LEAF | WalkFlags::TABLE_POST | policy.bounds.flags();
+        let mut unmap = Unmap { flush: policy.flush, empty: policy.empty };
+        // Alone under the write lock: no race can be lost.
+        let WalkEnd::Complete = walk(host, root, at, next, flags, &mut unmap).await else { break };
         if policy.flush == UnmapFlush::Range {
             host.flush_range(GpaRange::between(at, next), WalkCaches::Keep).await;
         }

@@ -27,6 +27,11 @@ bitflags! {
         const SHARED = 1 << 3;
         /// The walk handles a fault: losing a race is no error, the guest tries again.
         const HANDLE_FAULT = 1 << 4;
+        /// The next entry is looked for one entry's size behind the address, wherever that stands in the entry (A03, March 2021): what comes before that
+        /// in the next table is passed over.
+        const STEPS_UNALIGNED = 1 << 5;
+        /// The end is counted from the rounded start (A04, January 2021): it comes a page too early where the start was in the middle of one.
+        const END_FROM_ROUNDED_START = 1 << 6;
     }
 }
 
@@ -108,8 +113,9 @@ pub async fn walk<F: Format, V: Visitor<F>>(
     let format = *host.format();
     let geometry = *format.geometry();
     let granule = geometry.granule();
-    let end = Gpa::new(end.raw().min(geometry.input_bytes()).next_multiple_of(granule.bytes()));
     let mut addr = start.align_down(granule);
+    let end = if flags.contains(WalkFlags::END_FROM_ROUNDED_START) { addr + (end - start) } else { end };
+    let end = Gpa::new(end.raw().min(geometry.input_bytes()).next_multiple_of(granule.bytes()));
     let mut path = vec![Frame { table: root, level: geometry.root() }];
     while addr < end {
         let Some(&Frame { table, level }) = path.last() else { break };
@@ -141,7 +147,8 @@ pub async fn walk<F: Format, V: Visitor<F>>(
             path.push(Frame { table: format.next_table(level, old), level: down });
             continue;
         }
-        addr = addr.align_down(page) + passed * page.bytes();
+        let from = if flags.contains(WalkFlags::STEPS_UNALIGNED) { addr } else { addr.align_down(page) };
+        addr = from + passed * page.bytes();
         if let WalkEnd::Raced(addr) = ascend(host, &mut path, addr, end, flags, visitor).await {
             return WalkEnd::Raced(addr);
         }

@@ -41,6 +41,45 @@ pub enum Passes {
     FourLevels,
 }
 
+/// What the entries of a table become that was unlinked while others may still be inside it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DetachedEntries {
+    /// Frozen where the lock is shared: nobody installs anything any more (e25f0e0cd51b).
+    #[default]
+    Frozen,
+    /// Cleared (X12): a walker inside installs a leaf, which nobody will ever take away.
+    Cleared,
+}
+
+/// Which leaves are zapped by an atomic exchange under the write lock, where the others get a plain store.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AtomicZap {
+    /// All of them.
+    #[default]
+    Always,
+    /// Those that hardware or a fault without the lock may change (`kvm_tdp_mmu_spte_need_atomic_write`).
+    Volatile,
+    /// Those that may be made writable without the lock, even where they are writable already (X27).
+    MmuWritable,
+}
+
+impl AtomicZap {
+    fn wants<F: Format>(self, format: &F, leaf: u64) -> bool {
+        let tracked = format.hardware_dirty() && format.dirty_mask() != 0;
+        let writable = format.is_writable(leaf);
+        let volatile = format.mark_young(leaf).is_some()
+            || (tracked && writable && leaf & format.dirty_mask() == 0)
+            || (!writable && format.restore_write(leaf).is_some());
+        match self {
+            AtomicZap::Always => true,
+            AtomicZap::Volatile => volatile,
+            AtomicZap::MmuWritable => volatile || writable,
+        }
+    }
+}
+
 /// How `mmu_lock` is held while zapping.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -83,6 +122,12 @@ pub struct ZapPolicy {
     pub passes: Passes,
     /// Lock mode.
     pub lock: ZapLock,
+    /// What becomes of a detached table's entries.
+    #[serde(default)]
+    pub detached: DetachedEntries,
+    /// Which leaves need an atomic exchange.
+    #[serde(default)]
+    pub atomic: AtomicZap,
 }
 
 impl ZapPolicy {
@@ -93,6 +138,8 @@ impl ZapPolicy {
         flush_on_yield: FlushOnYield::IfPending,
         passes: Passes::One,
         lock: ZapLock::Write,
+        detached: DetachedEntries::Frozen,
+        atomic: AtomicZap::Always,
     };
     /// Linux 5.18: the overhaul.
     pub const V5_18: ZapPolicy = ZapPolicy {
@@ -141,7 +188,9 @@ pub async fn zap_leafs_owing<F: Format>(
             skip_run(host, &mut iter, check).await;
             continue;
         }
-        bulk(host, &mut iter, Apply::Set(0), Atomicity::Atomic, Some(Work::ReleaseLeaf), check).await;
+        let exchanged = policy.atomic.wants(host.format(), iter.old);
+        let atomicity = if exchanged { Atomicity::Atomic } else { Atomicity::Plain };
+        bulk(host, &mut iter, Apply::Set(0), atomicity, Some(Work::ReleaseLeaf), check).await;
         debt = FlushDebt::Owed;
         if !early {
             // The old place for the question: the walk goes on, or starts over, either way at the loop's head.
@@ -342,9 +391,9 @@ fn flush_of_each(policy: &ZapPolicy) -> Option<Flush> {
 /// What entries of a detached table become. In shared mode a walker still inside must not install anything: they are
 /// frozen, not cleared (e25f0e0cd51b).
 fn removed_marker<F: Format>(format: &F, policy: &ZapPolicy) -> u64 {
-    match policy.lock {
-        ZapLock::Read => format.encode_not_present(NotPresent::Frozen).unwrap_or(0),
-        ZapLock::Write => 0,
+    match (policy.lock, policy.detached) {
+        (ZapLock::Read, DetachedEntries::Frozen) => format.encode_not_present(NotPresent::Frozen).unwrap_or(0),
+        _ => 0,
     }
 }
 

@@ -90,7 +90,7 @@ fn unmapping_frees_empty_tables_and_keeps_the_rest() {
     let platform = x86();
     let vm = VmSpec { workload: Workload::Idle, ..small_vm(24.MiB(), 1, 0) };
     for flush in [UnmapFlush::EachEntry, UnmapFlush::Range] {
-        let policy = UnmapPolicy { flush, chunk: Bytes(2.MiB()) };
+        let policy = UnmapPolicy { flush, chunk: Bytes(2.MiB()), ..UnmapPolicy::V6_6 };
         // From the middle of one table to the middle of another, with two whole ones between.
         let run = |runs| unmap(&platform, &vm, policy, (3.MiB(), 6.MiB()), runs);
         let whole = run(Runs::Whole);

@@ -14,7 +14,7 @@ use mmu_sim::workload::GuestWork;
 
 use super::super::formats::{x86, x86_without_flags};
 use super::super::{Exhibit, Variant};
-use super::{gpas, hvas, plain, thread};
+use super::{gpas, hvas, plain, thread, unless};
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
     Exhibit {
@@ -66,7 +66,7 @@ fn agers(
                 })
             });
         }
-        build.finally(move |_| judge(&sum.get()).map_err(|what| (Invariant::D6, what)));
+        build.finally(Invariant::D6, move |_| judge(&sum.get()));
     }))
 }
 
@@ -116,12 +116,8 @@ fn p11(variant: Variant) -> Box<dyn Explorable> {
                 seen.set(young == 0);
             })
         });
-        build.finally(move |_| {
-            if hidden.get() {
-                Err((Invariant::D5, "the page was accessed after it was aged, and looks old".to_owned()))
-            } else {
-                Ok(())
-            }
+        build.finally(Invariant::D5, move |_| {
+            unless(hidden.get(), "the page was accessed after it was aged, and looks old")
         });
     }))
 }
@@ -140,12 +136,8 @@ fn x46(variant: Variant) -> Box<dyn Explorable> {
                 found.set(matches!(host.rescan(hvas(0, 1)).await, Rescan::Old(_)));
             })
         });
-        build.finally(move |_| {
-            if lost.get() {
-                Err((Invariant::D1, "the entry was accessed, and its page is taken for idle".to_owned()))
-            } else {
-                Ok(())
-            }
+        build.finally(Invariant::D1, move |_| {
+            unless(lost.get(), "the entry was accessed, and its page is taken for idle")
         });
     });
     Box::new(scenario.limits(Limits { handover, ..Limits::default() }))

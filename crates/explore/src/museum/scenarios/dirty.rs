@@ -125,9 +125,9 @@ fn g12(variant: Variant) -> Box<dyn Explorable> {
                 }
             })
         });
-        build.finally(move |_| match wrong.borrow().first() {
+        build.finally(Invariant::N2, move |_| match wrong.borrow().first() {
             None => Ok(()),
-            Some(page) => Err((Invariant::N2, format!("the ring says page {page}, which nobody has written"))),
+            Some(page) => Err(format!("the ring says page {page}, which nobody has written")),
         });
     });
     let limits = Limits { memory: MemoryOrder::Weak, leaks: Leaks::Ignored, ..Limits::default() };

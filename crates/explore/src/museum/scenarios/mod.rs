@@ -3,11 +3,15 @@
 mod aging;
 mod dirty;
 mod gpc;
+mod mapping;
 mod notifier;
 mod nx;
 mod power;
 mod resize;
 mod roots;
+mod shadow;
+mod tags;
+mod walks;
 mod zap;
 
 use mmu_core::{Bytes, Format, Gpa, GpaRange, Hva, HvaRange, PageSize};
@@ -34,6 +38,10 @@ pub(super) fn all() -> Vec<Exhibit> {
         resize::EXHIBITS,
         dirty::EXHIBITS,
         power::EXHIBITS,
+        mapping::EXHIBITS,
+        shadow::EXHIBITS,
+        tags::EXHIBITS,
+        walks::EXHIBITS,
     ];
     topics.concat()
 }
@@ -67,4 +75,14 @@ async fn wait_for<F: Format>(host: &Host<F>, done: Var, waiting: WaitQueue) {
         }
         host.schedule(waiting).await;
     }
+}
+
+/// What a scenario says when something is so that must not be.
+fn unless(wrong: bool, what: &str) -> Result<(), String> {
+    if wrong { Err(what.to_owned()) } else { Ok(()) }
+}
+
+/// What a scenario says when there is more of something than its bound.
+fn at_most(bound: u64, found: u64, what: &str) -> Result<(), String> {
+    if found <= bound { Ok(()) } else { Err(format!("{found} {what}; {bound} are allowed")) }
 }

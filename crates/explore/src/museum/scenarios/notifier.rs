@@ -1,21 +1,22 @@
 //! Faults and memslot updates against invalidations.
 
-use mmu_core::{Bytes, Cycles, Gpa, GpaRange, Hva};
-use mmu_sim::engine::{Bed, Blockable, Memslot, SlotFlags, SlotId, Var, Wake};
+use mmu_core::{Bytes, Cycles, Gpa, GpaRange, Hva, PageSize};
+use mmu_sim::engine::{Bed, Blockable, ExitReason, LockKind, LockMode, Memslot, SlotFlags, SlotId, Var, Wake};
 use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::explore::{Explorable, Invariant, Limits, Scenario, SmallVm, read};
 use mmu_sim::protocols::fault::{FaultPolicy, Faults, SnapshotTime};
 use mmu_sim::protocols::notifier::{
-    NonBlocking, Notifier, NotifierPolicy, RangeMerge, RetryPolicy, RetryTest, SnapshotWidth, range_end, range_start,
+    NonBlocking, Notifier, NotifierPolicy, PageLoop, Precheck, RangeMerge, RetryPolicy, RetryTest, SlotsGuard,
+    SnapshotWidth, range_end, range_start,
 };
 use mmu_sim::protocols::prefault::{DeletedSlot, pre_fault_memory};
 use mmu_sim::protocols::primary::{madvise_dontneed, oom_reap};
-use mmu_sim::protocols::slots::{Publication, SlotPolicy, SlotUpdate, set_memory_region};
+use mmu_sim::protocols::slots::{Publication, SequenceBump, SlotPolicy, SlotUpdate, set_memory_region};
 use mmu_sim::protocols::vcpu;
 
-use super::super::formats::{X86, x86};
+use super::super::formats::{X86, power, x86};
 use super::super::{Exhibit, Variant};
-use super::{PAGE, gpas, hvas, plain, thread};
+use super::{PAGE, at_most, gpas, hvas, plain, thread};
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
     Exhibit {
@@ -66,6 +67,34 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         breaks: &[Invariant::P4],
         arch: "x86",
         build: x34,
+    },
+    Exhibit {
+        id: "G03",
+        title: "an rwsem keeps memslots from invalidations: who starts two waits behind the update that waits for him",
+        breaks: &[Invariant::P4],
+        arch: "x86",
+        build: g03,
+    },
+    Exhibit {
+        id: "P01",
+        title: "a memslot goes and faults under way are not told: one installs what it found before",
+        breaks: &[Invariant::T8],
+        arch: "power",
+        build: p01,
+    },
+    Exhibit {
+        id: "P04",
+        title: "a loop over the pages of a range unmaps the first one each time",
+        breaks: &[Invariant::T1],
+        arch: "power",
+        build: p04,
+    },
+    Exhibit {
+        id: "X33",
+        title: "a fault that can only try again takes the lock first",
+        breaks: &[Invariant::P2],
+        arch: "x86",
+        build: x33,
     },
 ];
 
@@ -201,4 +230,85 @@ impl<F: mmu_core::Format> mmu_sim::protocols::fault::FaultHooks<F> for SlotHooks
             None => SlotState::None,
         }
     }
+}
+
+/// One task invalidates two ranges, one inside the other, while a memslot is added.
+fn g03(variant: Variant) -> Box<dyn Explorable> {
+    let (guard, publication) =
+        variant.choose((SlotsGuard::Rwsem, Publication::Rwsem), (SlotsGuard::Count, Publication::Blocked));
+    let policy = NotifierPolicy { slots: guard, ..NotifierPolicy::V6_8 };
+    let slot = Memslot {
+        id: SlotId(1),
+        gpa: GpaRange::new(Gpa::new(PAGE), Bytes(PAGE)),
+        hva: Hva::new(GUEST_MEMORY.raw() + PAGE),
+        flags: SlotFlags::empty(),
+    };
+    let scenario = Scenario::new("G03", x86(), SmallVm::unmapped(2)).slot(Bytes(PAGE));
+    let scenario = scenario.actor("two invalidations", move |host| {
+        Box::pin(async move {
+            let notifier = Notifier::new(policy);
+            let outer = range_start(&host, &notifier, hvas(0, 1), Blockable::Yes).await;
+            let inner = range_start(&host, &notifier, hvas(1, 1), Blockable::Yes).await;
+            range_end(&host, &notifier, inner).await;
+            range_end(&host, &notifier, outer).await;
+        })
+    });
+    Box::new(scenario.actor("add memslot", move |host| {
+        Box::pin(async move {
+            let _ = set_memory_region(&host, SlotUpdate::Create(slot), &SlotPolicy { publication, ..SlotPolicy::X86 })
+                .await;
+        })
+    }))
+}
+
+/// A fault outside any section that memslot updates wait for, and a memslot that is deleted.
+fn p01(variant: Variant) -> Box<dyn Explorable> {
+    let bump = variant.choose(SequenceBump::None, SequenceBump::UnderLock);
+    let slot = Memslot {
+        id: SlotId(0),
+        gpa: GpaRange::new(Gpa::new(0), Bytes(PAGE)),
+        hva: GUEST_MEMORY,
+        flags: SlotFlags::empty(),
+    };
+    let fault = FaultPolicy::new(LockMode::Write, PageSize::SIZE_4K);
+    let scenario = Scenario::new("P01", power(), SmallVm::unmapped(1)).vcpu([read(0)], move |host, id| {
+        Box::pin(async move {
+            let mut faults = Faults::new(id, fault);
+            while let ExitReason::Fault(fault) = host.vcpu_run(id).await.reason {
+                let _ = faults.handle(&host, fault).await;
+            }
+            faults.release(&host).await;
+        })
+    });
+    let scenario = scenario.actor("delete memslot", move |host| {
+        Box::pin(async move {
+            let policy = SlotPolicy { bump, ..SlotPolicy::UNMAP };
+            let _ = set_memory_region(&host, SlotUpdate::Delete(slot), &policy).await;
+        })
+    });
+    Box::new(scenario.limits(Limits { mmu_lock: LockKind::Spin, ..Limits::default() }))
+}
+
+fn p04(variant: Variant) -> Box<dyn Explorable> {
+    let pages = variant.choose(PageLoop::FirstEachTime, PageLoop::Each);
+    let policy = NotifierPolicy { pages, ..NotifierPolicy::V6_8 };
+    let fault = FaultPolicy::new(LockMode::Write, PageSize::SIZE_4K);
+    let scenario = Scenario::new("P04", power(), SmallVm::mapped(2)).vcpu([read(PAGE)], thread(fault));
+    let scenario = scenario.actor("madvise", move |host| {
+        Box::pin(async move {
+            madvise_dontneed(&host, &Notifier::new(policy), hvas(0, 2)).await;
+        })
+    });
+    Box::new(scenario.limits(Limits { mmu_lock: LockKind::Spin, ..Limits::default() }))
+}
+
+/// A page is invalidated once: once may a fault find that out under the lock only.
+fn x33(variant: Variant) -> Box<dyn Explorable> {
+    let precheck = variant.choose(Precheck::None, Precheck::Lockless);
+    let fault = FaultPolicy { retry: RetryPolicy { precheck, ..RetryPolicy::V6_8 }, ..plain() };
+    Box::new(fault_and_drop("X33", fault, NotifierPolicy::V6_8).setup(|build| {
+        build.finally(Invariant::P2, |ended| {
+            at_most(1, ended.locks_in_vain, "times the lock was taken for a fault that could only be tried again")
+        });
+    }))
 }

@@ -2,9 +2,11 @@
 
 use mmu_core::{GpaRange, PageSize};
 use mmu_sim::engine::LockKind;
-use mmu_sim::explore::{Explorable, Invariant, Leaks, Limits, MemoryOrder, Scenario, SmallVm};
+use mmu_sim::explore::{Explorable, Invariant, Leaks, Limits, MemoryOrder, Scenario, SmallVm, Statistics};
 use mmu_sim::protocols::aging::{AgingLock, AgingPolicy};
-use mmu_sim::protocols::hpt_switch::{Grace, Mode, PowerVm, Publish, Switch, TableMemory, age, configure, map_radix};
+use mmu_sim::protocols::hpt_switch::{
+    Grace, Mode, PowerVm, Publish, SmallLeaves, Switch, TableMemory, age, configure, map_radix,
+};
 use mmu_sim::protocols::young::Clear;
 
 use super::super::formats::{Power, power};
@@ -32,6 +34,13 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         breaks: &[Invariant::T5, Invariant::R1],
         arch: "power",
         build: p10,
+    },
+    Exhibit {
+        id: "P12",
+        title: "a large leaf takes the place of small ones that are freed without being unmapped",
+        breaks: &[Invariant::D1],
+        arch: "power",
+        build: p12,
     },
 ];
 
@@ -96,4 +105,20 @@ fn p10(variant: Variant) -> Box<dyn Explorable> {
         })
     });
     Box::new(scenario.limits(limits(MemoryOrder::Sequential)))
+}
+
+fn p12(variant: Variant) -> Box<dyn Explorable> {
+    let leaves = variant.choose(SmallLeaves::FreedWithTable, SmallLeaves::Unmapped);
+    let policy = Switch { leaves, tables: TableMemory::AnyUse, ..Switch::AFTER };
+    let scenario = Scenario::new("P12", power(), SmallVm::huge(1)).leaves(PageSize::SIZE_4K).pages([0]);
+    let scenario = scenario.setup(move |build| {
+        let vm = PowerVm::new(build, 1);
+        build.spawn("fault", move |host| {
+            Box::pin(async move {
+                let (page, level) = (mmu_core::Hpa::new(1 << 32), mmu_core::Level::new(1));
+                let _ = map_radix(&host, &vm, mmu_core::Gpa::new(0), page, level, &policy).await;
+            })
+        });
+    });
+    Box::new(scenario.limits(Limits { statistics: Statistics::Booked, ..limits(MemoryOrder::Sequential) }))
 }

@@ -3,16 +3,18 @@
 use mmu_core::{Bytes, PageSize};
 use mmu_sim::engine::{LockId, LockMode};
 use mmu_sim::experiment::Populate;
-use mmu_sim::explore::{Explorable, Invariant, LeafState, Limits, Scenario, SmallVm, read, write};
+use mmu_sim::explore::{Explorable, Invariant, LeafState, Limits, Scenario, SmallVm, Statistics, read, write};
 use mmu_sim::protocols::iter::{FlushDebt, FlushOnYield, Yield};
 use mmu_sim::protocols::memslot::zap_all_fast;
 use mmu_sim::protocols::protect::write_protect_range;
 use mmu_sim::protocols::walkers::write_protect;
-use mmu_sim::protocols::zap::{Passes, TableFlush, ZapLock, ZapPolicy, zap_leafs, zap_root};
+use mmu_sim::protocols::zap::{
+    AtomicZap, DetachedEntries, Passes, TableFlush, ZapLock, ZapPolicy, zap_leafs, zap_root,
+};
 
 use super::super::formats::{X86, x86};
 use super::super::{Exhibit, Variant};
-use super::{TABLE, gpas, plain, thread};
+use super::{PAGE, TABLE, at_most, gpas, plain, thread};
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
     Exhibit {
@@ -78,6 +80,20 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         arch: "x86",
         build: x32,
     },
+    Exhibit {
+        id: "X12",
+        title: "entries of an unlinked table are cleared: a walker inside installs a leaf that nobody takes away",
+        breaks: &[Invariant::R3, Invariant::R4],
+        arch: "x86",
+        build: x12,
+    },
+    Exhibit {
+        id: "X27",
+        title: "every leaf that may become writable is zapped by an atomic exchange, changed by others or not",
+        breaks: &[Invariant::N3],
+        arch: "x86",
+        build: x27,
+    },
 ];
 
 /// A guest with a page in each of two tables.
@@ -122,9 +138,8 @@ fn x03(variant: Variant) -> Box<dyn Explorable> {
     let flush_on_yield = variant.choose(FlushOnYield::Always, FlushOnYield::IfPending);
     let policy = ZapPolicy { flush_on_yield, ..ZapPolicy::V5_17 };
     Box::new(sparse_zap("X03", policy).setup(|build| {
-        build.finally(|ended| match (ended.remote_flushes, ended.zapped_leaves) {
-            (flushes, leaves) if flushes <= leaves => Ok(()),
-            (flushes, leaves) => Err((Invariant::N3, format!("{flushes} flushes for {leaves} zapped leaves"))),
+        build.finally(Invariant::N3, |ended| {
+            at_most(ended.zapped_leaves, ended.remote_flushes, "flushes, more than leaves were zapped")
         });
     }))
 }
@@ -160,10 +175,8 @@ fn x17(variant: Variant) -> Box<dyn Explorable> {
 fn x18(variant: Variant) -> Box<dyn Explorable> {
     let flush = variant.choose(TableFlush::PerTablePage, TableFlush::NoneUnreachable);
     Box::new(fast_zap("X18", ZapPolicy { flush, ..ZapPolicy::V5_18 }).setup(|build| {
-        build.finally(|ended| match ended.remote_flushes {
-            0 => Ok(()),
-            flushes => Err((Invariant::N3, format!("{flushes} flushes of a root that no vCPU can use"))),
-        });
+        build
+            .finally(Invariant::N3, |ended| at_most(0, ended.remote_flushes, "flushes of a root that no vCPU can use"));
     }))
 }
 
@@ -203,4 +216,42 @@ fn x32(variant: Variant) -> Box<dyn Explorable> {
     let scenario = fast_zap("X32", ZapPolicy { passes, ..ZapPolicy::V6_9 });
     // One table of entries may be torn down at a stretch.
     Box::new(scenario.limits(Limits { stretch: Some(600), ..Limits::default() }))
+}
+
+/// A fault on a page whose table is zapped by somebody who shares the lock.
+fn x12(variant: Variant) -> Box<dyn Explorable> {
+    let detached = variant.choose(DetachedEntries::Cleared, DetachedEntries::Frozen);
+    let policy = ZapPolicy { detached, flush: TableFlush::DeferredRcu, ..ZapPolicy::V5_18 };
+    let scenario = Scenario::new("X12", x86(), SmallVm::mapped(2)).pages([0]).vcpu([read(PAGE)], thread(plain()));
+    let scenario = scenario.actor("zap", move |host| {
+        Box::pin(async move {
+            let root = host.root().await;
+            host.lock(LockId::MMU, LockMode::Read).await;
+            zap_root(&host, root, &policy).await;
+            host.unlock(LockId::MMU).await;
+        })
+    });
+    Box::new(scenario.limits(Limits { statistics: Statistics::Booked, ..Limits::default() }))
+}
+
+/// Two leaves that the guest has written: nothing can happen to them under the write lock.
+fn x27(variant: Variant) -> Box<dyn Explorable> {
+    let atomic = variant.choose(AtomicZap::MmuWritable, AtomicZap::Volatile);
+    let policy = ZapPolicy { atomic, lock: ZapLock::Write, ..ZapPolicy::V6_9 };
+    let scenario = Scenario::new("X27", x86(), SmallVm::mapped(2)).vcpu([read(0)], thread(plain()));
+    let scenario = scenario.actor("zap", move |host| {
+        Box::pin(async move {
+            let root = host.root().await;
+            host.lock(LockId::MMU, LockMode::Write).await;
+            if zap_leafs(&host, root, gpas(0, 2), &policy).await == FlushDebt::Owed {
+                host.flush_vm().await;
+            }
+            host.unlock(LockId::MMU).await;
+        })
+    });
+    Box::new(scenario.setup(|build| {
+        build.finally(Invariant::N3, |ended| {
+            at_most(0, ended.needless_atomics, "atomic exchanges of leaves that nobody else could have changed")
+        });
+    }))
 }

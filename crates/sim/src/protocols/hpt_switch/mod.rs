@@ -71,6 +71,15 @@ pub enum TableMemory {
     AfterGrace,
 }
 
+/// What becomes of the small leaves when a large one takes their place.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum SmallLeaves {
+    /// Each is unmapped: what it knows of its page is handed over.
+    Unmapped,
+    /// They are freed with their table (P12): that their pages are dirty is forgotten.
+    FreedWithTable,
+}
+
 /// How a guest changes its tables.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Switch {
@@ -80,14 +89,25 @@ pub struct Switch {
     pub publish: Publish,
     /// When a table is replaced by a leaf.
     pub tables: TableMemory,
+    /// What happens to the leaves in it.
+    pub leaves: SmallLeaves,
 }
 
 impl Switch {
     /// As the seed found it; right as long as all aging is under `mmu_lock`.
-    pub const BEFORE: Switch = Switch { grace: Grace::None, publish: Publish::Plain, tables: TableMemory::AnyUse };
+    pub const BEFORE: Switch = Switch {
+        grace: Grace::None,
+        publish: Publish::Plain,
+        tables: TableMemory::AnyUse,
+        leaves: SmallLeaves::Unmapped,
+    };
     /// As the seed wanted it.
-    pub const AFTER: Switch =
-        Switch { grace: Grace::Synchronize, publish: Publish::Ordered, tables: TableMemory::SameKind };
+    pub const AFTER: Switch = Switch {
+        grace: Grace::Synchronize,
+        publish: Publish::Ordered,
+        tables: TableMemory::SameKind,
+        leaves: SmallLeaves::Unmapped,
+    };
 }
 
 /// Which tables a guest has.
@@ -477,7 +497,8 @@ async fn replace_table<F: HashedPages>(
     host.xchg(at, 0).await;
     let size = format.geometry().page_size(level);
     host.flush_range(GpaRange::new(gpa.align_down(size), size.into()), WalkCaches::Drop).await;
-    let entries = format.geometry().entries(down) as u64;
+    let unmaps = policy.leaves == SmallLeaves::Unmapped;
+    let entries = if unmaps { format.geometry().entries(down) as u64 } else { 0 };
     let mut index = 0;
     while index < entries {
         let run = host.read_run(table + 8 * index, entries - index).await;

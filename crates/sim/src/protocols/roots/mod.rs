@@ -38,7 +38,8 @@ use serde::{Deserialize, Serialize};
 
 pub use every::{Visited, VmRoots};
 pub use policy::{
-    DebtScope, LastPut, LifeCycle, ObsoleteTest, ReaderRoots, RootPolicy, UnmapRoots, WalkerPut, ZapGift,
+    DebtScope, InvalidRootFlush, LastPut, LifeCycle, ObsoleteTest, ReaderRoots, RootPage, RootPolicy, UnmapRoots,
+    WalkerPut, ZapGift,
 };
 pub use thread::{RanTo, RootedVcpu, Step, thread};
 
@@ -46,7 +47,7 @@ use super::fault::FaultPolicy;
 use super::workqueue::{ProcessorId, Workqueue};
 use super::zap::{ZapLock, ZapPolicy, zap_root};
 use crate::engine::{
-    ActorFuture, Bed, Cmpxchg, Frames, Host, LockId, LockKind, LockMode, Var, VcpuId, WaitQueue, Wake,
+    ActorFuture, Announced, Bed, Cmpxchg, Frames, Host, LockId, LockKind, LockMode, Var, VcpuId, WaitQueue, Wake,
 };
 
 /// An address space of the guest: x86 has two, ordinary memory and what system-management mode sees.
@@ -196,6 +197,7 @@ impl<F: Format> Roots<F> {
             }
             LifeCycle::WorkerZaps => {
                 if host.xchg_var(root.invalid, 1).await == 0 {
+                    host.announce(Announced::RootInvalid(root.table)).await;
                     // It was valid: nobody has zapped it. The reference given to the worker keeps it visible to the notifier.
                     host.store(root.refcount, 1).await;
                     self.schedule_zap(host, root).await;
@@ -329,6 +331,11 @@ impl<F: Format> Roots<F> {
         host.unlock(LockId::SLOTS).await;
     }
 
+    async fn invalidate(&self, host: &Host<F>, root: Root) {
+        host.store(root.invalid, 1).await;
+        host.announce(Announced::RootInvalid(root.table)).await;
+    }
+
     /// `kvm_tdp_mmu_invalidate_all_roots`. Caller holds `mmu_lock` for write.
     async fn invalidate_all(&self, host: &Host<F>) {
         for root in self.snapshot() {
@@ -336,12 +343,12 @@ impl<F: Format> Roots<F> {
             match self.0.policy.life {
                 LifeCycle::LastUserZaps => {
                     if self.get(host, root).await {
-                        host.store(root.invalid, 1).await;
+                        self.invalidate(host, root).await;
                     }
                 }
                 LifeCycle::WorkerZaps => {
                     if valid && self.get(host, root).await {
-                        host.store(root.invalid, 1).await;
+                        self.invalidate(host, root).await;
                         if self.0.policy.gift == ZapGift::Owned {
                             self.schedule_zap(host, root).await;
                         }
@@ -350,7 +357,7 @@ impl<F: Format> Roots<F> {
                 LifeCycle::InvalidatorZaps => {
                     if valid {
                         host.store(root.to_zap, 1).await;
-                        host.store(root.invalid, 1).await;
+                        self.invalidate(host, root).await;
                     }
                 }
             }

@@ -84,6 +84,30 @@ pub enum ObsoleteTest {
     Tested,
     /// It installs all the same (X23: the tables leak).
     Ignored,
+    /// It looks at the root's own page only (X24, fixed by 18c841e1f411): a root without one is taken for valid, though a request to reload is pending.
+    OwnPage,
+}
+
+/// Whether roots have a page of their own that says whether they are valid.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootPage {
+    /// They have.
+    #[default]
+    Own,
+    /// They are tables allocated apart (`pae_root`, `pml4_root`): only a pending request tells that one is obsolete.
+    None,
+}
+
+/// Whether leaves zapped below an invalid root owe a flush.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InvalidRootFlush {
+    /// They do (up to 6.8; X37): nobody can use that root any more.
+    #[default]
+    Owed,
+    /// They do not (fcdffe97f80e, 6.9): whoever leaves the root flushes.
+    NotOwed,
 }
 
 /// A life cycle with everything that history changed about it.
@@ -110,6 +134,12 @@ pub struct RootPolicy {
     pub root_lock: ZapLock,
     /// How invalid roots are zapped.
     pub zap: ZapPolicy,
+    /// What tells whether a root is valid.
+    #[serde(default)]
+    pub page: RootPage,
+    /// Flushes for invalid roots.
+    #[serde(default)]
+    pub invalid_flush: InvalidRootFlush,
 }
 
 impl RootPolicy {
@@ -125,6 +155,8 @@ impl RootPolicy {
         stale: ObsoleteTest::Tested,
         root_lock: ZapLock::Write,
         zap: ZapPolicy { lock: ZapLock::Read, ..ZapPolicy::V5_17 },
+        page: RootPage::Own,
+        invalid_flush: InvalidRootFlush::Owed,
     };
     /// R2, Linux 5.18 to 6.4.
     pub const R2: RootPolicy = RootPolicy {

@@ -7,7 +7,7 @@
 use mmu_core::Format;
 use serde::{Deserialize, Serialize};
 
-use super::{AddressSpace, ObsoleteTest, Root, Roots};
+use super::{AddressSpace, ObsoleteTest, Root, RootPage, Roots};
 use crate::engine::{ExitReason, GuestFault, Host, VcpuId};
 use crate::protocols::fault::{FaultPolicy, FaultRoot, Faults, PlainMemory};
 use crate::workload::GuestWork;
@@ -105,8 +105,14 @@ impl<F: Format> RootedVcpu<F> {
     /// Handles a fault below the loaded root.
     pub async fn handle(&mut self, host: &Host<F>, fault: GuestFault) {
         let Some(root) = self.root else { return };
-        let test = self.roots.policy().stale == ObsoleteTest::Tested;
-        let below = FaultRoot { table: root.table, obsolete: test.then_some(root.invalid) };
+        let policy = self.roots.policy();
+        // `is_page_fault_stale`: by the root's page, or where it has none by the request that everybody got.
+        let obsolete = match (policy.stale, policy.page) {
+            (ObsoleteTest::Ignored, _) | (ObsoleteTest::OwnPage, RootPage::None) => None,
+            (_, RootPage::Own) => Some(root.invalid),
+            (ObsoleteTest::Tested, RootPage::None) => Some(self.roots.0.requests[self.vcpu.0]),
+        };
+        let below = FaultRoot { table: root.table, obsolete };
         self.faults.work_below(below);
         // What could not be fixed is taken again; a run that failed is counted.
         let _ = self.faults.handle(host, fault).await;

@@ -5,7 +5,7 @@
 
 use mmu_core::{Format, GpaRange, WalkCaches};
 
-use super::{DebtScope, ReaderRoots, Root, Roots, UnmapRoots, WalkerPut};
+use super::{DebtScope, InvalidRootFlush, ReaderRoots, Root, Roots, UnmapRoots, WalkerPut};
 use crate::engine::Host;
 use crate::protocols::iter::FlushDebt;
 use crate::protocols::notifier;
@@ -64,7 +64,12 @@ impl<F: Format> Roots<F> {
                 DebtScope::Carried => debt,
                 DebtScope::PerRoot => FlushDebt::Clean,
             };
-            let now = zap_leafs_owing(host, root.table, range, &zap, carried).await;
+            let mut now = zap_leafs_owing(host, root.table, range, &zap, carried).await;
+            let lenient = self.policy().invalid_flush == InvalidRootFlush::NotOwed;
+            if lenient && carried == FlushDebt::Clean && host.load(root.invalid).await != 0 {
+                // Its vCPUs have been kicked out, and flush before they use another one.
+                now = FlushDebt::Clean;
+            }
             debt = match self.policy().debt {
                 // A yield in this root paid for the others.
                 DebtScope::Carried => now,
