@@ -41,7 +41,7 @@ fn a_comparison_and_its_recordings_are_one_page_that_loads_nothing() {
     assert_eq!(data(&args), "");
     assert_eq!(data(&["report", &json, &timeline, &events, "--title", "Zaps", "--output", &html]), "");
     let page = std::fs::read_to_string(&html).unwrap();
-    let command = "mmusim compare zap --arch x86 --memory 8MiB --vcpus 2 --accesses 2000 --warm-up 5000 --json\n";
+    let command = "mmusim compare zap --arch x86 --memory 8MiB --vcpus 2 --accesses 2000 --warm-up 5000 --json</pre>";
     assert_eq!(page.matches(command).count(), 2, "the comparison and its timeline say how they were made");
     for wanted in [
         "<h1>Zaps</h1>",

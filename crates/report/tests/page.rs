@@ -194,13 +194,13 @@ fn a_curve_and_a_score_show_every_point() {
 
 #[test]
 fn sweeps_are_lines_over_what_differs_and_medians_over_seeds() {
-    let mut text = String::new();
-    for (vcpus, seed, cycles) in [(1, 1, 10), (1, 2, 30), (4, 1, 100), (4, 2, 300)] {
-        text += &format!(
+    let line = |(vcpus, seed, cycles): (u32, u32, u32)| {
+        format!(
             "{{\"arguments\":{{\"memory\":\"64MiB\",\"seed\":{seed},\"vcpus\":{vcpus}}},\"command\":\"compare zap\",\"id\":\"x\",\"model_version\":2,\
              \"row\":{{\"arch\":\"x86\",\"machine\":\"m\",\"strategy\":\"s\",\"zap_cycles\":{cycles}}},\"schema_version\":1}}\n"
-        );
-    }
+        )
+    };
+    let text = [(1, 1, 10), (1, 2, 30), (4, 1, 100), (4, 2, 300)].map(line).concat();
     let html = made(&text);
     is_sound(&html);
     assert!(html.contains("medians of 2 seeds") && html.contains("memory 64MiB"), "{html}");
