@@ -1,4 +1,4 @@
-//! Wall-clock cost of what the simulator does most, beside a hand-written tree and other crates.
+//! Wall-clock cost of what the simulator does most, beside a hand-written tree. Other crates: `cargo bench --bench rivals`.
 //!
 //! ```text
 //! cargo bench --bench hot_paths                 all, about a minute and a half, with a summary at the end
@@ -15,22 +15,23 @@
 //! | group | one operation is | beside |
 //! | --- | --- | --- |
 //! | `memory` | an operation on table memory, by the form the frame is held in | a plain vector of words |
-//! | `walk` | a 4-level EPT walk by the generic walker, accessed flags set | the same words in a `Vec<[u64; 512]>`, walked by hand; rivals |
+//! | `walk` | a 4-level EPT walk by the generic walker, accessed flags set | the same words in a `Vec<[u64; 512]>`, walked by hand |
 //! | `tlb` | a look-up that ends in L1, L2, or nowhere | |
-//! | `map` | mapping one 4K page, missing tables included | rivals |
-//! | `iterate` | one present leaf | rivals |
+//! | `map` | mapping one 4K page, missing tables included | |
+//! | `iterate` | one present leaf | |
 //! | `sim` | a zapped terabyte, a micro-operation of a host actor, a replayed reference | |
-//!
-//! Rivals work on live memory through pointers and in one architecture's format; they do not tell a use after free
-//! and cannot hold terabytes. They show what the generality costs, not who is better.
 
 mod iterate;
 mod map;
 mod memory;
-mod rivals;
 mod rounds;
+#[path = "../shared/scatter.rs"]
+mod scatter;
 mod sim;
+#[path = "../shared/sum.rs"]
+mod sum;
 mod tlb;
+#[path = "../shared/tree.rs"]
 mod tree;
 mod walk;
 

@@ -2,8 +2,8 @@
 
 use mmusim::{Gpa, Hpa};
 
-use super::rivals::{arm, multiarch, x86};
-use super::rounds::{Rounds, Scatter};
+use super::rounds::Rounds;
+use super::scatter::Scatter;
 use super::tree::Tree;
 
 const PAGES: u64 = 1 << 16;
@@ -21,23 +21,5 @@ pub fn all(rounds: &mut Rounds) {
                 tree.map(Gpa::new(gpa), Hpa::new(host));
             }
         });
-        rounds.case_on("map", &format!("x86_64 crate, {name}"), PAGES, x86::Tables::new, |tables| {
-            for &(gpa, host) in pages {
-                tables.map(gpa, host);
-            }
-        });
-        rounds.case_on("map", &format!("page_table_multiarch, {name}"), PAGES, multiarch::Tables::new, |tables| {
-            for &(gpa, host) in pages {
-                tables.map(gpa, host);
-            }
-        });
-        rounds.case_on("map", &format!("aarch64-paging, {name}"), PAGES, arm::Tables::new, |tables| {
-            for &(gpa, host) in pages {
-                tables.map(gpa, host);
-            }
-        });
-        for rival in ["x86_64 crate", "page_table_multiarch", "aarch64-paging"] {
-            rounds.ratio(&format!("map/one page, {name}"), &format!("map/{rival}, {name}"));
-        }
     }
 }

@@ -6,7 +6,8 @@ use mmusim::core::image::RamRange;
 use mmusim::core::memory::{Holding, Masks, Progression, TableMemory};
 use mmusim::{ByteUnits, Hpa, Level};
 
-use super::rounds::{Rounds, Scatter};
+use super::rounds::Rounds;
+use super::scatter::Scatter;
 
 /// Leaf tables of a gigabyte: 2 MiB, one piece.
 const FRAMES: u64 = 512;

@@ -5,8 +5,8 @@ use std::hint::black_box;
 use mmusim::core::walk::walk;
 use mmusim::{Access, ByteUnits};
 
-use super::rivals::{arm, multiarch, x86};
-use super::rounds::{Rounds, Scatter};
+use super::rounds::Rounds;
+use super::scatter::Scatter;
 use super::tree::{Backing, HandWritten, Tree};
 
 const ADDRESSES: u64 = 8192;
@@ -29,7 +29,6 @@ pub fn all(rounds: &mut Rounds) {
             rounds.ratio(&format!("walk/{case}, {size}"), &format!("walk/hand-written, {size}"));
         }
     }
-    rivals(rounds, 256.MiB());
 }
 
 fn generic(rounds: &mut Rounds, name: &str, tree: &Tree, addresses: &[u64]) {
@@ -41,32 +40,4 @@ fn generic(rounds: &mut Rounds, name: &str, tree: &Tree, addresses: &[u64]) {
         });
         black_box(sum);
     });
-}
-
-fn rivals(rounds: &mut Rounds, guest: u64) {
-    let pages = guest >> 12;
-    let mut scatter = Scatter(7);
-    let addresses: Vec<u64> = (0..ADDRESSES).map(|_| scatter.below(guest)).collect();
-    let hosts = || {
-        let mut scatter = Scatter(1);
-        (0..pages).map(move |page| (page << 12, scatter.below(1 << 27) << 12))
-    };
-    let mut tables = x86::Tables::new();
-    hosts().for_each(|(gpa, host)| tables.map(gpa, host));
-    rounds.case("walk", "x86_64 crate, cached", ADDRESSES, || {
-        black_box(addresses.iter().fold(0, |sum, &gpa| sum ^ tables.walk(gpa)));
-    });
-    let mut tables = multiarch::Tables::new();
-    hosts().for_each(|(gpa, host)| tables.map(gpa, host));
-    rounds.case("walk", "page_table_multiarch, cached", ADDRESSES, || {
-        black_box(addresses.iter().fold(0, |sum, &gpa| sum ^ tables.walk(gpa)));
-    });
-    let mut tables = arm::Tables::new();
-    hosts().for_each(|(gpa, host)| tables.map(gpa, host));
-    rounds.case("walk", "aarch64-paging, cached", ADDRESSES, || {
-        black_box(addresses.iter().fold(0, |sum, &gpa| sum ^ tables.walk(gpa)));
-    });
-    for rival in ["x86_64 crate", "page_table_multiarch", "aarch64-paging"] {
-        rounds.ratio("walk/words, cached", &format!("walk/{rival}, cached"));
-    }
 }

@@ -76,6 +76,8 @@ enum Op {
     FillFrames(Place, u64, Progression),
     Map(Place, u64, Masks),
     MapFrames(Place, u64, Masks),
+    /// Words from the start of a frame's piece on, in steps of these lengths: as a walk does that stops and goes on.
+    Advance(Place, Vec<u32>, Progression),
     Get(Place),
     Put(Place),
 }
@@ -122,6 +124,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (place(), 1u64..1100, progression()).prop_map(|(place, n, fill)| Op::FillFrames(place, n, fill)),
         2 => (place(), 1u64..3000, masks()).prop_map(|(place, n, masks)| Op::Map(place, n, masks)),
         2 => (place(), 1u64..1100, masks()).prop_map(|(place, n, masks)| Op::MapFrames(place, n, masks)),
+        2 => (place(), prop::collection::vec(1u32..1 << 15, 1..5), progression()).prop_map(|(place, steps, fill)| Op::Advance(place, steps, fill)),
         1 => place().prop_map(Op::Get),
         1 => place().prop_map(Op::Put),
     ]
@@ -213,6 +216,7 @@ impl Pair {
             Op::Free(place) | Op::FreeRun(place, _) | Op::Write(place, _) | Op::Flip(place, _) => *place,
             Op::Cmpxchg(place, ..) | Op::Touch(place, _) | Op::Sweep(place, _) | Op::Fill(place, ..) => *place,
             Op::FillFrames(place, ..) | Op::Map(place, ..) | Op::MapFrames(place, ..) => *place,
+            Op::Advance(place, ..) => *place,
             Op::Get(place) | Op::Put(place) => *place,
             Op::Alloc(..) | Op::Run(..) => return,
         };
@@ -256,6 +260,16 @@ impl Pair {
             &Op::FillFrames(_, n, fill) => self.fill(start, n.min((3 << 18) / words) * words, fill),
             &Op::Map(_, n, masks) => self.map(at, n, masks),
             &Op::MapFrames(_, n, masks) => self.map(start, n.min((3 << 18) / words) * words, masks),
+            Op::Advance(_, steps, fill) => {
+                let first = Hpa::new(start.raw() & !((1 << 21) - 1));
+                let mut at = first;
+                for &n in steps {
+                    // As one progression, cut where the walk stopped.
+                    let fill = Progression::new(fill.word((at - first) / 8), fill.step);
+                    self.fill(at, n.into(), fill);
+                    at += 8 * u64::from(n);
+                }
+            }
             Op::Get(_) | Op::Put(_) => {
                 let refs = &mut self.model.frames.get_mut(&start.raw()).unwrap().refs;
                 if matches!(op, Op::Get(_)) {

@@ -194,7 +194,11 @@ impl Lists {
     /// The slot `steps` before the end of the order.
     #[inline(always)]
     pub(super) fn nth_last(&self, set: u32, steps: u32) -> u32 {
-        (0..=steps).fold(self.heads[set as usize], |slot, _| self.links[slot as usize].prev)
+        let mut slot = self.links[self.heads[set as usize] as usize].prev;
+        for _ in 0..steps {
+            slot = self.links[slot as usize].prev;
+        }
+        slot
     }
 
     #[inline(always)]

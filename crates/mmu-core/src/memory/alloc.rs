@@ -99,14 +99,14 @@ impl TableMemory {
         let mut w = start;
         while w < end {
             let p = (w >> PIECE_SHIFT) as usize;
-            if w.is_multiple_of(PIECE_WORDS) && end - w >= PIECE_WORDS && self.pieces[p].kind == Kind::Uniform {
+            if w.is_multiple_of(PIECE_WORDS) && end - w >= PIECE_WORDS && self.pieces[p].is_template() {
                 self.free_uniform(p);
                 w += PIECE_WORDS;
             } else if self.pieces[p].slots() == 1 {
                 self.free_slot(p, w);
                 w += words;
             } else {
-                if self.pieces[p].kind == Kind::Uniform {
+                if self.pieces[p].is_template() {
                     self.break_piece(p);
                 }
                 let stop = end.min((w | (PIECE_WORDS - 1)) + 1);
@@ -242,8 +242,8 @@ impl TableMemory {
     /// Frees the live frame whose first word is `w`.
     fn free_slot(&mut self, p: usize, w: u64) {
         match self.pieces[p].kind {
-            Kind::Uniform if self.pieces[p].slots() == 1 => return self.free_uniform(p),
-            Kind::Uniform => self.break_piece(p),
+            Kind::Uniform | Kind::Parted if self.pieces[p].slots() == 1 => return self.free_uniform(p),
+            Kind::Uniform | Kind::Parted => self.break_piece(p),
             _ => {}
         }
         let slot = self.pieces[p].slot(w);
@@ -263,11 +263,12 @@ impl TableMemory {
         }
     }
 
+    /// Frees all frames of a piece without records.
     fn free_uniform(&mut self, p: usize) {
         let piece = self.pieces[p];
-        let level = self.uniforms[piece.index as usize].0.level;
-        self.frames[level as usize] -= u64::from(piece.slots());
-        self.release_uniform(piece.index, 1);
+        let Some(halves) = self.halves(piece) else { return };
+        self.frames[halves.above.level as usize] -= u64::from(piece.slots());
+        self.drop_templates(piece);
         self.retire(p);
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::frame::{Body, Kind, PIECE_WORDS, Record};
+use super::frame::{Body, PIECE_WORDS, Record};
 use super::progression::{Line, Masks};
 use super::{Reuse, TableMemory};
 
@@ -21,18 +21,21 @@ impl TableMemory {
             self.frames[record.level() as usize] -= 1;
         }
         self.drop_bodies(p, slots.clone());
-        let (count, mut slot, reuse) = (slots.len() as u32, slots.start, self.reuse);
-        self.replace_all(p, slots, |_| {
-            let freed = Record::new(Body::Freed { next }, 0, 0);
-            if reuse == Reuse::LastFreedFirst {
+        let all = self.records.slice_mut(piece.index, piece.log as u32);
+        // Freed frames are linked to nothing, so what links they had are gone and none come.
+        let near = slots.start.saturating_sub(1)..(slots.end + 1).min(1 << piece.log);
+        let gone = all[bounds(&near)].windows(2).filter(|pair| pair[0].continues_in(&pair[1])).count() as u32;
+        for (slot, record) in slots.clone().zip(&mut all[bounds(&slots)]) {
+            *record = Record::new(Body::Freed { next }, 0, 0);
+            if self.reuse == Reuse::LastFreedFirst {
                 next = slot;
             }
-            slot += 1;
-            freed
-        });
+        }
+        self.drop_heads_of(p, &slots);
         let slab = &mut self.slabs[piece.slab as usize];
+        slab.links -= gone;
         slab.free = next;
-        slab.used -= count;
+        slab.used -= slots.len() as u32;
         self.note_free(p);
     }
 
@@ -87,7 +90,7 @@ impl TableMemory {
     pub(super) fn map_frames(&mut self, p: usize, start: u64, end: u64, masks: Masks) -> u64 {
         let (mut w, mut changed) = (start, 0);
         while w < end {
-            if self.pieces[p].kind == Kind::Uniform {
+            if self.pieces[p].is_template() {
                 self.break_piece(p);
             }
             let piece = self.pieces[p];

@@ -41,6 +41,7 @@ impl TableMemory {
         let piece = *self.pieces.get((w >> PIECE_SHIFT) as usize)?;
         match piece.kind {
             Kind::Uniform => Some(self.uniforms[piece.index as usize].0.line),
+            Kind::Parted => self.halves(piece).map(|halves| halves.line_at(w & (PIECE_WORDS - 1)).0),
             Kind::Frames => match self.body(piece, piece.slot(w)) {
                 Body::Template(line) => Some(line),
                 Body::Overlay { index, line } => {
@@ -78,6 +79,10 @@ impl TableMemory {
                     known = piece.index;
                     w = (w | (PIECE_WORDS - 1)) + 1;
                 }
+                Kind::Parted => match self.halves(piece).map(|halves| halves.line_at(w & (PIECE_WORDS - 1))) {
+                    Some((own, stop)) if own == line => w = (w & !(PIECE_WORDS - 1)) + stop,
+                    _ => break,
+                },
                 Kind::Frames => match self.body(piece, piece.slot(w)) {
                     Body::Template(own) if own == line => w = (w | (piece.words() - 1)) + 1,
                     Body::Overlay { index, line: own } if own == line => {
@@ -121,8 +126,8 @@ impl TableMemory {
         Some(Run { first: progression.first, step: progression.step, len })
     }
 
-    /// Writes `len` consecutive words, across frames. Whole pieces change their directory entry only, whole frames their
-    /// record; a part of a frame is copied.
+    /// Writes `len` consecutive words, across frames. Whole pieces, and the front or the back of one, change their directory entry only,
+    /// whole frames their record; another part of a frame is copied.
     ///
     /// # Errors
     /// As [`TableMemory::read`] for the first word that has no live frame; nothing is written then.
@@ -138,9 +143,15 @@ impl TableMemory {
         while w < end {
             let p = (w >> PIECE_SHIFT) as usize;
             let stop = end.min((w | (PIECE_WORDS - 1)) + 1);
-            if stop - w < PIECE_WORDS || !self.fill_piece(p, line, &mut memo) {
+            if stop - w == PIECE_WORDS && self.fill_piece(p, line, &mut memo) {
+                w = stop;
+                continue;
+            }
+            if self.recut(p, w, stop, |_, _, _| Some(line)).is_none() {
                 self.fill_frames(p, w, stop, line);
             }
+            // Templates may have gone, and their numbers may come back with another meaning.
+            memo = None;
             w = stop;
         }
         Ok(())
@@ -186,7 +197,7 @@ impl TableMemory {
         }
         self.fill_words(p, start, from, line);
         // The words before may have made the piece uniform.
-        if self.pieces[p].kind == Kind::Uniform {
+        if self.pieces[p].is_template() {
             self.break_piece(p);
         }
         let slot = self.pieces[p].slot(from);
@@ -199,8 +210,8 @@ impl TableMemory {
     }
 
     /// Puts words of one frame in a recorded piece on a line: what happens where a walk stops in the middle of a table.
-    // PERF: what is counted of the words outside, and of the line, need not be counted again: 5,000 instructions instead of 11,000.
-    fn fill_part(&mut self, p: usize, slot: u32, start: u64, end: u64, line: Line) {
+    // PERF: what is counted of the words outside, and of the line, need not be counted again.
+    pub(super) fn fill_part(&mut self, p: usize, slot: u32, start: u64, end: u64, line: Line) {
         if end - start < FEW {
             return self.rewrite(p, slot, start, end, |w, _| line.word(w));
         }
@@ -232,7 +243,7 @@ impl TableMemory {
     fn for_frames(&mut self, p: usize, start: u64, end: u64, mut change: impl FnMut(&mut Self, u32, u64, u64)) {
         let mut w = start;
         while w < end {
-            if self.pieces[p].kind == Kind::Uniform {
+            if self.pieces[p].is_template() {
                 self.break_piece(p);
             }
             let piece = self.pieces[p];
@@ -311,7 +322,13 @@ impl TableMemory {
                 _ => {}
             }
         }
-        self.map_frames(p, start, end, masks)
+        // Templates may go, and their numbers may come back with another meaning.
+        *memo = None;
+        let mask = self.present_mask;
+        match self.recut(p, start, end, |line, w, len| line.masked(w, len, masks, mask)) {
+            Some(changed) => changed,
+            None => self.map_frames(p, start, end, masks),
+        }
     }
 
     pub(super) fn map_frame(&mut self, p: usize, slot: u32, start: u64, end: u64, masks: Masks) -> u64 {

@@ -120,7 +120,7 @@ impl TableMemory {
         let (words, slots) = self.piece_of(start).map_or((1, 0), |piece| match piece.kind {
             Kind::Absent | Kind::Freed => (1, 0),
             Kind::Frames => (piece.words(), 1 << piece.log),
-            Kind::Uniform => (piece.words(), u64::from(piece.slots())),
+            Kind::Uniform | Kind::Parted => (piece.words(), u64::from(piece.slots())),
         });
         (0..slots).filter_map(move |slot| self.frame(self.address(start + slot * words)).ok())
     }

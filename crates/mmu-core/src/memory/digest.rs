@@ -177,11 +177,21 @@ pub(super) fn of(memory: &TableMemory) -> u128 {
                 sum.line(uniform.line, start, words);
                 sum.frames(start, piece.words(), words >> piece.shift, uniform.level, uniform.refs);
             }
+            Kind::Parted => parted(memory, p, &mut sum),
             Kind::Frames => records(memory, p, &mut sum),
         }
         p += pieces;
     }
     u128::from(sum.a) << 64 | u128::from(sum.b)
+}
+
+fn parted(memory: &TableMemory, p: usize, sum: &mut Sum) {
+    let piece = memory.pieces[p];
+    let Some(halves) = memory.halves(piece) else { return };
+    let start = p as u64 * PIECE_WORDS;
+    sum.line(halves.below.line, start, halves.border);
+    sum.line(halves.above.line, start + halves.border, PIECE_WORDS - halves.border);
+    sum.frames(start, piece.words(), u64::from(piece.slots()), halves.above.level, halves.above.refs);
 }
 
 fn records(memory: &TableMemory, p: usize, sum: &mut Sum) {

@@ -33,19 +33,6 @@ impl TableMemory {
         }
     }
 
-    /// Turns a uniform piece into records.
-    pub(super) fn break_piece(&mut self, p: usize) {
-        let piece = self.pieces[p];
-        let uniform = self.uniforms[piece.index as usize].0;
-        self.release_uniform(piece.index, 1);
-        let log = PIECE_SHIFT - piece.shift as u32;
-        let slots = piece.slots();
-        let index = self.records.take(log, Record::new(Body::Template(uniform.line), uniform.level, uniform.refs));
-        let slab = self.add_slab(Slab { used: slots, bump: slots, slots, free: NONE, links: slots - 1, home: NONE });
-        self.pieces[p] = Piece { index, slab, kind: Kind::Frames, log: log as u8, ..piece };
-        self.note_templates(p);
-    }
-
     /// Turns a recorded piece into a uniform one if every frame is linked to the next.
     pub(super) fn fold_piece(&mut self, p: usize) {
         let piece = self.pieces[p];

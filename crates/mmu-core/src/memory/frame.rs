@@ -23,6 +23,8 @@ pub(super) enum Kind {
     Freed,
     /// Live frames of one size, level and reference count on one line: `index` is the template's.
     Uniform,
+    /// The same on one line up to a border and on another behind it: `index` is the parting's.
+    Parted,
     /// Frames one by one: `index` is the block of records.
     Frames,
 }
@@ -52,6 +54,11 @@ impl Piece {
     pub(super) const ABSENT: Self =
         Self { index: NONE, slab: NONE, kind: Kind::Absent, shift: 0, log: 0, past: Past::Fresh };
 
+    /// Whether it is made of templates alone, without records.
+    #[inline]
+    pub(super) const fn is_template(self) -> bool {
+        matches!(self.kind, Kind::Uniform | Kind::Parted)
+    }
     /// Frames that fit in a piece.
     pub(super) const fn slots(self) -> u32 {
         1 << (PIECE_SHIFT - self.shift as u32)
@@ -111,6 +118,10 @@ impl Record {
 
     pub(super) const fn new(body: Body, level: u8, refs: u32) -> Self {
         Self { body, refs, tally: (level as u32) << 24 }
+    }
+    /// A live frame on a line.
+    pub(super) const fn template(line: Line, level: u8, refs: u32) -> Self {
+        Self::new(Body::Template(line), level, refs)
     }
     pub(super) const fn level(self) -> u8 {
         (self.tally >> 24) as u8
@@ -176,7 +187,7 @@ impl Slab {
 /// How a frame is held; readers of words cannot tell.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FrameForm {
-    /// On a progression.
+    /// On a progression; on two that meet at one word, where somebody who changes a range has stopped.
     Template,
     /// A progression with a few exceptions.
     Overlay,

@@ -32,9 +32,10 @@ impl TableMemory {
         let start = self.address(w & !(words - 1));
         let (level, refs, live, form) = match piece.kind {
             Kind::Absent | Kind::Freed => return None,
-            Kind::Uniform => {
-                let Uniform { line, refs, level, .. } = self.uniforms[piece.index as usize].0;
-                let live = line.count_present(w & !(words - 1), words, self.present_mask);
+            Kind::Uniform | Kind::Parted => {
+                let halves = self.halves(piece)?;
+                let Uniform { refs, level, .. } = halves.above;
+                let live = self.live_in_halves(&halves, w & !(words - 1), words);
                 (level, refs, live, FrameForm::Template)
             }
             Kind::Frames => {
@@ -101,7 +102,7 @@ impl TableMemory {
         let refs = change(info.refs).ok_or(FrameError::References { at: info.start, refs: info.refs })?;
         let w = self.word_index(at);
         let p = (w >> PIECE_SHIFT) as usize;
-        if self.pieces[p].kind == Kind::Uniform {
+        if self.pieces[p].is_template() {
             self.break_piece(p);
         }
         let slot = self.pieces[p].slot(w);
@@ -135,6 +136,8 @@ impl TableMemory {
         held(&self.pieces)
             + held(&self.uniforms)
             + held(&self.free_uniforms)
+            + held(&self.partings)
+            + held(&self.free_partings)
             + self.records.footprint()
             + self.dense.footprint()
             + self.heads.footprint()
@@ -152,7 +155,7 @@ impl TableMemory {
         (0u64..).zip(&self.pieces).flat_map(move |(p, &piece)| {
             let slots = match piece.kind {
                 Kind::Absent | Kind::Freed => 0,
-                Kind::Uniform => piece.slots(),
+                Kind::Uniform | Kind::Parted => piece.slots(),
                 Kind::Frames => 1 << piece.log,
             };
             (0..u64::from(slots)).filter_map(move |slot| self.frame_in(piece, p * PIECE_WORDS + (slot << piece.shift)))
@@ -168,7 +171,7 @@ impl TableMemory {
             };
             let stop = end.min((w | (PIECE_WORDS - 1)) + 1);
             let all = match piece.kind {
-                Kind::Uniform => true,
+                Kind::Uniform | Kind::Parted => true,
                 Kind::Frames => self.slabs[piece.slab as usize].used == piece.slots(),
                 Kind::Absent | Kind::Freed => false,
             };
@@ -202,6 +205,12 @@ impl TableMemory {
         let w = self.word_index(at);
         if self.word_at(w).is_none() {
             return Err(self.fault(at));
+        }
+        // A live word's frame is live, and mostly that is all.
+        if let Some(piece) = self.piece_of(w)
+            && len <= piece.words() - piece.offset(w)
+        {
+            return Ok(w);
         }
         // The directory ends far below 2^61 words, so a saturated end faults there.
         let end = w.saturating_add(len).min((self.pieces.len() as u64 + 1) << PIECE_SHIFT);

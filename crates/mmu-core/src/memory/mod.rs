@@ -24,7 +24,10 @@
 //! no hashing on the way. Tables of the third level and above, which every walk reads and of which there are few, never
 //! become overlays.
 //!
-//! **Copying and folding back.** A write that leaves the progression turns its piece's template into records (16 KiB
+//! **Borders.** Somebody who changes a range from front to back and stops leaves two templates in one piece, with the border as a number
+//! (`parting.rs`): stopping in the middle of a table costs 12 bytes, and going on moves the border.
+//!
+//! **Copying and folding back.** Any other write that leaves the progression turns its piece's template into records (16 KiB
 //! for 4 KiB frames), its frame into an overlay, and when fifteen exceptions or two different values do not do, into plain
 //! words. The way back is found by counters, never by a scan (`count-never-scan`):
 //!  * an overlay counts its exceptions; none left, it is a template again;
@@ -74,6 +77,7 @@ mod frame;
 mod heads;
 mod info;
 mod overlay;
+mod parting;
 mod progression;
 mod stretch;
 mod write;
@@ -96,6 +100,7 @@ use arena::{Blocks, Ranges};
 use frame::{Body, Kind, MAX_SHIFT, MIN_SHIFT, PIECE_SHIFT, Piece, Record, Slab, Uniform};
 use heads::Heads;
 use overlay::Overlay;
+use parting::Parting;
 use stretch::Occupied;
 
 /// What happens to freed frames.
@@ -135,6 +140,8 @@ pub struct TableMemory {
     uniforms: Vec<(Uniform, u32)>,
     uniform_ids: BTreeMap<Uniform, u32>,
     free_uniforms: Vec<u32>,
+    partings: Vec<Parting>,
+    free_partings: Vec<u32>,
     records: Blocks<Record, 0>,
     dense: Blocks<u64, MIN_SHIFT>,
     #[serde(skip)]
@@ -175,6 +182,8 @@ impl TableMemory {
             uniforms: Vec::new(),
             uniform_ids: BTreeMap::new(),
             free_uniforms: Vec::new(),
+            partings: Vec::new(),
+            free_partings: Vec::new(),
             records: Blocks::new(),
             dense: Blocks::new(),
             heads: Heads::default(),
@@ -257,6 +266,7 @@ impl TableMemory {
         let piece = self.pieces.get((w >> PIECE_SHIFT) as usize)?;
         match piece.kind {
             Kind::Uniform => Some(self.uniforms[piece.index as usize].0.line.word(w)),
+            Kind::Parted => self.halves(*piece).map(|halves| halves.line_at(w & (frame::PIECE_WORDS - 1)).0.word(w)),
             Kind::Frames => self.word_in_frame(*piece, w),
             Kind::Absent | Kind::Freed => None,
         }

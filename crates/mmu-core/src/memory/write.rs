@@ -1,6 +1,6 @@
 //! Writing single words, and the way from template over overlay to dense.
 
-use super::frame::{Body, Kind, PIECE_SHIFT, Piece};
+use super::frame::{Body, PIECE_SHIFT, Piece};
 use super::overlay::{self, Overlay};
 use super::{Holding, TableFault, TableMemory};
 use crate::addr::Hpa;
@@ -69,7 +69,7 @@ impl TableMemory {
     /// Replaces `old`, the word at index `w` of a live frame, by a different one.
     pub(super) fn put(&mut self, w: u64, old: u64, new: u64) {
         let p = (w >> PIECE_SHIFT) as usize;
-        if self.pieces[p].kind == Kind::Uniform {
+        if self.pieces[p].is_template() {
             self.break_piece(p);
         }
         let piece = self.pieces[p];

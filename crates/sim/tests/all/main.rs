@@ -18,6 +18,7 @@ mod museum;
 mod nested;
 mod notifier;
 mod nx;
+mod petabytes;
 mod pfncache;
 mod roots;
 mod runs;

@@ -1,4 +1,4 @@
-//! The same map, walk and iteration by other crates.
+//! The same work by other crates.
 //!
 //! Their tables are live memory. Here physical addresses are the host's virtual ones, so that a table's address is where
 //! its words are; nothing loads the tables into a processor.
@@ -46,6 +46,20 @@ pub mod x86 {
             // SAFETY: no processor uses these tables, so no memory becomes reachable by them.
             let mapped = unsafe { self.mapper.map_to(page, frame, flags, &mut self.frames) };
             mapped.expect("not mapped before").ignore();
+        }
+
+        /// Takes the permission to write from one page.
+        pub fn protect(&mut self, gpa: u64) {
+            let page = Page::<Size4KiB>::containing_address(VirtAddr::new(gpa));
+            // SAFETY: no processor uses these tables.
+            let changed = unsafe { self.mapper.update_flags(page, PageTableFlags::PRESENT | PageTableFlags::ACCESSED) };
+            changed.expect("mapped").ignore();
+        }
+
+        /// Unmaps one page.
+        pub fn unmap(&mut self, gpa: u64) {
+            let page = Page::<Size4KiB>::containing_address(VirtAddr::new(gpa));
+            self.mapper.unmap(page).expect("mapped").1.ignore();
         }
 
         /// Where an address goes.
@@ -149,6 +163,17 @@ pub mod multiarch {
             self.0.cursor().map(gpa, host, PageSize::Size4K, flags).expect("not mapped before");
         }
 
+        /// Takes the permission to write from one page.
+        pub fn protect(&mut self, gpa: u64) {
+            let flags = MappingFlags::READ | MappingFlags::EXECUTE;
+            self.0.cursor().protect(VirtAddr::from(gpa as usize), flags).expect("mapped");
+        }
+
+        /// Unmaps one page.
+        pub fn unmap(&mut self, gpa: u64) {
+            self.0.cursor().unmap(VirtAddr::from(gpa as usize)).expect("mapped");
+        }
+
         /// Where an address goes.
         pub fn walk(&self, gpa: u64) -> u64 {
             let found = self.0.query(VirtAddr::from(gpa as usize));
@@ -165,6 +190,117 @@ pub mod multiarch {
             };
             self.0.walk(512, Some(&add), None);
             sum.get()
+        }
+    }
+}
+
+/// `page-table-generic`: generic over metadata, entries and frames, of the same family of kernels.
+pub mod generic {
+    use std::sync::Mutex;
+
+    use page_table_generic::{FrameAllocator, PageTable, PageTableEntry, PhysAddr, TableMeta, VirtAddr};
+
+    static POOL: Mutex<super::Pool> = Mutex::new(super::Pool { free: Vec::new() });
+
+    /// Frames of this process.
+    #[derive(Clone, Copy)]
+    pub struct Frames;
+    impl FrameAllocator for Frames {
+        fn alloc_frame(&self) -> Option<PhysAddr> {
+            Some(PhysAddr::from_usize(POOL.lock().ok()?.take()))
+        }
+        fn dealloc_frame(&self, frame: PhysAddr) {
+            if let Ok(mut pool) = POOL.lock() {
+                pool.give(frame.as_usize());
+            }
+        }
+        fn phys_to_virt(&self, at: PhysAddr) -> *mut u8 {
+            at.as_usize() as *mut u8
+        }
+    }
+
+    /// Four levels that nobody flushes.
+    #[derive(Clone, Copy)]
+    pub struct FourLevels;
+    impl TableMeta for FourLevels {
+        type P = Entry;
+        const PAGE_SIZE: usize = 4096;
+        const LEVEL_BITS: &[usize] = &[9, 9, 9, 9];
+        const MAX_BLOCK_LEVEL: usize = 3;
+        fn flush(_: Option<VirtAddr>) {}
+    }
+
+    /// An EPT entry as that crate sees one.
+    #[derive(Clone, Copy, Debug)]
+    #[repr(transparent)]
+    pub struct Entry(u64);
+
+    const ADDRESS: u64 = 0xf_ffff_ffff_f000;
+
+    impl PageTableEntry for Entry {
+        /// The permission bits.
+        type PteConfig = u64;
+
+        fn new_page(at: PhysAddr, bits: u64, is_huge: bool) -> Self {
+            Self(at.as_usize() as u64 & ADDRESS | u64::from(is_huge) << 7 | bits)
+        }
+        fn new_table(at: PhysAddr) -> Self {
+            Self(at.as_usize() as u64 & ADDRESS | 7)
+        }
+        fn paddr(&self, _: bool) -> PhysAddr {
+            PhysAddr::from_usize((self.0 & ADDRESS) as usize)
+        }
+        fn config(&self, _: bool) -> u64 {
+            self.0 & 7
+        }
+        fn present(&self) -> bool {
+            self.0 & 7 != 0
+        }
+        fn huge(&self, is_dir: bool) -> bool {
+            is_dir && self.0 & 0x80 != 0
+        }
+        fn unused(&self) -> bool {
+            self.0 == 0
+        }
+        fn clear(&mut self) {
+            self.0 = 0;
+        }
+    }
+
+    /// One tree.
+    pub struct Tables(PageTable<FourLevels, Frames>);
+
+    impl Tables {
+        /// Only a root.
+        pub fn new() -> Self {
+            Self(PageTable::new(Frames).expect("memory"))
+        }
+
+        /// Maps one page.
+        pub fn map(&mut self, gpa: u64, host: u64) {
+            let (gpa, host) = (VirtAddr::from_usize(gpa as usize), PhysAddr::from_usize(host as usize));
+            self.0.map_page(gpa, host, 4096, 7).expect("not mapped before");
+        }
+
+        /// Takes the permission to write from one page.
+        pub fn protect(&mut self, gpa: u64) {
+            self.0.protect_page(VirtAddr::from_usize(gpa as usize), 5).expect("mapped");
+        }
+
+        /// Unmaps one page.
+        pub fn unmap(&mut self, gpa: u64) {
+            self.0.unmap_page(VirtAddr::from_usize(gpa as usize)).expect("mapped");
+        }
+
+        /// Where an address goes.
+        pub fn walk(&self, gpa: u64) -> u64 {
+            let found = self.0.translate_phys(VirtAddr::from_usize(gpa as usize));
+            found.map_or(0, |host| host.as_usize() as u64)
+        }
+
+        /// Adds up all present leaves.
+        pub fn sum(&self) -> u64 {
+            self.0.walk_valid().filter(|found| found.is_final_mapping).fold(0, |sum, found| sum ^ found.pte.0)
         }
     }
 }
@@ -186,10 +322,28 @@ pub mod arm {
 
         /// Maps one page.
         pub fn map(&mut self, ipa: u64, host: u64) {
-            let flags = Stage2Attributes::VALID | Stage2Attributes::ACCESS_FLAG;
+            let flags = Stage2Attributes::VALID | Stage2Attributes::ACCESS_FLAG | Stage2Attributes::S2AP_ACCESS_RW;
             let range = MemoryRegion::new(ipa as usize, ipa as usize + 4096);
             let mapped = self.0.map_range(&range, PhysicalAddress(host as usize), flags, Constraints::empty());
             mapped.expect("not mapped before");
+        }
+
+        /// Takes the permission to write from one page.
+        pub fn protect(&mut self, ipa: u64) {
+            self.modify(ipa, Stage2Attributes::empty(), Stage2Attributes::S2AP_ACCESS_WO);
+        }
+
+        /// Unmaps one page.
+        pub fn unmap(&mut self, ipa: u64) {
+            self.modify(ipa, Stage2Attributes::empty(), Stage2Attributes::VALID);
+        }
+
+        fn modify(&mut self, ipa: u64, set: Stage2Attributes, clear: Stage2Attributes) {
+            let range = MemoryRegion::new(ipa as usize, ipa as usize + 4096);
+            let modified = self.0.modify_range(&range, &|_, entry| {
+                if entry.level() == 3 { entry.modify_flags(set, clear) } else { Ok(()) }
+            });
+            modified.expect("mapped");
         }
 
         /// Where an address goes.

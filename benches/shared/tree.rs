@@ -1,5 +1,8 @@
 //! The EPT tree that most cases work on.
 
+// Each bench uses a part of it.
+#![allow(dead_code)]
+
 use mmusim::core::image::RamRange;
 use mmusim::core::memory::TableMemory;
 use mmusim::core::walk::walk;
@@ -7,7 +10,7 @@ use mmusim::core::{Format, Leaf};
 use mmusim::x86::{Ept, EptConfig};
 use mmusim::{Access, ByteUnits, Gpa, Hpa, Level, PageSize, Perms};
 
-use super::rounds::Scatter;
+use super::scatter::Scatter;
 
 /// First byte of the table pool.
 pub const POOL: u64 = 1 << 40;
@@ -87,7 +90,7 @@ impl Tree {
     pub fn leaf_table(&self, gpa: Gpa) -> Hpa {
         let geometry = self.ept.geometry();
         let mut table = self.root;
-        for level in [3, 2, 1].map(Level::new) {
+        for level in [Level::new(3), Level::new(2), Level::new(1)] {
             let at = table + 8 * (gpa.raw() >> geometry.shift(level) & 511);
             table = self.ept.next_table(level, self.memory.read(at).expect("a live table"));
         }
@@ -104,6 +107,52 @@ pub struct HandWritten {
 const ADDRESS: u64 = 0xf_ffff_ffff_f000;
 
 impl HandWritten {
+    /// Only a root.
+    pub fn new() -> Self {
+        Self { tables: vec![[0; WORDS]], root: 0 }
+    }
+
+    /// Maps one page, with the tables it needs.
+    pub fn map(&mut self, gpa: u64, host: u64) {
+        let mut table = self.root;
+        for shift in [39, 30, 21] {
+            let index = (gpa >> shift & 511) as usize;
+            if self.tables[table][index] == 0 {
+                self.tables[table][index] = (POOL + ((self.tables.len() as u64) << 12)) | 7;
+                self.tables.push([0; WORDS]);
+            }
+            table = Self::below(self.tables[table][index]);
+        }
+        self.tables[table][(gpa >> 12 & 511) as usize] = host | 0x307;
+    }
+
+    /// The entry that maps a page in a table that is there.
+    #[inline]
+    pub fn leaf(&mut self, gpa: u64) -> &mut u64 {
+        let table = [39, 30, 21]
+            .iter()
+            .fold(self.root, |table, shift| Self::below(self.tables[table][(gpa >> shift & 511) as usize]));
+        &mut self.tables[table][(gpa >> 12 & 511) as usize]
+    }
+
+    /// Adds up all present leaves of the first `pages` pages.
+    pub fn sum(&self, pages: u64) -> u64 {
+        let leaf_tables = (0..pages).step_by(WORDS).map(|page| {
+            let gpa = page << 12;
+            let table = [39, 30, 21].iter().try_fold(self.root, |table, shift| {
+                let word = self.tables[table][(gpa >> shift & 511) as usize];
+                (word != 0).then(|| Self::below(word))
+            });
+            table.map_or(&[][..], |table| &self.tables[table][..])
+        });
+        leaf_tables.flatten().filter(|&&word| word & 7 != 0).fold(0, |sum, word| sum ^ word)
+    }
+
+    #[inline]
+    const fn below(word: u64) -> usize {
+        (((word & ADDRESS) - POOL) >> 12) as usize
+    }
+
     /// Copies a tree word by word.
     pub fn copy(tree: &Tree) -> Self {
         let words = |start: Hpa| std::array::from_fn(|i| tree.memory.read(start + 8 * i as u64).expect("a live table"));

@@ -1,0 +1,176 @@
+//! How time and memory grow with the guest, its vCPUs and the length of windows.
+//!
+//! ```text
+//! cargo bench --bench scale                 all series
+//! cargo bench --bench scale -- --write      and into docs/performance.md
+//! cargo bench --bench scale -- --test       everything once and small
+//! ```
+//!
+//! Every case runs in a process of its own, so that its peak of memory is its own; it runs three times, and the fastest counts, as load only
+//! adds. What a case simulates does not depend on the host.
+
+mod cases;
+#[path = "../shared/report.rs"]
+mod report;
+#[path = "../shared/scatter.rs"]
+mod scatter;
+
+use std::process::Command;
+
+use cases::{Case, Measured};
+use mmusim::ByteUnits;
+use report::{Asked, Table};
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if let Some(at) = args.iter().position(|arg| arg == "--case") {
+        let case: Case = args[at + 1..].join(" ").parse().expect("a case that this program named");
+        let measured = case.run();
+        println!("{measured} {}", report::peak_mib());
+        return;
+    }
+    let asked = report::asked();
+    if asked == Asked::Once {
+        return cases::smallest().iter().for_each(|case| {
+            case.run();
+        });
+    }
+    let text = [petabytes(), sizes(), vcpus(), threads(), windows(), words()].join("\n");
+    report::publish(asked, "Scale", "cargo bench --bench scale -- --write", &text);
+}
+
+/// A case in a process of its own: what it measured, and the most memory it held in MiB.
+fn measure(case: Case) -> (Measured, u64) {
+    let program = std::env::current_exe().expect("this program");
+    let once = || {
+        let output =
+            Command::new(&program).arg("--case").args(case.to_string().split(' ')).output().expect("this program");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{case}: {}", String::from_utf8_lossy(&output.stderr));
+        let (measured, peak) = said.trim().rsplit_once(' ').expect("figures");
+        (measured.parse::<Measured>().expect("figures"), peak.parse::<u64>().expect("MiB"))
+    };
+    let runs = [once(), once(), once()];
+    runs.into_iter().min_by(|a, b| a.0.seconds.total_cmp(&b.0.seconds)).expect("three runs")
+}
+
+fn milliseconds(seconds: f64) -> String {
+    format!("{:.1}", 1e3 * seconds)
+}
+
+/// Size in the unit that fits.
+fn size(bytes: u64) -> String {
+    let units = [(1.PiB(), "PiB"), (1.TiB(), "TiB"), (1.GiB(), "GiB"), (1, "B")];
+    let (unit, name) = units.into_iter().find(|&(unit, _)| bytes >= unit).unwrap_or((1, "B"));
+    format!("{} {name}", bytes / unit)
+}
+
+/// 4 PiB through table memory, on three formats.
+fn petabytes() -> String {
+    let mut table =
+        Table::new(&["4 PiB of tables", "build", "age", "write-protect", "zap", "zap in 5,000 steps", "free", "MiB"]);
+    for format in cases::FORMATS {
+        let mut row = vec![format.into()];
+        let mut peak = 0;
+        for work in cases::WORK {
+            let (measured, mib) = measure(Case::Tables { format, work });
+            row.push(milliseconds(measured.seconds));
+            peak = peak.max(mib);
+        }
+        row.push(peak.to_string());
+        table.row(row);
+    }
+    format!("Milliseconds, and the peak of the process:\n\n{table}")
+}
+
+/// The same zaps over guests of growing size, with idle vCPUs.
+fn sizes() -> String {
+    let mut head = vec!["guest of 4K pages".to_owned()];
+    head.extend(cases::ZAPS.map(|(name, ..)| format!("{name}: ms, MiB")));
+    let mut table = Table::new(&head.iter().map(String::as_str).collect::<Vec<_>>());
+    for memory in [1.GiB(), 16.GiB(), 256.GiB(), 1.TiB(), 16.TiB(), 256.TiB()] {
+        let mut row = vec![size(memory)];
+        for (_, strategy, most) in cases::ZAPS {
+            row.push(if memory <= most {
+                let (measured, mib) = measure(Case::Zap { memory, strategy });
+                format!("{}, {mib}", milliseconds(measured.seconds))
+            } else {
+                "-".into()
+            });
+        }
+        table.row(row);
+    }
+    format!(
+        "Zapping everything, build not counted (a yielding zap takes time in proportion, so it ends earlier):\n\n{table}"
+    )
+}
+
+/// vCPUs at random over a terabyte while the host takes ranges away.
+fn vcpus() -> String {
+    let mut table = Table::new(&["vCPUs on 1 TiB", "M simulated vCPU cycles a second", "MiB"]);
+    for vcpus in [1, 8, 64, 512] {
+        let (measured, mib) = measure(Case::Busy { vcpus, host: "zap", threads: 1, window: 0 });
+        table.row(vec![vcpus.to_string(), format!("{:.1}", measured.rate() / 1e6), mib.to_string()]);
+    }
+    format!("One thread, a host that takes 2 MiB ranges away:\n\n{table}")
+}
+
+/// 64 busy vCPUs with each sort of host, on one thread and two.
+fn threads() -> String {
+    let mut table =
+        Table::new(&["64 vCPUs, host", "one thread, M cycles/s", "two threads", "efficiency", "host's share", "MiB"]);
+    let quiet = measure(Case::Busy { vcpus: 64, host: "none", threads: 1, window: 0 }).0;
+    for host in cases::HOSTS {
+        let case = |threads| Case::Busy { vcpus: 64, host, threads, window: 0 };
+        let ((one, mib), (two, _)) = (measure(case(1)), measure(case(2)));
+        // What the same guest takes less a cycle when nobody works in the host.
+        let share = 1.0 - one.rate() / quiet.rate();
+        table.row(vec![
+            host.into(),
+            format!("{:.1}", one.rate() / 1e6),
+            format!("{:.1}", two.rate() / 1e6),
+            format!("{:.0} %", 50.0 * two.rate() / one.rate()),
+            format!("{:.0} %", 100.0 * share),
+            mib.to_string(),
+        ]);
+    }
+    format!(
+        "Host's share: how much slower than without one, on one thread, windows that it keeps short included.\n\n{table}"
+    )
+}
+
+/// What windows longer than the machine's latency between processors change.
+fn windows() -> String {
+    let mut table =
+        Table::new(&["least window, cycles", "M cycles/s", "vCPUs end, mean cycles", "beside the shortest"]);
+    let mut first = None;
+    for window in [50, 100, 200, 400, 800, 1600, 3200] {
+        let (measured, _) = measure(Case::Busy { vcpus: 16, host: "zap", threads: 1, window });
+        let mean = measured.cycles as f64 / 16.0;
+        let shortest = *first.get_or_insert(mean);
+        table.row(vec![
+            window.to_string(),
+            format!("{:.1}", measured.rate() / 1e6),
+            format!("{mean:.0}"),
+            format!("{:+.3} %", 100.0 * (mean / shortest - 1.0)),
+        ]);
+    }
+    format!(
+        "16 vCPUs and a zapping host; the default window is the machine's smallest latency between processors:\n\n{table}"
+    )
+}
+
+/// Plain words beside the host's memory.
+fn words() -> String {
+    let mut table = Table::new(&["clearing plain words", "ns a word", "beside the vector"]);
+    let (vector, _) = measure(Case::Words { ours: "vector" });
+    for ours in ["vector", "tables"] {
+        let (measured, _) = measure(Case::Words { ours });
+        let ns = 1e9 * measured.seconds / measured.cycles as f64;
+        table.row(vec![ours.into(), format!("{ns:.2}"), format!("{:.2}", measured.seconds / vector.seconds)]);
+    }
+    format!(
+        "A terabyte's leaf tables are 2^28 words; an eighth of them, none on a progression, exchanged for zero word by word in a vector, \
+and cleared table by table:\n\n{table}"
+    )
+}
