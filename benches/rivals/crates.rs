@@ -307,17 +307,18 @@ pub mod generic {
 
 /// `aarch64-paging`: Arm tables, walked by a visitor over a range.
 pub mod arm {
+    use aarch64_paging::Mapping;
     use aarch64_paging::descriptor::{PhysicalAddress, Stage2Attributes};
     use aarch64_paging::idmap::IdTranslation;
-    use aarch64_paging::paging::{Constraints, MemoryRegion, RootTable, Stage2};
+    use aarch64_paging::paging::{Constraints, MemoryRegion, Stage2};
 
     /// One tree from level 0 on.
-    pub struct Tables(RootTable<Stage2, IdTranslation<Stage2Attributes>>);
+    pub struct Tables(Mapping<IdTranslation<Stage2Attributes>, Stage2>);
 
     impl Tables {
         /// Only a root.
         pub fn new() -> Self {
-            Self(RootTable::new(IdTranslation::new(), 0, Stage2))
+            Self(Mapping::new(IdTranslation::new(), 0, Stage2))
         }
 
         /// Maps one page.

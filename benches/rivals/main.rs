@@ -67,7 +67,7 @@ fn round<T: Tables>(pages: &Pages, figures: &mut Figures) {
             figures[work].add(start.elapsed().as_nanos() as f64 / pages.mapped.len() as f64);
         }
     };
-    let mut each = |body: &mut dyn FnMut(u64, u64)| {
+    let each = |body: &mut dyn FnMut(u64, u64)| {
         pages.mapped.iter().for_each(|&(gpa, host)| body(gpa, host));
         true
     };

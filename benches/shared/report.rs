@@ -83,7 +83,7 @@ impl fmt::Display for Table {
         for (i, row) in self.0.iter().enumerate() {
             for column in 0..columns {
                 let cell = row.get(column).map_or("", String::as_str);
-                write!(f, "| {cell:<1$} ", width(column))?;
+                write!(f, "| {cell:<width$} ", width = width(column))?;
             }
             writeln!(f, "|")?;
             if i == 0 {

@@ -9,7 +9,7 @@ use mmu_core::image::RamRange;
 use mmu_core::memory::{Masks, Progression, TableMemory};
 use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Leaf, Level, PageSize, Perms};
 use mmu_sim::arch::Arch;
-use mmu_sim::engine::{Costs, HostCounters, Runs, Sim, Stopped};
+use mmu_sim::engine::{Costs, GuestPaging, HostCounters, Runs, Sim, Stopped};
 use mmu_sim::experiment::zap::{Strategy, Target, strategies};
 use mmu_sim::experiment::{Platform, VmSpec, build};
 use mmu_sim::protocols::{memslot, notifier};
@@ -102,6 +102,8 @@ fn four_pebibytes<F: Format>(format: F) {
     let (geometry, (first, leaves)) = (*format.geometry(), guest.leaves());
     let page = geometry.page_size(Level::LAST).bytes();
     guest.small("built");
+    // A root of few entries is plain words from the start.
+    let dense = guest.memory.forms().dense;
     for gpa in [0, 1.PiB(), 4.PiB() - page, 3.PiB() + 123 * page] {
         let at = guest.leaf_at(gpa);
         assert_eq!(at, first + 8 * (gpa / page), "{gpa:#x}");
@@ -131,7 +133,7 @@ fn four_pebibytes<F: Format>(format: F) {
     assert_eq!(guest.memory.read(first + 8 * (half - 1)), Ok(0));
     assert!(format.is_mapped(guest.memory.read(first + 8 * half).unwrap()));
     guest.memory.fill_run(first + 8 * half, leaves - half, Progression::ZERO).unwrap();
-    assert_eq!(guest.memory.forms().dense, 0, "nothing is left in plain words");
+    assert_eq!(guest.memory.forms().dense, dense, "no leaf table is left in plain words");
     guest.small("zapped");
     for (level, &(table, entries)) in guest.levels.clone().iter().enumerate() {
         let level = Level::new(level as u8);
@@ -195,7 +197,7 @@ struct Outcome {
 
 fn zap<A: Arch>(platform: &Platform<A>, memory: u64, strategy: Strategy, runs: Runs) -> Outcome {
     let page = platform.arch.two().geometry().page_size(Level::LAST);
-    let vm = VmSpec { workload: Workload::Idle, page, ..small_vm(memory, 1, 0) };
+    let vm = VmSpec { workload: Workload::Idle, guest: GuestPaging::Flat, page, ..small_vm(memory, 1, 0) };
     let mut sim = build(platform, &vm).unwrap();
     sim.set_runs(runs);
     let before = *sim.world().counters();
@@ -236,31 +238,33 @@ fn closed_form<F: Format>(format: &F, costs: &Costs, memory: u64) -> (u64, Cycle
     (visits, costs.visit.times(visits) + (costs.atomic + costs.release_leaf).times(leaves))
 }
 
-fn terabytes_cost_what_the_formula_says<A: Arch>(platform: &Platform<A>, sizes: [u64; 2]) {
+fn terabytes_cost_what_the_formula_says<A: Arch>(platform: &Platform<A>, size: u64) {
+    let (two, costs) = (platform.arch.two(), &platform.costs);
     let never = strategies()[0];
     assert_eq!(never.name, "range, never yields");
-    let [small, large] = sizes.map(|memory| {
-        let two = platform.arch.two();
-        let (done, (visits, cycles)) =
-            (zap(platform, memory, never, Runs::Whole), closed_form(two, &platform.costs, memory));
-        assert_eq!(done.counters.visits, visits, "{memory:#x}");
-        assert_eq!(done.counters.zapped_leaves, memory >> two.geometry().shift(Level::LAST));
+    let beside = [size, 2 * size, 4 * size].map(|memory| {
+        let (done, (visits, cycles)) = (zap(platform, memory, never, Runs::Whole), closed_form(two, costs, memory));
+        let leaves = memory >> two.geometry().shift(Level::LAST);
+        assert_eq!((done.counters.visits, done.counters.zapped_leaves), (visits, leaves), "{memory:#x}");
         assert!(done.bytes < MOST, "{memory:#x}: {} bytes", done.bytes);
-        // Locks, the flush and the notifier around it cost the same at every size; what it gives back of pages is by the page.
-        let pages = platform.costs.page_release.times(memory >> two.geometry().shift(Level::LAST));
-        (done.finished.0 - cycles.0, pages.0)
+        let beside = done.finished.0 - cycles.0 - costs.page_release.times(leaves).0;
+        assert!(beside < cycles.0 / 1000, "{memory:#x}: {beside} of {cycles} cycles are nobody's");
+        beside
     });
-    assert!(
-        large.0 == small.0 || large.0 - small.0 == large.1 - small.1,
-        "beside its entries a walk costs the same at {sizes:?}: {small:?}, {large:?}"
+    // Locks and the notifier cost the same at every size; Arm flushes by ranges of a fixed size.
+    let [first, second, third] = beside;
+    assert_eq!(
+        third - second,
+        2 * (second - first),
+        "what is beside the entries and pages grows in proportion: {beside:?}"
     );
 }
 
 #[test]
 fn terabytes_cost_what_the_formula_says_on_every_format() {
-    terabytes_cost_what_the_formula_says(&x86(), [1.TiB(), 8.TiB()]);
-    terabytes_cost_what_the_formula_says(&arm64(), [128.GiB(), 1.TiB()]);
-    terabytes_cost_what_the_formula_says(&power(), [1.TiB(), 8.TiB()]);
+    terabytes_cost_what_the_formula_says(&x86(), 1.TiB());
+    terabytes_cost_what_the_formula_says(&arm64(), 256.GiB());
+    terabytes_cost_what_the_formula_says(&power(), 1.TiB());
 }
 
 fn runs_are_their_entries<A: Arch>(platform: &Platform<A>, memory: u64) {
@@ -284,13 +288,13 @@ fn yields_do_not_cost_memory() {
     platform.costs.tick_period = Cycles(1_000_003);
     let page = PageSize::SIZE_4K;
     for strategy in strategies() {
-        let vm = VmSpec { workload: Workload::Idle, page, ..small_vm(16.GiB(), 1, 0) };
+        let vm = VmSpec { workload: Workload::Idle, guest: GuestPaging::Flat, page, ..small_vm(16.GiB(), 1, 0) };
         let mut sim = build(&platform, &vm).unwrap();
         let before = sim.world().tables().footprint();
         spawn(&mut sim, 16.GiB(), strategy);
         assert_eq!(sim.run(), Stopped::Finished);
-        let (forms, grown) = (sim.world().tables().forms(), sim.world().tables().footprint() - before);
+        let (forms, after) = (sim.world().tables().forms(), sim.world().tables().footprint());
         assert!(forms.dense < 8, "{}: {forms:?}", strategy.name);
-        assert!(grown < 4.MiB(), "{}: {grown} bytes more", strategy.name);
+        assert!(after < before + 4.MiB(), "{}: {after} bytes after {before}", strategy.name);
     }
 }
