@@ -202,7 +202,7 @@ fn leaf<F: Format>(format: &F, output: Hpa) -> u64 {
 fn fill<F: Format>(format: &F, memory: &mut TableMemory, leaves: u64) -> Hpa {
     let geometry = *format.geometry();
     let page = geometry.page_size(Level::LAST).bytes();
-    let mut alloc = |memory: &mut TableMemory, level: Level, entries: u64| {
+    let alloc = |memory: &mut TableMemory, level: Level, entries: u64| {
         let tables = entries.div_ceil(geometry.entries(level) as u64);
         memory.alloc_run(level, (geometry.table_bytes(level) / 8) as usize, tables, Progression::ZERO).expect("room")
     };
