@@ -24,7 +24,7 @@ pub(crate) trait Stage {
     /// [`reply`](Self::reply) when it is polled again.
     fn perform(&self, op: Op) -> Option<Reply>;
     /// Performs [`Op::Read`], the most frequent one by far.
-    // PERF: the word in a register and no operation in memory: 73 instructions for a read, where others take about 190
+    // PERF: the word in a register and no operation in memory: 71 instructions for a read, where others take about 190
     // (`cargo bench --bench instructions -- micro`).
     #[inline]
     fn read(&self, at: Hpa) -> Option<u64> {
