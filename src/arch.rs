@@ -19,7 +19,7 @@ use arch_arm64_s2::{ConfigError, Features, Granule, Stage1, Stage1Config, Stage2
 use arch_ppc_radix::{BasePage, Radix, RcUpdate};
 use arch_x86_ept::{Ept, EptConfig, LongMode, LongModeConfig, WalkLength};
 use mmu_core::machine::{Arch, Machine, RangeInvalidation};
-use mmu_core::{Bytes, PageSize};
+use mmu_core::{Bytes, Cycles, PageSize};
 use mmu_sim::arch::Arch2;
 
 /// x86: the guest's long mode over EPT.
@@ -120,8 +120,12 @@ pub fn arm64(machine: &Machine, memory: Bytes) -> Result<Arm64, ArchError> {
         .ok_or_else(|| stages(machine, format_args!("granule {}; use 4K, 16K or 64K", machine.stages.granule)))?;
     let resolved = |levels: u8| granule.shift() + granule.stride() * u32::from(levels);
     let wrong = |error: ConfigError| stages(machine, error);
-    let features =
-        Features { tlbi_range: machine.invalidate.range == RangeInvalidation::Instruction, ..Features::default() };
+    let features = Features {
+        tlbi_range: machine.invalidate.range == RangeInvalidation::Instruction,
+        // A machine that forces write-back has nothing to clean.
+        fwb: machine.costs.dcache_clean_4k == Cycles::ZERO,
+        ..Features::default()
+    };
     let most = u32::try_from(machine.invalidate.full_above_pages).unwrap_or(u32::MAX);
     let local = u32::try_from(machine.invalidate.full_above_pages_local).unwrap_or(u32::MAX);
     let va_bits = resolved(machine.stages.first_levels).min(48);

@@ -5,7 +5,7 @@
 //! exceed every cache are measured on a stretch of a round: nothing is met twice in it anyway.
 
 use mmu_core::assoc::SetAssoc;
-use mmu_core::machine::Machine;
+use mmu_core::machine::{Machine, WalkSpec};
 use mmu_core::tlb::{Input, Kind, LatencyCache, Lookup, Port, ServedBy, Tag, TlbEntry, TranslationCaches, Vmid};
 use mmu_core::walk::{NestedCursor, Stage, Step};
 use mmu_core::{Access, AccessKind, Format, Gpa, Gva, Hpa, PageSize, Privilege, Purpose};
@@ -85,8 +85,7 @@ struct Run<F1: Format, F2: Format> {
     servers: usize,
     port: Port,
     tag: Tag,
-    walk_fixed: u64,
-    walk_reference: u64,
+    walk: WalkSpec,
     jumps: Vec<(SetAssoc<u64, ()>, u64)>,
     beyond: u64,
     counts: Counts,
@@ -106,7 +105,7 @@ pub(crate) fn run<F1: Format, F2: Format>(
     seed: u64,
 ) -> Result<Counts, LayoutError> {
     let place = Place::new(curve, n, seed);
-    let mut layout = Layout::new(formats, place.bytes(), machine.stages.host_page, seed)?;
+    let mut layout = Layout::new(formats, place.bytes(), curve.host_page.unwrap_or(machine.stages.host_page), seed)?;
     place.map(&mut layout)?;
     let (one, two) = (layout.one.geometry(), layout.two.geometry());
     let caches = machine.translation_caches(one, two, seed);
@@ -119,8 +118,7 @@ pub(crate) fn run<F1: Format, F2: Format>(
         servers: machine.caches.levels.len(),
         port: if curve.fetches() { Port::Fetch } else { Port::Load },
         tag: Tag { vmid: Vmid(1), ..Tag::default() },
-        walk_fixed: machine.walk.fixed.0,
-        walk_reference: machine.walk.per_reference.0,
+        walk: machine.walk,
         jumps: fetch.map_or_else(Vec::new, |fetch| {
             fetch.levels.iter().map(|level| (SetAssoc::new(level.shape, seed), milli(level.cycles))).collect()
         }),
@@ -154,6 +152,11 @@ struct Place {
     data: u64,
 }
 
+/// Where the lines of points lie that are `stride` bytes apart: those of neighbouring pages in neighbouring sets.
+fn apart(x: u64, stride: u64) -> u64 {
+    x * stride + if stride.is_multiple_of(4096) { (x % 64) * 64 } else { 0 }
+}
+
 impl Place {
     fn new(curve: &Curve, n: u64, seed: u64) -> Self {
         Self { curve: *curve, n, data: DATA + (scatter(seed, 16, 5) << 30) }
@@ -178,7 +181,11 @@ impl Place {
 
     /// Bytes of memory that it takes, tables included.
     fn bytes(&self) -> u64 {
-        let data = if self.is_one_frame() { 1 } else { self.curve.pages(self.n).max(1) };
+        let data = match self.curve.form {
+            Form::Packed { stride } | Form::Jumps { stride } => (self.n.saturating_mul(stride) >> 12).max(1),
+            _ if self.is_one_frame() => 1,
+            _ => self.n,
+        };
         // A table of each of two levels for each page is the most that there can be.
         let tables = match self.curve.form {
             Form::Regions { .. } => 4 * self.n,
@@ -191,9 +198,8 @@ impl Place {
     /// The address that is touched by visiting point `x`.
     fn address(&self, x: u64) -> u64 {
         match self.curve.form {
-            Form::Packed | Form::PackedJumps => self.data + x * 64,
-            // Lines of neighbouring pages lie in neighbouring sets.
-            Form::Dense | Form::Jumps => self.data + (x << 12) + (x % 64) * 64,
+            Form::Packed { stride } | Form::Jumps { stride } => self.data + apart(x, stride),
+            Form::Dense => self.data + apart(x, 4096),
             Form::Zero => self.data + (x << self.curve.page.shift()),
             Form::Regions { region_shift, .. } => {
                 let (region, k) = (x % self.n, x / self.n);
@@ -307,12 +313,12 @@ impl<F1: Format, F2: Format> Run<F1, F2> {
         let (one, two) = (layout.one, layout.two);
         let mut cursor = NestedCursor::new(one, layout.guest_root, two, layout.host_root, gva, access);
         let mut cached = self.caches.for_walk(self.tag, Kind::Combined);
-        let mut cycles = self.walk_fixed;
+        let mut cycles = self.walk.fixed;
         let found = loop {
             match cursor.step(layout, &mut cached) {
                 Step::Read(reference) => {
                     let served = self.memory.access(reference.at);
-                    cycles += served.latency.0 + self.walk_reference;
+                    cycles += self.walk.reference(served.latency);
                     let server = match served.by {
                         ServedBy::Cache(n) => n as usize,
                         ServedBy::Memory => self.servers,
@@ -331,7 +337,7 @@ impl<F1: Format, F2: Format> Run<F1, F2> {
                 }
             }
         };
-        self.counts.walk_cycles += cycles;
+        self.counts.walk_cycles += cycles.0;
         let gpa = cursor.first_stage().map_or(0, |mapped| mapped.output.raw() | gva & (mapped.size.bytes() - 1));
         let entry = TlbEntry::new(found.page(), found.size, found.perms).through(Gpa::new(gpa));
         self.caches.tlb.fill(self.port, self.tag, input(gva), entry);

@@ -75,6 +75,26 @@ fn chases_at_once_overlap_until_the_walkers_are_busy() {
     assert!((cycles[0] / cycles[1] - 2.0).abs() < 0.01);
     assert!(cycles.windows(2).all(|pair| pair[1] <= pair[0]));
     assert!(cycles[4] > cycles[0] / 6.0, "four walkers: {cycles:?}");
+    // Memory: three chases are more than three times as fast as one, and not many times more.
+    let [one, three] = ["dense4k_k1", "dense4k_k3"].map(|name| at(name, 1 << 20).cycles);
+    assert!((3.0..4.5).contains(&(one / three)), "{one} {three}");
+}
+
+#[test]
+fn page_sizes_of_the_second_stage_and_distances_are_part_of_a_name() {
+    let walked = |name: &str| at(name, 16_384).events.unwrap();
+    let (small, large) = (walked("dense_thp"), walked("dense_thp_over_2m"));
+    assert!(
+        small.l2_tlb_misses > 0.99 && large.l2_tlb_misses < 0.01,
+        "huge pages of both stages make huge translations"
+    );
+    assert_eq!(at("stride4096_4k", 512), Prediction { curve: "stride4096_4k".into(), ..at("dense4k", 512) });
+    let far = at("stride256_4k", 1024).events.unwrap();
+    assert_eq!((far.l1_tlb_misses, far.l2_tlb_misses), (0.0, 0.0), "64 pages");
+    assert!(at("jmp_4k", 512).cycles > 4.0 * at("jmp_256", 512).cycles, "512 pages and 32");
+    for deeper in ["pdpte_1G_T4096", "pml4e_512G_T64"] {
+        assert!(at(deeper, 64).cycles > 7.0, "{deeper}");
+    }
 }
 
 #[test]

@@ -108,6 +108,14 @@ pub struct WalkSpec {
     pub per_reference: Cycles,
 }
 
+impl WalkSpec {
+    /// Cycles that a walk takes for one reference which its server answers after `latency`. Whoever walks charges [`fixed`](Self::fixed)
+    /// once and this for each reference; there is no other rule.
+    pub const fn reference(&self, latency: Cycles) -> Cycles {
+        Cycles(latency.0 + self.per_reference.0)
+    }
+}
+
 /// How fast the front end follows jumps: places where it finds the next one, nearest first. Translation is not part of this.
 #[derive(Clone, PartialEq, Debug)]
 pub struct FetchSpec {

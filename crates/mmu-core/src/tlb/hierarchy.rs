@@ -24,7 +24,8 @@ pub enum Inclusion {
     /// What leaves the second level leaves the first as well.
     Inclusive,
     /// A translation is in one level: walks fill the first, what leaves it goes to the second, and a second-level
-    /// hit moves back.
+    /// hit moves back. Of loads and stores, that is: what instruction fetches bring is kept by both levels (calibration host: jumps begin to
+    /// walk at the second level's size, loads one first level later).
     Exclusive,
 }
 
@@ -457,7 +458,7 @@ impl Tlb {
         }
         let Some((array, _, entry)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
         self.found = entry;
-        if self.inclusion == Inclusion::Exclusive {
+        if self.excludes(port) {
             self.move_up(port, input, context, entry.unpack());
         } else {
             let shift = self.l2.all.get(array as usize).map_or(0, |array| array.page_shift(entry));
@@ -503,14 +504,19 @@ impl Tlb {
         }
     }
 
+    /// Whether what this port brings is in one level only.
+    fn excludes(&self, port: Port) -> bool {
+        self.inclusion == Inclusion::Exclusive && port != Port::Fetch
+    }
+
     #[inline(never)]
     fn fill_related(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry) {
-        if self.inclusion == Inclusion::Exclusive {
+        if self.excludes(port) {
             self.l2.take(port, input, context);
             return self.put_l1_exclusive(port, input, context, entry, Known::Unknown);
         }
         let evicted = self.l2.put(port, input, context, entry, Known::Unknown).evicted();
-        if let Some((key, _)) = evicted {
+        if let Some((key, _)) = evicted.filter(|_| self.inclusion == Inclusion::Inclusive) {
             self.l1.invalidate(&Select::block(&key, self.rules));
         }
         self.l1.put_quietly(port, input, context, entry.size.shift(), Stored::pack(&entry), Known::Unknown);

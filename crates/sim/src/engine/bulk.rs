@@ -244,6 +244,7 @@ impl<A: Arch> World<A> {
             None => work,
             // Somebody who runs guest code has to answer, each time at his own moment.
             Some(_) if vcpus.iter().any(|vcpu| vcpu.mode == Mode::Guest) => return 0,
+            Some(flush) if self.waits_for_interconnect(flush, actor.now) => return 0,
             Some(flush) => work + self.unanswered_flush_cost(flush),
         };
         let unit = overhead + work;

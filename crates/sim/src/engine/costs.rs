@@ -1,7 +1,7 @@
 //! What events cost on one machine, in cycles: the machine sheet's figures as the engine uses them.
 
 use mmu_core::Cycles;
-use mmu_core::machine::{Arch, Machine};
+use mmu_core::machine::{Arch, Machine, WalkSpec};
 
 use super::lock::{LockCosts, LockKind};
 
@@ -61,14 +61,16 @@ pub struct Costs {
     pub broadcast_latency: Cycles,
     /// The barrier that waits for completion.
     pub broadcast_barrier: Cycles,
+    /// For how much of a broadcast and its barrier others cannot broadcast.
+    pub broadcast_share: Share,
     /// What a processor that receives a broadcast loses.
     pub broadcast_victim: Cycles,
 
     // ---- guest ----
     /// One access that hits the first-level TLB.
     pub access: Cycles,
-    /// A walk's fixed part.
-    pub walk_fixed: Cycles,
+    /// What walks take: once, and for each reference.
+    pub walk: WalkSpec,
     /// Setting an accessed or dirty flag.
     pub assist: Cycles,
     /// A fault inside the guest: its own handler maps a page.
@@ -87,6 +89,22 @@ pub struct Costs {
     pub invalidate_fetched_4k: Cycles,
     /// A round trip to the user-space monitor.
     pub user_exit: Cycles,
+}
+
+/// A part of a duration, in thousandths: at most all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Share(u16);
+
+impl Share {
+    /// `share` of one; all of it beyond, and nothing below zero.
+    pub fn of_one(share: f64) -> Self {
+        Self((share.clamp(0.0, 1.0) * 1000.0).round() as u16)
+    }
+
+    /// This part of a duration.
+    pub fn of(self, whole: Cycles) -> Cycles {
+        Cycles((u128::from(whole.0) * u128::from(self.0) / 1000) as u64)
+    }
 }
 
 impl Costs {
@@ -126,9 +144,10 @@ impl Costs {
             // The instruction is done everywhere when the barrier is; other processors see it halfway.
             broadcast_latency: half(broadcast_issue + broadcast_barrier),
             broadcast_barrier,
+            broadcast_share: Share::of_one(machine.invalidate.contention_slope),
             broadcast_victim: invalidate_local,
             access: machine.caches.levels.first().map_or(Cycles(4), |level| level.latency),
-            walk_fixed: machine.walk.fixed,
+            walk: machine.walk,
             assist: sheet.assist_accessed,
             guest_fault: sheet.guest_fault,
             exit: sheet.vm_exit,
@@ -149,5 +168,18 @@ impl Costs {
     pub fn window(&self) -> Cycles {
         let cross = [self.ipi_latency, self.broadcast_latency, self.exit];
         cross.into_iter().min().unwrap_or(Cycles(1000)).max(Cycles(100))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_a_part_of_a_duration() {
+        assert_eq!(Share::of_one(0.47).of(Cycles(1000)), Cycles(470));
+        assert_eq!(Share::of_one(3.0).of(Cycles(u64::MAX)), Cycles(u64::MAX));
+        assert_eq!(Share::of_one(f64::NAN).of(Cycles(5)), Cycles(0));
+        assert_eq!(Share::default().of(Cycles(9)), Cycles(0));
     }
 }

@@ -6,11 +6,11 @@
 //! flag writes the guest-physical page into a buffer of the processor; when that is full the vCPU exits.
 
 use mmu_core::memory::Progression;
-use mmu_core::{Cycles, Gpa, GpaRange, Hpa, Level};
+use mmu_core::{Gpa, GpaRange, Hpa, Level};
 
 use super::actor::ActorState;
 use super::host::Host;
-use super::op::{Frames, Op, Reply, VcpuId};
+use super::op::{Frames, Op, Reply, VcpuId, Work};
 use super::vcpu::Vcpu;
 use super::world::World;
 use crate::arch::Arch;
@@ -134,7 +134,7 @@ impl<A: Arch> World<A> {
 
     fn alloc_words(&mut self, words: u64, actor: &mut ActorState) -> Reply {
         let frames = words_at(Hpa::new(0), words).count;
-        actor.now += Cycles(self.costs.clear_4k.0.saturating_mul(frames));
+        actor.now += self.cost_of(Work::ZeroPages(frames));
         match self.take_words(words) {
             Some(frames) => Reply::one(frames.first.raw()),
             None => Reply { a: 0, b: 1, c: 0 },

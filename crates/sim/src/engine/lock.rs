@@ -1,8 +1,8 @@
 //! Locks as queues: waiting time comes out of the queue, not out of a constant.
 //!
 //! Grants are in order of arrival (a qspinlock, a qrwlock): a reader that arrives behind a waiting writer waits. Moving
-//! the lock's cache line to another processor costs a hand-over, for readers of a read-write lock too, which is why
-//! read-locking does not scale for free.
+//! the lock's cache line to another processor costs a hand-over, for readers of a read-write lock too, when they come and when they go,
+//! which is why read-locking does not scale for free.
 
 use std::collections::VecDeque;
 
@@ -114,11 +114,7 @@ impl SimLock {
     fn grant(&mut self, actor: ActorId, mode: LockMode, since: Cycles, now: Cycles, costs: LockCosts) -> Cycles {
         self.holders.push(actor);
         self.exclusive = mode == LockMode::Write;
-        // The line serves one processor at a time, readers too.
-        let start = now.max(self.line_free);
-        let remote = self.last.replace(actor).is_some_and(|last| last != actor);
-        let taken = start + if remote { costs.handoff } else { Cycles::ZERO };
-        self.line_free = taken;
+        let taken = self.fetch_line(actor, now, costs);
         let wait = taken.since(since);
         self.stats.acquisitions += 1;
         self.stats.wait += wait;
@@ -126,15 +122,25 @@ impl SimLock {
         taken + costs.local
     }
 
-    /// Gives the lock back; those who may go on now are pushed onto `granted`. False when the actor did not hold it.
+    /// Brings the lock's line to an actor's processor: it serves one at a time, readers too. Returns when it is there.
+    fn fetch_line(&mut self, actor: ActorId, now: Cycles, costs: LockCosts) -> Cycles {
+        let start = now.max(self.line_free);
+        let remote = self.last.replace(actor).is_some_and(|last| last != actor);
+        self.line_free = start + if remote { costs.handoff } else { Cycles::ZERO };
+        self.line_free
+    }
+
+    /// Gives the lock back; those who may go on now are pushed onto `granted`. Returns when the actor itself goes on, or `None` when it did not
+    /// hold the lock. A reader takes itself off the count: if other readers came or went meanwhile, the line has to come back first.
     pub(crate) fn release(
         &mut self,
         actor: ActorId,
         now: Cycles,
         costs: LockCosts,
         granted: &mut Vec<Granted>,
-    ) -> bool {
-        let Some(i) = self.holders.iter().position(|&holder| holder == actor) else { return false };
+    ) -> Option<Cycles> {
+        let i = self.holders.iter().position(|&holder| holder == actor)?;
+        let now = if self.last == Some(actor) { now } else { self.fetch_line(actor, now, costs) } + costs.local;
         self.holders.swap_remove(i);
         while let Some(&next) = self.queue.front() {
             let may = match next.mode {
@@ -148,7 +154,7 @@ impl SimLock {
             let at = self.grant(next.actor, next.mode, next.since, now, costs);
             granted.push(Granted { actor: next.actor, at });
         }
-        true
+        Some(now)
     }
 }
 
@@ -166,14 +172,16 @@ mod tests {
         assert_eq!(lock.acquire(2, LockMode::Write, Cycles(10), COSTS), None);
         assert_eq!(lock.acquire(3, LockMode::Read, Cycles(20), COSTS), None);
         let mut granted = Vec::new();
-        assert!(lock.release(0, Cycles(200), COSTS, &mut granted));
+        // Each of the readers has to get the line back from the other one.
+        assert_eq!(lock.release(0, Cycles(200), COSTS, &mut granted), Some(Cycles(320)));
         assert!(granted.is_empty());
-        assert!(lock.release(1, Cycles(300), COSTS, &mut granted));
-        assert_eq!(granted, [Granted { actor: 2, at: Cycles(420) }]);
+        assert_eq!(lock.release(1, Cycles(300), COSTS, &mut granted), Some(Cycles(420)));
+        assert_eq!(granted, [Granted { actor: 2, at: Cycles(540) }]);
         granted.clear();
-        assert!(lock.release(2, Cycles(500), COSTS, &mut granted));
-        assert_eq!(granted, [Granted { actor: 3, at: Cycles(620) }]);
-        assert_eq!(lock.stats.longest_wait, Cycles(580));
+        // A writer has had it all the time.
+        assert_eq!(lock.release(2, Cycles(600), COSTS, &mut granted), Some(Cycles(620)));
+        assert_eq!(granted, [Granted { actor: 3, at: Cycles(740) }]);
+        assert_eq!(lock.stats.longest_wait, Cycles(700));
     }
 
     #[test]
@@ -182,7 +190,7 @@ mod tests {
         assert!(lock.acquire(0, LockMode::Read, Cycles(0), COSTS).is_some());
         assert!(lock.acquire(1, LockMode::Read, Cycles(0), COSTS).is_none());
         assert!(lock.is_contended());
-        assert!(!lock.release(1, Cycles(1), COSTS, &mut Vec::new()), "only the holder can release");
+        assert_eq!(lock.release(1, Cycles(1), COSTS, &mut Vec::new()), None, "only the holder can release");
     }
 
     #[test]
@@ -196,9 +204,9 @@ mod tests {
         let mut now = Cycles(1020);
         for actor in 0..8 {
             let mut granted = Vec::new();
-            lock.release(actor, now, COSTS, &mut granted);
+            assert_eq!(lock.release(actor, now, COSTS, &mut granted), Some(now + COSTS.local));
             now = granted[0].at + Cycles(1000);
         }
-        assert_eq!(lock.stats.longest_wait, Cycles(1020 + 7 * 1120 + 100));
+        assert_eq!(lock.stats.longest_wait, Cycles(1040 + 7 * 1140 + 100));
     }
 }

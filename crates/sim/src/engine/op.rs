@@ -149,6 +149,8 @@ pub enum Work {
     PutReference,
     /// Zeroing one page of this size.
     ClearPage(PageSize),
+    /// Allocating so many pages of 4 KiB and zeroing them.
+    ZeroPages(u64),
     /// Filling one child entry of a huge leaf that is split, its bookkeeping included.
     SplitChild,
     /// `cpu_relax()`: a moment of spinning before something is read again.

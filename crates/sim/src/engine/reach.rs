@@ -30,16 +30,34 @@ impl<A: Arch> World<A> {
             }
             Delivery::Broadcast => {
                 self.counters.broadcasts += plan.repeats;
-                actor.now += self.costs.broadcast_issue.times(plan.repeats) + self.costs.broadcast_barrier;
-                let at = actor.now + self.costs.broadcast_latency;
+                let asked = actor.now + self.costs.broadcast_issue.times(plan.repeats);
+                actor.now = self.broadcast(plan.repeats, actor.now);
                 for vcpu in vcpus.iter_mut() {
-                    vcpu.receive_broadcast(at, plan.covers);
+                    vcpu.receive_broadcast(actor.now, plan.covers);
                 }
-                actor.now = at;
-                self.counters.flush_wait += self.costs.broadcast_latency;
+                self.counters.flush_wait += actor.now.since(asked);
                 Performed::Done(Reply::default())
             }
         }
+    }
+
+    /// Sends broadcast invalidations at `now`; returns when the barrier behind them is complete, which is when every processor has done
+    /// them. The interconnect is busy with each for a share of its time, and another sender's wait meanwhile.
+    fn broadcast(&mut self, repeats: u64, now: Cycles) -> Cycles {
+        let start = now.max(self.upkeep.interconnect_free);
+        let takes = self.broadcast_cost(repeats);
+        self.upkeep.interconnect_free = start + self.costs.broadcast_share.of(takes);
+        start + takes
+    }
+
+    /// What broadcast invalidations take while nobody else sends any.
+    fn broadcast_cost(&self, repeats: u64) -> Cycles {
+        self.costs.broadcast_issue.times(repeats) + self.costs.broadcast_barrier.max(self.costs.broadcast_latency)
+    }
+
+    /// Whether a flush of this kind would have to wait for another sender's.
+    pub(super) fn waits_for_interconnect(&self, flush: Flush, now: Cycles) -> bool {
+        self.arch.two().flush_plan(flush).delivery == Delivery::Broadcast && self.upkeep.interconnect_free > now
     }
 
     /// What [`flush`](Self::flush) costs its sender while no vCPU runs guest code.
@@ -48,11 +66,7 @@ impl<A: Arch> World<A> {
         match plan.delivery {
             Delivery::LocalInstruction => self.costs.invalidate_local.times(plan.repeats),
             Delivery::Interrupt => self.costs.invalidate_local,
-            Delivery::Broadcast => {
-                self.costs.broadcast_issue.times(plan.repeats)
-                    + self.costs.broadcast_barrier
-                    + self.costs.broadcast_latency
-            }
+            Delivery::Broadcast => self.broadcast_cost(plan.repeats),
         }
     }
 
@@ -64,7 +78,8 @@ impl<A: Arch> World<A> {
             Delivery::Interrupt => {}
             Delivery::Broadcast => {
                 self.counters.broadcasts += plan.repeats * n;
-                self.counters.flush_wait += self.costs.broadcast_latency.times(n);
+                let waits = self.broadcast_cost(plan.repeats).since(self.costs.broadcast_issue.times(plan.repeats));
+                self.counters.flush_wait += waits.times(n);
             }
         }
         self.counters.remote_flushes += n;

@@ -1,6 +1,6 @@
 //! Upkeep of guest memory and of tables: cache maintenance, references, break-before-make, teardown behind a grace period.
 //!
-//! Cache maintenance by address goes through one port. Several processors that clean the same block do it one after the other, as published runs show:
+//! Cache maintenance by address goes to where a line's owner is known. Several processors that clean the same block do it one after the other, as published runs show:
 //! 20 and 40 vCPUs that each clean 20 GiB take 20 and 40 times as long as one (RFC of 8 February 2021, message
 //! 20210208112250.163568-1-wangyanan55).
 //!
@@ -94,8 +94,10 @@ pub(super) struct UpkeepState {
     pub(super) pages: Cleanliness,
     /// References that tables have beyond one holder each.
     pub(super) extra_references: u64,
-    /// When the maintenance port is free again.
-    port_free: Cycles,
+    /// Blocks that are being cleaned, each with when that ends.
+    cleanings: Vec<(HpaRange, Cycles)>,
+    /// When the interconnect takes the next broadcast invalidation.
+    pub(super) interconnect_free: Cycles,
 }
 
 impl<F: Copy> Host<F> {
@@ -218,9 +220,12 @@ impl<A: Arch> World<A> {
     }
 
     fn clean(&mut self, range: HpaRange, actor: &mut ActorState) {
-        let start = actor.now.max(self.upkeep.port_free);
+        let cleanings = &mut self.upkeep.cleanings;
+        cleanings.retain(|&(_, until)| until > actor.now);
+        let same = cleanings.iter().filter(|(block, _)| block.start < range.end() && range.start < block.end());
+        let start = same.map(|&(_, until)| until).fold(actor.now, Cycles::max);
         actor.now = start + self.costs.clean_4k.times(range.bytes.0.div_ceil(4096));
-        self.upkeep.port_free = actor.now;
+        cleanings.push((range, actor.now));
         self.upkeep.pages.clean(range);
         self.counters.cleaned_bytes += range.bytes.0;
     }

@@ -486,7 +486,7 @@ impl<A: Arch> Vcpu<A> {
     fn walk(&mut self, port: Port, input: Input, access: Access, view: View<'_>) -> Outcome {
         self.stats.walks += 1;
         let before = self.clock;
-        self.clock += view.costs.walk_fixed;
+        self.clock += view.costs.walk.fixed;
         let outcome = match input {
             Input::Combined(gva) | Input::Linear(gva) => self.walk_nested(gva, access, view),
             Input::GuestPhysical(gpa) => self.walk_flat(gpa, access, view),

@@ -210,7 +210,7 @@ impl<'a> Meter<'a> {
     }
 
     fn read(&mut self, stage: Stage, at: Hpa) {
-        self.spent.cycles += self.memory.access(at).latency;
+        self.spent.cycles += self.costs.walk.reference(self.memory.access(at).latency);
         match stage {
             Stage::One => self.spent.stage1 += 1,
             Stage::Two => self.spent.stage2 += 1,

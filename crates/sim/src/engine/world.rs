@@ -494,10 +494,10 @@ impl<A: Arch> World<A> {
     }
 
     pub(super) fn unlock(&mut self, lock: LockId, actor: &mut ActorState) -> Performed {
-        actor.now += self.costs.lock_local;
         let costs = self.costs.lock();
-        if !self.locks[lock.0 as usize].release(actor.id, actor.now, costs, &mut self.woken) {
-            self.checker.report(Violation::UnbalancedLock { actor: actor.id, at: actor.now });
+        match self.locks[lock.0 as usize].release(actor.id, actor.now, costs, &mut self.woken) {
+            Some(at) => actor.now = at,
+            None => self.checker.report(Violation::UnbalancedLock { actor: actor.id, at: actor.now }),
         }
         self.disturbed |= !self.woken.is_empty();
         Performed::Done(Reply::default())
@@ -525,6 +525,7 @@ impl<A: Arch> World<A> {
             Work::PutReference => self.costs.atomic,
             Work::ClearPage(size) => self.costs.clear_4k.times(size.bytes() >> 12),
             Work::Dispatch => self.costs.work_dispatch,
+            Work::ZeroPages(pages) => Cycles(self.costs.alloc_table.0.saturating_mul(pages)),
             Work::SplitChild => self.costs.split_child,
             Work::Relax => self.costs.lock_handoff,
             Work::Exactly(cycles) => cycles,

@@ -124,7 +124,7 @@ fn the_invalid_window_is_what_its_parts_cost() {
         assert!(platform.arch.two().is_leaf(BLOCK, after.word));
         after.counters.longest_break
     };
-    let flush = costs.broadcast_issue + costs.broadcast_barrier + costs.broadcast_latency;
+    let flush = costs.broadcast_issue + costs.broadcast_barrier;
     let least = costs.store + flush + costs.store;
     let walk = (costs.visit + costs.atomic).times(512) + costs.free_table;
     let clean = costs.clean_4k.times(512);

@@ -34,7 +34,7 @@ use super::iter::{FlushDebt, Yield};
 use super::roots::{UnmapRoots, VmRoots};
 use super::split::{SplitPolicy, Splits, eager_split};
 use super::zap::ZapLock;
-use crate::engine::{Host, LockId, LockMode, MODIFICATION_LOG_ENTRIES, Var, VcpuId, words_at};
+use crate::engine::{Host, LockId, LockMode, MODIFICATION_LOG_ENTRIES, Var, VcpuId, Work, words_at};
 
 use pages::{Bitmap, WORD, range};
 use protect::Walk;
@@ -181,6 +181,8 @@ async fn new_bitmap<F: Format>(host: &Host<F>, log: &DirtyLog, policy: &DirtyPol
     }
     let words = Bitmap::words(log.pages());
     let frames = host.alloc_words(words).await.ok_or(DirtyError::NoMemory { words })?;
+    // `kvm_alloc_dirty_bitmap` takes twice as much: what a harvest hands out is put together in the other half.
+    host.spend(Work::ZeroPages(frames.count)).await;
     if policy.initially == Initially::AllSet {
         Bitmap { first: frames.first, pages: log.pages() }.fill(host).await;
     }
