@@ -130,7 +130,7 @@ const ACCESSES: u64 = 2000;
 fn walks(backing: Backing, rounds: u64) {
     let tree = Tree::mapped(PAGES / 4, backing);
     let mut scatter = Scatter(7);
-    let addresses: Vec<u64> = (0..WALKS).map(|_| scatter.below(PAGES / 4 << 12)).collect();
+    let addresses: Vec<u64> = (0..WALKS).map(|_| scatter.below((PAGES / 4) << 12)).collect();
     let mut bus = &tree.memory;
     for _ in 0..rounds {
         black_box(addresses.iter().fold(0, |sum, &gpa| {
