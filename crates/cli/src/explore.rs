@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use mmusim::Seed;
-use mmusim::explore::museum::{self, Exhibit, Plan, Row, Variant, exhibit, exhibits};
+use mmusim::explore::museum::{self, Exhibit, Mutant, Plan, Row, Variant, exhibit, exhibits};
 use mmusim::sim::MODEL_VERSION;
 use mmusim::sim::explore::{
     Budget, Explorable, Failure, Invariant, MemoryOrder, ReplayFile, Report, Shrinking, Strategy,
@@ -20,7 +20,7 @@ use crate::{CliError, SCHEMA_VERSION};
 #[derive(Args, Debug)]
 pub struct ExploreArgs {
     /// Scenario: a number of the museum, as in X05 (see --list)
-    #[arg(value_name = "SCENARIO", required_unless_present_any = ["list", "museum", "replay"])]
+    #[arg(value_name = "SCENARIO", required_unless_present_any = ["list", "museum", "mutants", "replay"])]
     pub scenario: Option<String>,
     /// Switch the defect on: the scenario's number again
     #[arg(long, value_name = "ID")]
@@ -46,6 +46,9 @@ pub struct ExploreArgs {
     /// Run every scenario with its defect, under several strategies and seeds, and without it
     #[arg(long, conflicts_with = "replay")]
     pub museum: bool,
+    /// Run every scenario without its defect, but with host steps of one kind gone wrong: which mutations does nobody notice?
+    #[arg(long, conflicts_with_all = ["list", "museum", "replay"])]
+    pub mutants: bool,
     /// With --museum: only these numbers, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',', requires = "museum")]
     pub only: Vec<String>,
@@ -86,6 +89,9 @@ fn run_here(args: &ExploreArgs) -> Result<(), CliError> {
     }
     if args.museum {
         return tour(args);
+    }
+    if args.mutants {
+        return mutants(args);
     }
     match (&args.replay, &args.scenario) {
         (Some(file), _) => replay(args, file),
@@ -310,6 +316,53 @@ fn tour(args: &ExploreArgs) -> Result<(), CliError> {
         return Ok(());
     }
     Err(CliError::Check(format!("not found as what they are, or broken although fixed: {}", wrong.join(", "))))
+}
+
+fn mutants(args: &ExploreArgs) -> Result<(), CliError> {
+    let mut output = Output::open(args.output.as_deref())?;
+    let all = museum::mutants(args.schedules.min(MUTANT_SCHEDULES), Seed(args.seed));
+    let text = if args.json {
+        let document = json!({ "schema_version": SCHEMA_VERSION, "mutants": all });
+        format!("{document:#}\n")
+    } else {
+        mutant_table(&all)
+    };
+    output.write(&text)?;
+    output.finish()?;
+    let survivors: Vec<String> = all
+        .iter()
+        .filter(|mutant| mutant.survives())
+        .map(|mutant| format!("{} {}", mutant.topic, mutant.mutation))
+        .collect();
+    if survivors.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Check(format!("nobody notices, and nobody knows why: {}", survivors.join(", "))))
+}
+
+/// Executions of a scenario for one mutation at most: what is not noticed soon is not tested.
+const MUTANT_SCHEDULES: u64 = 2000;
+
+fn mutant_table(all: &[Mutant]) -> String {
+    let mut columns = Columns::new(3, &["topic", "mutation", "verdict", "scenarios", "noticed by"]);
+    for mutant in all {
+        let verdict = match (mutant.tried.is_empty(), mutant.killed_by.is_empty(), mutant.explained) {
+            (true, ..) => "no such step",
+            (_, false, _) => "noticed",
+            (_, true, Some(_)) => "explained",
+            (_, true, None) => "survives",
+        };
+        let by =
+            mutant.killed_by.iter().map(|(id, invariant)| format!("{id} {invariant}")).collect::<Vec<_>>().join(", ");
+        columns.row([
+            mutant.topic.to_owned(),
+            mutant.mutation.to_string(),
+            verdict.to_owned(),
+            mutant.tried.len().to_string(),
+            mutant.explained.map_or(by, str::to_owned),
+        ]);
+    }
+    columns.render()
 }
 
 fn museum_table(rows: &[Row]) -> String {

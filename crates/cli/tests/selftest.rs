@@ -40,6 +40,8 @@ fn arguments_that_make_no_sense_are_refused() {
     let perf = ["selftest", "dirty_log_perf_test", "-b", "2MiB"];
     fails(&[&perf[..], &["--arch", "arm64", "--tracking", "pml"]].concat(), 2, &["--tracking", "arm64"]);
     fails(&[&perf[..], &["--json", "--csv"]].concat(), 2, &["--csv"]);
+    fails(&[&perf[..], &["--arch", "arm64", "-n"]].concat(), 2, &["arm64", "-n"]);
+    fails(&[&perf[..], &["-p", "1000"]].concat(), 2, &["-p"]);
     fails(&["selftest", "dirty_log_page_splitting_test", "-b", "2MiB", "--arch", "arm64"], 2, &["arm64"]);
     fails(&["selftest", "dirty_log_test", "-M", "dirty-ring", "-c", "100", "-b", "2MiB"], 2, &["-c"]);
     fails(&["selftest", "no_such_test"], 2, &["no_such_test"]);

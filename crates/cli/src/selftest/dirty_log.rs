@@ -35,6 +35,9 @@ pub struct Arguments {
     /// How the log is kept and read
     #[arg(short = 'M', value_enum, value_name = "MODE", default_value = "dirty-log")]
     mode: ModeName,
+    /// Guest-physical offset of the memory
+    #[arg(short = 'p', value_name = "SIZE", default_value = "0")]
+    offset: Bytes,
     /// Guest memory
     #[arg(short = 'b', value_name = "SIZE", default_value = "1GiB")]
     bytes: Bytes,
@@ -52,7 +55,7 @@ impl Test for Arguments {
         &self.common
     }
     fn memory(&self) -> Bytes {
-        self.guest.memory(self.bytes)
+        self.guest.memory(Bytes(self.offset.0.saturating_add(self.bytes.0)))
     }
     fn run<A: Arch>(&self, platform: &Platform<A>) -> Result<SelftestReport, SelftestError> {
         let mode = match self.mode {
@@ -60,7 +63,7 @@ impl Test for Arguments {
             ModeName::ClearLog => LogMode::ClearLog,
             ModeName::DirtyRing => LogMode::DirtyRing,
         };
-        let Self { ring_size, iterations, interval, .. } = *self;
-        run(platform, &Options { ring_size, iterations, interval, mode, memory: self.bytes, page: self.source })
+        let Self { ring_size, iterations, interval, offset, .. } = *self;
+        run(platform, &Options { ring_size, iterations, interval, mode, offset, memory: self.bytes, page: self.source })
     }
 }

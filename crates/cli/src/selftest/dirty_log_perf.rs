@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use mmusim::sim::arch::Arch;
 use mmusim::sim::protocols::dirty_log::{Manual, SplitWhen, Tracking};
 use mmusim::sim::protocols::split::SplitPolicy;
-use mmusim::sim::selftests::dirty_log_perf::{Disabling, Options, Order, Regions, run};
+use mmusim::sim::selftests::dirty_log_perf::{Disabling, Guest, Options, Order, Pace, Regions, run};
 use mmusim::sim::selftests::{SelftestError, SelftestReport};
 use mmusim::{Bytes, PageSize, Platform};
 
@@ -77,6 +77,18 @@ pub struct Arguments {
     /// How much is cleared by one call [default: everything]
     #[arg(short = 'k', value_name = "SIZE")]
     chunk: Option<Bytes>,
+    /// Milliseconds between two calls that clear
+    #[arg(short = 'l', value_name = "MS", default_value = "0")]
+    clear_wait: u64,
+    /// vCPUs go on writing whatever iteration the log is in
+    #[arg(short = 'j')]
+    independent: bool,
+    /// vCPUs run a nested guest (x86)
+    #[arg(short = 'n')]
+    nested: bool,
+    /// Guest-physical offset of the memory
+    #[arg(short = 'p', value_name = "SIZE", default_value = "0")]
+    offset: Bytes,
     /// Memslots of equal size that hold the memory
     #[arg(short = 'x', value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=32767))]
     slots: u64,
@@ -112,6 +124,10 @@ impl Arguments {
             seed: self.seed,
             manual: if self.no_manual { Manual::Off } else { Manual::On },
             clear_chunk: self.chunk,
+            clear_wait: self.clear_wait,
+            pace: if self.independent { Pace::Independent } else { Pace::Iterations },
+            guest: if self.nested { Guest::Nested } else { Guest::Direct },
+            offset: self.offset,
             slots: self.slots,
             ring: self.ring,
             tracking: self.tracking.map(TrackingName::value),

@@ -192,7 +192,13 @@ fn run_test<'a>(
         let report = report.map_err(refused);
         // What led to a failure is worth looking at.
         recorder.drain(&report.as_ref().map_or_else(|_| machine.name.clone(), title))?;
-        reports.push(report?);
+        match report {
+            Ok(report) => reports.push(report),
+            Err(error) => {
+                recorder.finish(invocation)?;
+                return Err(error);
+            }
+        }
     }
     recorder.finish(invocation)?;
     Ok((reports, common))

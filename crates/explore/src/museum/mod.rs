@@ -4,11 +4,13 @@
 //! same scenario must break nothing. The rows stand in `scenarios`, a file for each topic; [`tour()`] runs them.
 
 mod formats;
+mod mutants;
 mod scenarios;
 mod tour;
 
 use mmu_sim::explore::{Explorable, Invariant};
 
+pub use mutants::{Mutant, mutants};
 pub use tour::{Entry, Plan, Row, Times, markdown, tour};
 
 /// Whether a scenario has its defect.

@@ -81,12 +81,13 @@ impl ActorState {
         self.stats.finished = self.now;
     }
 
-    /// The actor slept or waited until `now`; waiting for a lock is counted as such.
+    /// The actor slept or waited until `now`; waiting for a lock is counted as such. Whoever wakes it may be earlier than the moment at which it
+    /// fell asleep, by less than a window: its own time never goes back.
     pub(crate) fn resume(&mut self, now: Cycles) {
         if let Some(since) = self.waiting_since.take() {
             self.stats.lock_wait += now.since(since);
         }
-        self.now = now;
+        self.now = self.now.max(now);
         if std::mem::take(&mut self.asleep) {
             self.start_slice();
         }

@@ -103,10 +103,12 @@ impl<A: Arch> World<A> {
             // It comes out of its creation as if it had been entered just before.
             vcpu.clock = actor.now;
             vcpu.mode = Mode::Guest;
+            self.entered = Some(vcpu.clock);
             return Performed::Blocked;
         }
         let left = vcpu.clock;
         vcpu.clock = actor.now + self.costs.entry;
+        self.entered = Some(vcpu.clock);
         if vcpu.wants_reload() {
             vcpu.load_root(self.root, self.root_generation);
         }

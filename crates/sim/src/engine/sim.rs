@@ -267,7 +267,7 @@ impl<A: Arch> Sim<A> {
             self.run_vcpus(end);
             self.collect();
         }
-        self.run_host(end, running);
+        let end = self.run_host(end, running);
         if running {
             self.now = end;
         }
@@ -385,29 +385,35 @@ impl<A: Arch> Sim<A> {
     fn wake(&mut self) {
         let woken = std::mem::take(&mut self.stage.borrow_mut().world.woken);
         for granted in woken {
-            self.actors[granted.actor].state.resume(granted.at);
-            self.actors[granted.actor].reply = Reply::default();
-            self.ready.push(Reverse((granted.at, granted.actor)));
+            let slot = &mut self.actors[granted.actor];
+            slot.state.resume(granted.at);
+            slot.reply = Reply::default();
+            self.ready.push(Reverse((slot.state.now, granted.actor)));
         }
     }
 
-    fn run_host(&mut self, end: Cycles, running: bool) {
+    /// Runs the host up to the end of the window, which is returned: it may have come closer.
+    fn run_host(&mut self, mut end: Cycles, running: bool) -> Cycles {
+        self.stage.borrow_mut().world.entered = None;
         loop {
-            let Some(next) = self.next_event() else { return };
+            let Some(next) = self.next_event() else { return end };
             if next >= end {
-                return;
+                return end;
             }
             let grace = self.stage.borrow().world.rcu.next();
             if grace == Some(next) && self.ready.peek().is_none_or(|&Reverse((at, _))| at >= next) {
                 self.end_grace_periods(next);
                 continue;
             }
-            let Some(Reverse((at, id))) = self.ready.pop() else { return };
+            let Some(Reverse((at, id))) = self.ready.pop() else { return end };
             self.now = self.now.max(at);
             self.run_actor(id, at, end);
-            // A vCPU that entered the guest must run before the host goes on past the window.
-            if !running && self.guests_run() {
-                return;
+            // A vCPU that entered the guest must run before the host goes on past a window, however long this one was meant to be.
+            let entered = self.stage.borrow_mut().world.entered.take();
+            match entered {
+                Some(_) if !running => return end,
+                Some(clock) => end = end.min(clock + self.window).max(self.now),
+                None => {}
             }
         }
     }
@@ -426,8 +432,9 @@ impl<A: Arch> Sim<A> {
             world.free_subtree(subtree, now);
         }
         for actor in expired.wake {
-            self.actors[actor].state.resume(now);
-            self.ready.push(Reverse((now, actor)));
+            let state = &mut self.actors[actor].state;
+            state.resume(now);
+            self.ready.push(Reverse((state.now, actor)));
         }
     }
 

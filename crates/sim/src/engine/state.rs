@@ -93,6 +93,7 @@ impl<A: Arch> World<A> {
             // Nothing at the end of a window.
             woken: _,
             disturbed: _,
+            entered: _,
         } = self;
         WorldView {
             vm: (tables, primary, slots, root, *root_generation),
@@ -107,7 +108,7 @@ impl<A: Arch> World<A> {
         (self.locks, self.rcu, self.vars, self.queues, self.flights) = host;
         (self.counters, self.checker, self.upkeep, self.written) = books;
         self.tables.relearn_short_ways();
-        (self.woken, self.disturbed) = (Vec::new(), false);
+        (self.woken, self.disturbed, self.entered) = (Vec::new(), false, None);
     }
 }
 

@@ -69,6 +69,8 @@ pub struct World<A: Arch> {
     pub(crate) woken: Vec<Granted>,
     /// Somebody else's next moment may have come closer since this was last cleared.
     pub(crate) disturbed: bool,
+    /// The clock of the vCPU that entered the guest last, until the host phase has seen it.
+    pub(crate) entered: Option<Cycles>,
 }
 
 impl<A: Arch> World<A> {
@@ -97,6 +99,7 @@ impl<A: Arch> World<A> {
             written: Written::default(),
             woken: Vec::new(),
             disturbed: false,
+            entered: None,
         }
     }
 

@@ -106,26 +106,37 @@ impl std::error::Error for UnknownInvariant {}
 
 /// How often each invariant was looked at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Evaluations([u64; Invariant::ALL.len()]);
+pub struct Evaluations {
+    counts: [u64; Invariant::ALL.len()],
+    mutated: u64,
+}
 
 impl Default for Evaluations {
     fn default() -> Self {
-        Self([0; Invariant::ALL.len()])
+        Self { counts: [0; Invariant::ALL.len()], mutated: 0 }
     }
 }
 
 impl Evaluations {
     pub(crate) fn count(&mut self, invariant: Invariant) {
-        self.0[invariant as usize] += 1;
+        self.counts[invariant as usize] += 1;
     }
     pub(crate) fn merge(&mut self, other: &Evaluations) {
-        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+        for (mine, theirs) in self.counts.iter_mut().zip(other.counts) {
             *mine += theirs;
         }
+        self.mutated += other.mutated;
+    }
+    pub(crate) fn count_mutated(&mut self) {
+        self.mutated += 1;
+    }
+    /// How many steps went wrong because of a [`Mutation`](super::Mutation).
+    pub fn mutated(&self) -> u64 {
+        self.mutated
     }
     /// How often an invariant was evaluated: one that never was proves nothing.
     pub fn of(&self, invariant: Invariant) -> u64 {
-        self.0[invariant as usize]
+        self.counts[invariant as usize]
     }
     /// Those that were evaluated at all, with how often.
     pub fn evaluated(&self) -> impl Iterator<Item = (Invariant, u64)> + '_ {

@@ -56,6 +56,10 @@ pub(crate) struct Hand {
     pub(crate) stretch: u64,
     /// Steps of those who hold the lock that it waits for.
     pub(crate) waited: u64,
+    /// A flush that was put off ([`Mutation::LateFlush`](super::Mutation)).
+    pub(crate) late_flush: Option<Flush>,
+    /// The invalidation sequence as it was seen last without a lock ([`Mutation::StaleRecheck`](super::Mutation)).
+    pub(crate) sequence_seen: u64,
     /// Stores that have not reached memory (TSO).
     pub(crate) buffer: Vec<(Hpa, u64)>,
     /// What it has seen (weak memory).
@@ -74,6 +78,8 @@ impl Hand {
             rcu_depth: 0,
             stretch: 0,
             waited: 0,
+            late_flush: None,
+            sequence_seen: 0,
             buffer: Vec::new(),
             view: View::default(),
         }

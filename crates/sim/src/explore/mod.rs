@@ -24,6 +24,7 @@
 //! | `words`, `memory` | tables with the history of each word; what loads may return |
 //! | `guest` | vCPUs: walks, and what translation caches may hold |
 //! | `ghost`, `endings`, `promises`, `tags`, `tally`, `invariant` | the checker: tables and pages, what protocols announce, tags, bounds; the invariants by name |
+//! | `mutation` | steps of the host gone wrong, to test the checks |
 //! | `shrink`, `failure`, `file`, `render` | failures: made small, as tables, as files, in words |
 //!
 //! **What is decided**: who is next (an actor's operation, a guest's access, the arrival of a flush or a kick at a vCPU, the end of a grace period, the draining of a
@@ -46,6 +47,7 @@ mod invariant;
 mod lab;
 mod memory;
 mod memory_ops;
+mod mutation;
 mod perform;
 mod promises;
 mod render;
@@ -65,6 +67,7 @@ pub use file::{ReplayError, ReplayFile};
 pub use invariant::{Broken, Evaluations, Invariant, UnknownInvariant};
 pub use lab::Step;
 pub use memory::MemoryOrder;
+pub use mutation::Mutation;
 pub use scenario::{
     Build, Ended, Hardware, LeafState, Leaks, Limits, Scenario, SmallVm, Statistics, Wait, Waiters, access, read, write,
 };

@@ -77,6 +77,8 @@ impl<A: Arch> Lab<A> {
             Op::Run(run) if run.len == 1 => {
                 Footprint { reads: 0, writes: word_bit(run.at) | if run.work.is_some() { PRIMARY_BIT } else { 0 } }
             }
+            // It flushes too.
+            Op::Unlock(_) if self.hands[actor].late_flush.is_some() => Footprint::ALL,
             Op::Lock(lock, _) => write(lock_bit(lock)),
             Op::Unlock(lock) => Footprint { reads: WORD_BITS, writes: lock_bit(lock) },
             Op::NeedResched(lock) => read(lock_bit(lock)),
@@ -98,6 +100,11 @@ impl<A: Arch> Lab<A> {
 
     /// Performs an operation that commutes with everything others do.
     pub(crate) fn perform_local(&mut self, op: Op) -> Option<Reply> {
+        if matches!(op, Op::Fence(_))
+            && let Some(done) = self.mutated(op)
+        {
+            return done;
+        }
         match op {
             Op::Spend(Work::Relax) | Op::Sleep(_) | Op::SleepUntil(_) => None,
             Op::Spend(work) => {
@@ -171,6 +178,9 @@ impl<A: Arch> Lab<A> {
         if self.hands[me].blockable == Blockable::No {
             let blocks = op.gives_way();
             self.hold(Invariant::P5, !blocks, |lab| format!("{} must not block and does", lab.hands[me].name));
+        }
+        if let Some(done) = self.mutated(op) {
+            return done;
         }
         match op {
             Op::Read(at) => one(self.read_word(at, Order::Relaxed)),

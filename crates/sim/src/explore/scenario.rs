@@ -12,6 +12,7 @@ use mmu_core::{
 use super::invariant::Invariant;
 use super::lab::{Hand, Lab};
 use super::memory::MemoryOrder;
+use super::mutation::Mutation;
 use super::words::Words;
 use crate::arch::Arch;
 use crate::engine::world::{World, table_words};
@@ -81,6 +82,8 @@ pub struct Limits {
     pub stretch: Option<u64>,
     /// How long somebody may wait for a lock that he cannot have.
     pub wait: Option<Wait>,
+    /// Steps of the host that go wrong.
+    pub mutation: Option<Mutation>,
     /// The invariant that is broken when a fair execution does not come to an end.
     pub livelock: Option<Invariant>,
     /// What statistics of pages are held to.
@@ -157,6 +160,7 @@ impl Limits {
         handover: Handover::AccessedAndDirty,
         stretch: None,
         wait: None,
+        mutation: None,
         livelock: None,
         statistics: Statistics::Loose,
         hardware: Hardware::Correct,

@@ -17,6 +17,7 @@
 //! only in [`Shadow::release`], at once, after every leaf of theirs has left its chain and the flush is done.
 
 mod error;
+mod log;
 mod policy;
 mod rc;
 
@@ -31,8 +32,8 @@ use super::notifier::{RetryPolicy, Target, invalidate_retry, snapshot};
 use super::slots::{Faultin, faultin_pfn};
 use super::young::Clear;
 use crate::engine::{
-    AgeRun, AgeWrite, Apply, Atomicity, Bed, Cmpxchg, ExitReason, Frames, GuestFault, Host, HostAccess, LockId,
-    LockMode, Reference, ReschedCheck, RunOp, Var, VcpuId, Work,
+    AgeRun, AgeWrite, Apply, Atomicity, Bed, Cmpxchg, Frames, GuestFault, Host, HostAccess, LockId, LockMode,
+    Reference, ReschedCheck, RunOp, Var, Work,
 };
 
 pub use error::ShadowError;
@@ -443,6 +444,17 @@ impl Shadow {
     /// # Errors
     /// What keeps the page from being mapped at all.
     pub async fn fault<F: Format>(&self, host: &Host<F>, fault: GuestFault) -> Result<(), ShadowError> {
+        self.fault_then(host, fault, async |_| ()).await
+    }
+
+    /// [`Shadow::fault`]; `mapped` learns L1's page while `mmu_lock` is held, when its leaf has been made writable (`mark_page_dirty_in_slot` of `make_spte`:
+    /// shadow leaves are writable whatever the fault was for).
+    async fn fault_then<F: Format>(
+        &self,
+        host: &Host<F>,
+        fault: GuestFault,
+        mapped: impl AsyncFnOnce(Gpa),
+    ) -> Result<(), ShadowError> {
         host.spend(Work::Fault).await;
         let retry = &RetryPolicy::V6_8;
         let seq = snapshot(host, retry.snapshot).await;
@@ -461,13 +473,16 @@ impl Shadow {
             return Ok(());
         }
         let l2 = fault.gpa.align_down(self.page);
-        let mut mapped = self.map(host, l2, l1, page, wanted).await;
-        if mapped == Err(ShadowError::NoChainEntry) {
+        let mut result = self.map(host, l2, l1, page, wanted).await;
+        if result == Err(ShadowError::NoChainEntry) {
             self.zap_chains(host).await;
-            mapped = self.map(host, l2, l1, page, wanted).await;
+            result = self.map(host, l2, l1, page, wanted).await;
+        }
+        if result.is_ok() {
+            mapped(l1).await;
         }
         host.unlock(LockId::MMU).await;
-        mapped
+        result
     }
 
     /// Empties all chains and flushes what was in them; the tables stay. `mmu_lock` is held for write.
@@ -478,25 +493,6 @@ impl Shadow {
         }
         if debt == FlushDebt::Owed {
             host.flush_vm().await;
-        }
-    }
-
-    /// The thread of a vCPU that runs L2 until its work is done, on the shadow tree with `generation` as its tag.
-    ///
-    /// # Errors
-    /// When the root or a page cannot be mapped.
-    pub async fn thread<F: Format>(&self, host: &Host<F>, vcpu: VcpuId, generation: u16) -> Result<(), ShadowError> {
-        host.lock(LockId::MMU, LockMode::Write).await;
-        let root = self.root_table(host).await;
-        host.unlock(LockId::MMU).await;
-        host.load_root(vcpu, root?, generation).await;
-        loop {
-            match host.vcpu_run(vcpu).await.reason {
-                ExitReason::Fault(fault) => self.fault(host, fault).await?,
-                ExitReason::Done => return Ok(()),
-                // Whatever else it left for is made good by the entry.
-                _ => {}
-            }
         }
     }
 

@@ -16,6 +16,8 @@ use crate::protocols::dirty_log::vcpu::{LoggedSlot, run};
 use crate::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind, Manual, clear_dirty_log, get_dirty_log};
 use crate::protocols::fault::{FaultPolicy, Faults};
 use crate::protocols::iter::{TdpIter, skip_run};
+use crate::protocols::nested::Shadow;
+use crate::protocols::vcpu::Ran;
 use crate::rng::Seed;
 use crate::workload::{GuestWork, Workload};
 
@@ -26,6 +28,25 @@ pub(super) struct Bed<A: Arch> {
     pub(super) log: DirtyLog,
     pub(super) slots: u64,
     pub(super) phases: Phases,
+}
+
+/// A vCPU's thread of a test.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Thread {
+    pub(super) vcpu: VcpuId,
+    pub(super) policy: FaultPolicy,
+    /// Where the pages that it writes are logged, if not in the bitmap.
+    pub(super) ring: Option<DirtyRing>,
+    /// The tree that it runs on, if it runs a nested guest.
+    pub(super) shadow: Option<Shadow>,
+    /// Its work of the second phase is done over and over until this is set, whatever phase the others are in; there is no third phase then.
+    pub(super) until: Option<Var>,
+}
+
+impl Thread {
+    pub(super) const fn new(vcpu: VcpuId, policy: FaultPolicy) -> Self {
+        Self { vcpu, policy, ring: None, shadow: None, until: None }
+    }
 }
 
 /// A VM of `memory` whose host backs it by pages of `page`, with nothing mapped.
@@ -43,20 +64,21 @@ pub(super) fn vm(memory: Bytes, vcpus: usize, page: PageSize) -> VmSpec {
 
 impl<A: Arch> Bed<A> {
     pub(super) fn new(platform: &Platform<A>, spec: &VmSpec, kind: LogKind) -> Result<Self, SelftestError> {
-        Self::in_slots(platform, spec, kind, 1)
+        Self::in_slots(platform, spec, kind, GpaRange::new(Gpa::new(0), spec.memory), 1)
     }
 
-    /// With memory in so many slots of equal size, which divide it.
+    /// With the `tested` part of its memory in so many slots of equal size, which divide it.
     pub(super) fn in_slots(
         platform: &Platform<A>,
         spec: &VmSpec,
         kind: LogKind,
+        tested: GpaRange,
         slots: u64,
     ) -> Result<Self, SelftestError> {
         let mut sim = build_without_threads(platform, spec)?;
         sim.set_watch(Watch::Writes);
         let page = platform.arch.two().geometry().page_size(Level::LAST);
-        let first = GpaRange::new(Gpa::new(0), Bytes(spec.memory.0 / slots));
+        let first = GpaRange::new(tested.start, Bytes(tested.bytes.0 / slots));
         let log = DirtyLog::new(first, sim.new_var(0), page, kind);
         for _ in 1..slots {
             sim.new_var(0);
@@ -65,25 +87,37 @@ impl<A: Arch> Bed<A> {
         Ok(Self { sim, log, slots, phases })
     }
 
-    /// The thread of a vCPU: `work` says what it does in each phase, from 1 on; `None` is the end.
-    pub(super) fn vcpu(
-        &mut self,
-        vcpu: VcpuId,
-        policy: FaultPolicy,
-        ring: Option<DirtyRing>,
-        work: impl Fn(u64) -> Option<GuestWork> + 'static,
-    ) {
+    /// Spawns the thread of a vCPU: `work` says what it does in each phase, from 1 on; `None` is the end.
+    pub(super) fn vcpu(&mut self, thread: Thread, work: impl Fn(u64) -> Option<GuestWork> + 'static) {
+        let Thread { vcpu, policy, ring, shadow, until } = thread;
         let (log, slots, phases) = (self.log, self.slots, self.phases);
-        self.sim.spawn_vcpu(vcpu, |host| {
+        self.sim.spawn_vcpu(vcpu, move |host| {
             Box::pin(async move {
                 let slot = LoggedSlot { log, slots, ring };
                 let mut faults = Faults::with_hooks(vcpu, policy, slot);
+                let entered = match shadow {
+                    Some(shadow) => shadow.enter(&host, vcpu, NESTED_GENERATION).await.is_ok(),
+                    None => true,
+                };
                 let mut phase = 1;
                 while let Some(work) = work(phase) {
                     phases.wait_for(&host, phase).await;
-                    host.assign(vcpu, work);
-                    // A failed run is counted, and asserted at the end.
-                    let _ = run(&host, vcpu, &slot, &mut faults).await;
+                    loop {
+                        host.assign(vcpu, work.clone());
+                        let ran = match shadow {
+                            _ if !entered => Ran::Failed,
+                            Some(shadow) => shadow.run_logged(&host, vcpu, &slot).await,
+                            None => run(&host, vcpu, &slot, &mut faults).await,
+                        };
+                        // A failed run is counted, and asserted at the end.
+                        let again = match until {
+                            Some(stop) => phase > 1 && ran == Ran::Done && host.load_acquire(stop).await == 0,
+                            None => false,
+                        };
+                        if !again {
+                            break;
+                        }
+                    }
                     phases.done(&host).await;
                     phase += 1;
                 }
@@ -92,6 +126,9 @@ impl<A: Arch> Bed<A> {
         });
     }
 }
+
+/// The tag of translations of the nested guest, apart from those of L1.
+const NESTED_GENERATION: u16 = 1;
 
 /// Phases as the main thread times them.
 #[derive(Clone, Debug, Default)]

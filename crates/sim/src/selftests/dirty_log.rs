@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use mmu_core::{ByteUnits, Bytes, Cycles, Gva, PageSize};
+use mmu_core::{ByteUnits, Bytes, Cycles, Gpa, GpaRange, Gva, PageSize};
 use serde::{Deserialize, Serialize};
 
 use super::dirty_bed::{Bed, Reader, Timed, vm};
@@ -46,6 +46,8 @@ pub struct Options {
     pub interval: u64,
     /// `-M`: how the log is kept and read.
     pub mode: LogMode,
+    /// `-p`: where the memory lies, as a guest-physical offset.
+    pub offset: Bytes,
     /// Guest memory; the kernel's test has 1 GiB.
     pub memory: Bytes,
     /// `-s`, ours: size of the pages that back the memory; `None` is the smallest that the second stage has.
@@ -59,6 +61,7 @@ impl Default for Options {
             iterations: 32,
             interval: 10,
             mode: LogMode::DirtyLog,
+            offset: Bytes(0),
             memory: Bytes(1.GiB()),
             page: None,
         }
@@ -80,7 +83,12 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     let manual = if options.mode == LogMode::ClearLog { Manual::On } else { Manual::Off };
     let policy = DirtyPolicy { manual, ..DirtyPolicy::linux_6_6(platform.arch.two()) };
     let kind = if options.mode == LogMode::DirtyRing { LogKind::Rings } else { LogKind::Bitmap };
-    let mut bed = Bed::new(platform, &vm(options.memory, 1, page), kind)?;
+    if !options.offset.0.is_multiple_of(page.bytes()) {
+        return Err(option_error("-p", format!("give a multiple of the backing page, {page}")));
+    }
+    let tested = GpaRange::new(Gpa::new(options.offset.0), options.memory);
+    let all = Bytes(options.offset.0.saturating_add(options.memory.0));
+    let mut bed = Bed::in_slots(platform, &vm(all, 1, page), kind, tested, 1)?;
     let rings = match kind {
         LogKind::Bitmap => Vec::new(),
         LogKind::Rings => {
@@ -93,6 +101,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     };
     let stop = bed.sim.new_var(0);
     let (log, ring, memory, phases) = (bed.log, rings.first().copied(), options.memory.0, bed.phases);
+    let base = Gva::new(options.offset.0);
     let faults = FaultPolicy::linux_6_6(platform.arch.two(), page);
     let vcpu = VcpuId(0);
     bed.sim.spawn_vcpu(vcpu, |host| {
@@ -104,7 +113,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
             while host.load_acquire(stop).await == 0 {
                 let (mix, writes_percent, accesses) = (Mix::Uniform, 100, PAGES_PER_LOOP);
                 let spec = PatternSpec { bytes: memory, mix, writes_percent, accesses };
-                host.assign(vcpu, GuestWork::Pattern { spec, base: Gva::new(0), seed: Seed(turn) });
+                host.assign(vcpu, GuestWork::Pattern { spec, base, seed: Seed(turn) });
                 let _ = run_guest(&host, vcpu, &slot, &mut handler).await;
                 turn += 1;
             }

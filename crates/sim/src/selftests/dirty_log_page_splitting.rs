@@ -6,7 +6,7 @@ use std::rc::Rc;
 use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gva, Level, PageSize};
 use serde::{Deserialize, Serialize};
 
-use super::dirty_bed::{Bed, Timed, count_leaves, vm};
+use super::dirty_bed::{Bed, Thread, Timed, count_leaves, vm};
 use super::{SelftestError, SelftestReport, finish, option_error, supported_page};
 use crate::arch::Arch;
 use crate::engine::{Host, VcpuId};
@@ -77,7 +77,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
             let base = Gva::new(bytes * index as u64);
             (phase <= ITERATIONS + 2).then_some(GuestWork::Pattern { spec, base, seed: Seed(0) })
         };
-        bed.vcpu(VcpuId(index), FaultPolicy::linux_6_6(format, page), None, work);
+        bed.vcpu(Thread::new(VcpuId(index), FaultPolicy::linux_6_6(format, page)), work);
     }
     let timed = Timed::default();
     let counts = Rc::new(RefCell::new(Vec::new()));

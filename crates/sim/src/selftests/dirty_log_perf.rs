@@ -1,20 +1,22 @@
 //! `dirty_log_perf_test`: what dirty logging costs vCPUs that write all of their memory, and whoever reads the log.
 
-use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gva, Level, PageSize};
+use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Level, PageSize};
 use serde::{Deserialize, Serialize};
 
-use super::dirty_bed::{Bed, Reader, Timed, vm};
+use super::dirty_bed::{Bed, Reader, Thread, Timed, vm};
 use super::{SelftestError, SelftestReport, finish, option_error, supported_page};
 use crate::arch::Arch;
-use crate::engine::{LockMode, VcpuId};
+use crate::engine::{Host, LockMode, VcpuId};
 use crate::experiment::Platform;
 use crate::protocols::collapse::CollapsePolicy;
 use crate::protocols::dirty_log::ring::{DirtyRing, RingOrder};
 use crate::protocols::dirty_log::{
-    DirtyLog, DirtyPages, DirtyPolicy, Initially, LogKind, Manual, SplitWhen, Tracking, clear_dirty_log, disable,
-    enable, get_dirty_log,
+    DirtyLog, DirtyPages, DirtyPolicy, Initially, LogKind, Manual, SplitWhen, Tracking, clear_dirty_log_in, disable_in,
+    enable_in, get_dirty_log_in,
 };
 use crate::protocols::fault::FaultPolicy;
+use crate::protocols::nested::Shadow;
+use crate::protocols::roots::VmRoots;
 use crate::rng::Seed;
 use crate::workload::{GuestWork, Mix, PatternSpec};
 
@@ -51,6 +53,28 @@ pub enum Disabling {
     Running,
 }
 
+/// When vCPUs write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pace {
+    /// Once over their pages in each iteration, which begins when all have done so.
+    #[default]
+    Iterations,
+    /// Over and over, from the first iteration to the end of the last (`-j`, proposed).
+    Independent,
+}
+
+/// Who writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Guest {
+    /// The guest itself.
+    #[default]
+    Direct,
+    /// A guest of the guest, on tables that shadow those of both (`-n`, x86).
+    Nested,
+}
+
 /// Options of the test.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -78,6 +102,14 @@ pub struct Options {
     pub manual: Manual,
     /// `-k` (proposed): how much is cleared by one call; `None` for all at once.
     pub clear_chunk: Option<Bytes>,
+    /// `-l` (proposed): milliseconds between two calls that clear.
+    pub clear_wait: u64,
+    /// `-j` (proposed): when vCPUs write.
+    pub pace: Pace,
+    /// `-n`: who writes.
+    pub guest: Guest,
+    /// `-p`: where the memory lies, as a guest-physical offset.
+    pub offset: Bytes,
     /// `-x`: memslots of equal size that hold the memory.
     pub slots: u64,
     /// Ours: entries of a ring for each vCPU, read while they write, instead of a bitmap that is read afterwards.
@@ -108,6 +140,10 @@ impl Default for Options {
             seed: 1,
             manual: Manual::On,
             clear_chunk: None,
+            clear_wait: 0,
+            pace: Pace::Iterations,
+            guest: Guest::Direct,
+            offset: Bytes(0),
             slots: 1,
             ring: None,
             tracking: None,
@@ -120,8 +156,13 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Guest memory that the test needs.
+    /// Guest memory that the test needs, that below its offset included.
     pub fn memory(&self) -> Bytes {
+        Bytes(self.offset.0.saturating_add(self.tested().0))
+    }
+
+    /// Memory that vCPUs write.
+    fn tested(&self) -> Bytes {
         match self.regions {
             Regions::Partitioned => Bytes(self.bytes_per_vcpu.0.saturating_mul(self.vcpus as u64)),
             Regions::Overlapping => self.bytes_per_vcpu,
@@ -134,8 +175,13 @@ impl Options {
         // Rings begin empty, and what they hold is clean when they are reset.
         let manual = if self.ring.is_some() { Manual::Off } else { self.manual };
         let initially = if manual == Manual::On { Initially::AllSet } else { Initially::Clean };
+        let usual = match self.guest {
+            Guest::Direct => kernel.tracking,
+            // The processor logs nothing while it runs a nested guest.
+            Guest::Nested => Tracking::WriteProtect,
+        };
         let policy = DirtyPolicy {
-            tracking: self.tracking.unwrap_or(kernel.tracking),
+            tracking: self.tracking.unwrap_or(usual),
             split: self.split.unwrap_or(kernel.split),
             manual,
             initially,
@@ -148,12 +194,15 @@ impl Options {
 
     /// What a vCPU does in a phase: populates, then one phase per iteration, then perhaps one while logging is disabled.
     fn work(&self, vcpu: usize, phase: u64, page: PageSize) -> Option<GuestWork> {
-        let last = 1 + self.iterations + u64::from(self.disabling == Disabling::Running);
+        let last = match self.pace {
+            Pace::Iterations => 1 + self.iterations + u64::from(self.disabling == Disabling::Running),
+            Pace::Independent => 2,
+        };
         if phase > last {
             return None;
         }
         let bytes = self.bytes_per_vcpu.0;
-        let base = if self.regions == Regions::Partitioned { bytes * vcpu as u64 } else { 0 };
+        let base = self.offset.0 + if self.regions == Regions::Partitioned { bytes * vcpu as u64 } else { 0 };
         let stride = match self.stride {
             Some(stride) if phase > 1 => stride.0.max(page.bytes()),
             _ => page.bytes(),
@@ -180,36 +229,55 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     if options.bytes_per_vcpu.0 == 0 || !options.bytes_per_vcpu.0.is_multiple_of(page.bytes()) {
         return Err(option_error("-b", format!("the memory of a vCPU must be a multiple of the backing page, {page}")));
     }
-    if options.slots == 0 || !(options.memory().0 / page.bytes()).is_multiple_of(options.slots) {
+    if !options.offset.0.is_multiple_of(page.bytes()) {
+        return Err(option_error("-p", format!("give a multiple of the backing page, {page}")));
+    }
+    if options.slots == 0 || !(options.tested().0 / page.bytes()).is_multiple_of(options.slots) {
         return Err(option_error("-x", format!("the backing pages of {page} must divide into as many equal memslots")));
     }
     if options.slots > 1 && options.ring.is_some() {
         return Err(option_error("-x", "rings are simulated for one memslot: leave --ring out".to_owned()));
     }
+    fits_the_guest(platform, options, &policy)?;
     let spec = vm(options.memory(), options.vcpus, page);
+    let tested = GpaRange::new(Gpa::new(options.offset.0), options.tested());
     let kind = if options.ring.is_some() { LogKind::Rings } else { LogKind::Bitmap };
-    let mut bed = Bed::in_slots(platform, &spec, kind, options.slots)?;
+    let mut bed = Bed::in_slots(platform, &spec, kind, tested, options.slots)?;
     let rings = rings(&mut bed, options, &policy)?;
     let kernel = FaultPolicy::linux_6_6(format, page);
     let faults = FaultPolicy { lock: options.lock.unwrap_or(kernel.lock), ..kernel };
+    let shadow = (options.guest == Guest::Nested).then(|| {
+        let pages = options.memory().0 / small.bytes();
+        Shadow::new(&mut bed.sim, format, options.memory(), pages, same_address)
+    });
+    let stop = bed.sim.new_var(0);
     for index in 0..options.vcpus {
         let options = options.clone();
-        bed.vcpu(VcpuId(index), faults, rings.get(index).copied(), move |phase| options.work(index, phase, small));
+        let until = (options.pace == Pace::Independent).then_some(stop);
+        let ring = rings.get(index).copied();
+        let thread = Thread { ring, shadow, until, ..Thread::new(VcpuId(index), faults) };
+        bed.vcpu(thread, move |phase| options.work(index, phase, small));
     }
+    let pause = Cycles(options.clear_wait.saturating_mul(platform.clock_hz / 1000));
     let timed = Timed::default();
     let (log, phases, main, options_of) = (bed.log, bed.phases, timed.clone(), options.clone());
     bed.sim.spawn("main", Cycles::ZERO, move |host| {
         Box::pin(async move {
+            let roots = shadow.map_or(VmRoots::Current, VmRoots::Nested);
+            let independent = options_of.pace == Pace::Independent;
             main.phase(&host, "populate memory".into(), phases.run(&host)).await;
             // The policy has been checked and the pool is large enough: what fails nevertheless shows as a page that is lost.
             let logs: Vec<DirtyLog> = (0..options_of.slots).map(|n| log.nth(n)).collect();
             let on = async {
                 for log in &logs {
-                    let _ = enable(&host, log, &policy).await;
+                    let _ = enable_in(&host, &roots, log, &policy).await;
                 }
             };
             main.phase(&host, "enable dirty logging".into(), on).await;
             let mut reader = Reader::new(log, policy, &rings);
+            if independent {
+                phases.start(&host).await;
+            }
             for n in 1..=options_of.iterations {
                 if !rings.is_empty() {
                     phases.start(&host).await;
@@ -218,11 +286,13 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
                     main.phase(&host, format!("iteration {n} get log"), reader.read(&host)).await;
                     continue;
                 }
-                main.phase(&host, format!("iteration {n} dirty memory"), phases.run(&host)).await;
+                if !independent {
+                    main.phase(&host, format!("iteration {n} dirty memory"), phases.run(&host)).await;
+                }
                 let mut dirty = Vec::new();
                 let get = async {
                     for log in &logs {
-                        dirty.push(get_dirty_log(&host, log, &policy).await.unwrap_or_default());
+                        dirty.push(get_dirty_log_in(&host, &roots, log, &policy).await.unwrap_or_default());
                     }
                 };
                 main.phase(&host, format!("iteration {n} get log"), get).await;
@@ -233,25 +303,43 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
                         for (log, dirty) in logs.iter().zip(&dirty) {
                             for first in (0..log.pages()).step_by(chunk as usize) {
                                 let _: Result<DirtyPages, _> =
-                                    clear_dirty_log(&host, log, &policy, (first, chunk), dirty).await;
+                                    clear_dirty_log_in(&host, &roots, log, &policy, (first, chunk), dirty).await;
+                                if pause > Cycles::ZERO {
+                                    host.sleep(pause).await;
+                                }
                             }
                         }
                     };
                     main.phase(&host, format!("iteration {n} clear log"), clear).await;
                 }
             }
-            host.dirty_log_settled().await;
-            if options_of.disabling == Disabling::Running {
+            let running = options_of.disabling == Disabling::Running;
+            if independent && !running {
+                host.store_release(stop, 1).await;
+                phases.finished(&host).await;
+                // What was written since the last iteration.
+                for log in &logs {
+                    read_and_clear(&host, &roots, log, &policy).await;
+                }
+            }
+            if !(independent && running) {
+                host.dirty_log_settled().await;
+            }
+            if running && !independent {
                 phases.start(&host).await;
             }
             let off = async {
                 for log in &logs {
-                    let _ = disable(&host, log, &policy, page).await;
+                    let _ = disable_in(&host, &roots, log, &policy, page).await;
                 }
             };
             main.phase(&host, "disable dirty logging".into(), off).await;
-            if options_of.disabling == Disabling::Running {
+            if running {
+                host.store_release(stop, 1).await;
                 main.phase(&host, "write on after disabling".into(), phases.finished(&host)).await;
+            }
+            if let Some(shadow) = shadow {
+                shadow.release(&host).await;
             }
             for ring in rings {
                 ring.release(&host).await;
@@ -265,6 +353,45 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     checks(&mut report, &bed, options, small);
     super::factors(&mut report, &bed.sim);
     Ok(report)
+}
+
+/// The nested guest of the test has its memory where L1 has it (`memstress_setup_ept`).
+fn same_address(l2: Gpa) -> Gpa {
+    l2
+}
+
+/// Whether who writes and how it is noticed fit together.
+fn fits_the_guest<A: Arch>(
+    platform: &Platform<A>,
+    options: &Options,
+    policy: &DirtyPolicy,
+) -> Result<(), SelftestError> {
+    if options.pace == Pace::Independent && options.ring.is_some() {
+        return Err(option_error("-j", "vCPUs wait for their rings to be read: leave --ring out".to_owned()));
+    }
+    if options.guest == Guest::Direct {
+        return Ok(());
+    }
+    if platform.arch.name() != "x86" {
+        let what = "nested vCPUs are set up for x86 only (memstress_setup_nested): leave -n out".to_owned();
+        return Err(SelftestError::Architecture { arch: platform.arch.name(), what });
+    }
+    if options.ring.is_some() {
+        return Err(option_error("-n", "a nested guest's pages go to the bitmap: leave --ring out".to_owned()));
+    }
+    if policy.tracking != Tracking::WriteProtect {
+        let what = "what a nested guest writes is noticed by write protection: leave --tracking out".to_owned();
+        return Err(option_error("-n", what));
+    }
+    Ok(())
+}
+
+/// One more look at the log, when nobody writes any more.
+async fn read_and_clear<F: Format>(host: &Host<F>, roots: &VmRoots<F>, log: &DirtyLog, policy: &DirtyPolicy) {
+    let dirty = get_dirty_log_in(host, roots, log, policy).await.unwrap_or_default();
+    if policy.manual == Manual::On {
+        let _: Result<DirtyPages, _> = clear_dirty_log_in(host, roots, log, policy, (0, log.pages()), &dirty).await;
+    }
 }
 
 /// The rings that are asked for.
@@ -294,8 +421,21 @@ fn checks<A: Arch>(report: &mut SelftestReport, bed: &Bed<A>, options: &Options,
     let later = options.iterations + u64::from(options.disabling == Disabling::Running);
     let bytes = options.bytes_per_vcpu.0;
     let stride = options.stride.map_or(page.bytes(), |stride| stride.0.max(page.bytes()));
-    let wanted = options.vcpus as u64 * (bytes / page.bytes() + later * (bytes / stride));
-    report.check(accesses == wanted, format!("every access of every phase completes: {accesses} of {wanted}"));
+    let once = options.vcpus as u64 * (bytes / page.bytes());
+    match options.pace {
+        Pace::Iterations => {
+            let wanted = once + options.vcpus as u64 * later * (bytes / stride);
+            report.check(accesses == wanted, format!("every access of every phase completes: {accesses} of {wanted}"));
+        }
+        Pace::Independent => {
+            let wanted = once + options.vcpus as u64 * (bytes / stride);
+            report
+                .check(accesses >= wanted, format!("every vCPU goes over its memory: {accesses} of {wanted} and more"));
+            report.figures.insert("accesses while the log was on".into(), accesses.saturating_sub(once) as f64);
+        }
+    }
+    let failed = bed.sim.world().counters().failed_runs;
+    report.check(failed == 0, format!("every KVM_RUN succeeds: {failed} failed"));
     let world = bed.sim.world();
     let written = world.written();
     // A page that is lost is a violation, which ends the test as an error before it comes here.

@@ -109,7 +109,7 @@ impl SelftestReport {
     }
 
     /// Adds an assertion.
-    pub fn check(&mut self, held: bool, what: impl Into<String>) {
+    pub(super) fn check(&mut self, held: bool, what: impl Into<String>) {
         self.checks.push(Check { what: what.into(), held });
     }
 

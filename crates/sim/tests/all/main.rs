@@ -23,6 +23,7 @@ mod pfncache;
 mod roots;
 mod runs;
 mod selftests_faults;
+mod selftests_logging;
 mod selftests_slots;
 mod snapshot;
 mod split;

@@ -27,23 +27,27 @@ const PAGE: u64 = 4096;
 /// What one last-level table of 4K pages maps.
 const TABLE: u64 = 2 << 20;
 
+/// The rows of each topic, by the name of its file.
+pub(super) fn topics() -> Vec<(&'static str, &'static [Exhibit])> {
+    vec![
+        ("zap", zap::EXHIBITS),
+        ("roots", roots::EXHIBITS),
+        ("nx", nx::EXHIBITS),
+        ("notifier", notifier::EXHIBITS),
+        ("gpc", gpc::EXHIBITS),
+        ("aging", aging::EXHIBITS),
+        ("resize", resize::EXHIBITS),
+        ("dirty", dirty::EXHIBITS),
+        ("power", power::EXHIBITS),
+        ("mapping", mapping::EXHIBITS),
+        ("shadow", shadow::EXHIBITS),
+        ("tags", tags::EXHIBITS),
+        ("walks", walks::EXHIBITS),
+    ]
+}
+
 pub(super) fn all() -> Vec<Exhibit> {
-    let topics = [
-        zap::EXHIBITS,
-        roots::EXHIBITS,
-        nx::EXHIBITS,
-        notifier::EXHIBITS,
-        gpc::EXHIBITS,
-        aging::EXHIBITS,
-        resize::EXHIBITS,
-        dirty::EXHIBITS,
-        power::EXHIBITS,
-        mapping::EXHIBITS,
-        shadow::EXHIBITS,
-        tags::EXHIBITS,
-        walks::EXHIBITS,
-    ];
-    topics.concat()
+    topics().into_iter().flat_map(|(_, exhibits)| exhibits).copied().collect()
 }
 
 /// A vCPU thread that handles faults by this policy.

@@ -155,6 +155,13 @@ async fn enable_locked<F: Format>(
     if let SplitWhen::Eagerly(split) = policy.split {
         enabled.splits = split_slot(host, roots, log.slot, log.page, &split).await?;
     }
+    // `kvm_mmu_slot_remove_write_access`: the chains first, always under the lock for write.
+    let mut debt = FlushDebt::Clean;
+    if let Some(shadow) = roots.shadow() {
+        host.lock(LockId::MMU, LockMode::Write).await;
+        debt = shadow.write_protect(host, log.slot).await;
+        host.unlock(LockId::MMU).await;
+    }
     host.lock(LockId::MMU, policy.lock.mode()).await;
     let mut walk = Walk::new(host, policy, policy.lock, policy.yielding());
     let mut next = roots.next_yield_safe(host, None, UnmapRoots::ValidOnly, policy.lock).await;
@@ -163,7 +170,7 @@ async fn enable_locked<F: Format>(
         walk.slot(root.table, log.slot).await;
         next = roots.next_yield_safe(host, next, UnmapRoots::ValidOnly, policy.lock).await;
     }
-    let (debt, protected) = (walk.debt, walk.done);
+    let (debt, protected) = (debt.merge(walk.debt), walk.done);
     host.unlock(LockId::MMU).await;
     // `kvm_arch_flush_remote_tlbs_memslot`: from here on every first write is noticed.
     if debt == FlushDebt::Owed {
@@ -384,7 +391,13 @@ async fn harvest<F: Format>(
                 protect_masked(&mut walk, log, root.table, &taken).await;
                 next_root = roots.next(host, next_root, UnmapRoots::ValidOnly).await;
             }
-            taken.runs().iter().for_each(|&(first, count)| dirty.push(first, count));
+            for &(first, count) in taken.runs() {
+                if let Some(shadow) = roots.shadow() {
+                    let l1 = range(log.slot.start, log.page, (first, count));
+                    walk.debt = walk.debt.merge(shadow.write_protect(host, l1).await);
+                }
+                dirty.push(first, count);
+            }
             at = next;
         }
     }

@@ -13,6 +13,7 @@ use mmu_core::{Format, Hpa};
 
 use super::{Root, Roots, UnmapRoots};
 use crate::engine::Host;
+use crate::protocols::nested::Shadow;
 use crate::protocols::zap::ZapLock;
 
 /// The roots of a VM, as walks find them.
@@ -22,6 +23,8 @@ pub enum VmRoots<F> {
     Current,
     /// Those on a list.
     List(Roots<F>),
+    /// One, and beside it the shadow tree that a nested guest runs on: dirty logging goes through its chains too.
+    Nested(Shadow),
 }
 
 impl<F> Clone for VmRoots<F> {
@@ -29,6 +32,7 @@ impl<F> Clone for VmRoots<F> {
         match self {
             VmRoots::Current => VmRoots::Current,
             VmRoots::List(roots) => VmRoots::List(roots.clone()),
+            VmRoots::Nested(shadow) => VmRoots::Nested(*shadow),
         }
     }
 }
@@ -42,6 +46,14 @@ pub struct Visited {
 }
 
 impl<F: Format> VmRoots<F> {
+    /// The tree of a nested guest, if there is one.
+    pub fn shadow(&self) -> Option<&Shadow> {
+        match self {
+            VmRoots::Nested(shadow) => Some(shadow),
+            VmRoots::Current | VmRoots::List(_) => None,
+        }
+    }
+
     /// The root after `previous`, without a reference.
     pub async fn next(&self, host: &Host<F>, previous: Option<Visited>, which: UnmapRoots) -> Option<Visited> {
         let VmRoots::List(roots) = self else {

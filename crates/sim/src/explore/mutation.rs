@@ -1,0 +1,158 @@
+//! Mutations: host actors whose steps of one kind go wrong, to see whether the checks notice.
+//!
+//! The protocol stays as it is; the laboratory performs something else than it was asked for. A mutation that no scenario of a protocol notices
+//! is a step that nothing tests. Guests are left alone: what hardware may do is decided by its model.
+
+use std::fmt;
+
+use mmu_core::{Flush, FlushScope, WalkCaches};
+use serde::{Deserialize, Serialize};
+
+use super::lab::Lab;
+use super::perform::DONE;
+use crate::arch::Arch;
+use crate::engine::{Atomicity, LockId, LockKind, Op, Order, Reply, Var};
+
+/// What goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mutation {
+    /// Flushes are left out.
+    OmitFlush,
+    /// Flushes inside a lock are made when it has been given back.
+    LateFlush,
+    /// A compare-and-swap of a table word stores without comparing, and atomic changes become plain stores.
+    PlainStore,
+    /// Who looks whether an invalidation has come in between, with a lock held, sees what was there before the lock.
+    StaleRecheck,
+    /// Read sections of RCU are not entered.
+    OmitRcu,
+    /// Nobody waits for a grace period.
+    OmitGrace,
+    /// `mmu_lock` is not taken.
+    OmitLock,
+    /// Releases and acquires order nothing.
+    RelaxedOrder,
+    /// Fences order nothing.
+    OmitFence,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Mutation; 9] = [
+        Mutation::OmitFlush,
+        Mutation::LateFlush,
+        Mutation::PlainStore,
+        Mutation::StaleRecheck,
+        Mutation::OmitRcu,
+        Mutation::OmitGrace,
+        Mutation::OmitLock,
+        Mutation::RelaxedOrder,
+        Mutation::OmitFence,
+    ];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mutation::OmitFlush => "omit-flush",
+            Mutation::LateFlush => "late-flush",
+            Mutation::PlainStore => "plain-store",
+            Mutation::StaleRecheck => "stale-recheck",
+            Mutation::OmitRcu => "omit-rcu",
+            Mutation::OmitGrace => "omit-grace",
+            Mutation::OmitLock => "omit-lock",
+            Mutation::RelaxedOrder => "relaxed-order",
+            Mutation::OmitFence => "omit-fence",
+        }
+    }
+}
+
+impl fmt::Display for Mutation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl<A: Arch> Lab<A> {
+    /// What happens instead of an operation of the acting actor, if it is one that goes wrong. The inner `None`: it waits.
+    pub(crate) fn mutated(&mut self, op: Op) -> Option<Option<Reply>> {
+        let mutation = self.limits.mutation?;
+        let me = self.me();
+        let instead = match (mutation, op) {
+            (Mutation::OmitFlush, Op::Flush(_)) => DONE,
+            (Mutation::LateFlush, Op::Flush(flush)) if self.holds_any(me) => {
+                let late = &mut self.hands[me].late_flush;
+                // Two of them are made as one that covers both.
+                *late = Some(if late.is_some() { everything(flush) } else { flush });
+                DONE
+            }
+            (Mutation::LateFlush, Op::Unlock(lock)) if self.hands[me].late_flush.is_some() => {
+                self.drain(me);
+                self.give_lock(me, lock);
+                match self.hands[me].late_flush.filter(|_| !self.holds_any(me)) {
+                    None => DONE,
+                    Some(flush) => {
+                        self.hands[me].late_flush = None;
+                        self.flush(flush)
+                    }
+                }
+            }
+            (Mutation::PlainStore, Op::Cmpxchg(at, old, new)) => {
+                if self.is_word(at) {
+                    self.store_plainly(at, new, Order::Relaxed);
+                }
+                Some(Reply { a: old, b: 0, c: 0 })
+            }
+            (Mutation::PlainStore, Op::Run(run)) if run.atomicity != Atomicity::Plain => {
+                let done = self.run(crate::engine::RunOp { atomicity: Atomicity::Plain, ..run });
+                Some(Reply { a: done, b: 0, c: 0 })
+            }
+            (Mutation::StaleRecheck, Op::Load(Var::INVALIDATE_SEQ, order)) => {
+                if !self.holds_rwlock(me) {
+                    let at = self.var(Var::INVALIDATE_SEQ);
+                    let seen = self.load(at, order);
+                    self.hands[me].sequence_seen = seen;
+                    return Some(Some(Reply { a: seen, b: 0, c: 0 }));
+                }
+                Some(Reply { a: self.hands[me].sequence_seen, b: 0, c: 0 })
+            }
+            (Mutation::StaleRecheck, Op::Load(Var::IN_PROGRESS | Var::ACTIVE_INVALIDATIONS, _)) => DONE,
+            (Mutation::OmitRcu, Op::RcuLock | Op::RcuUnlock) | (Mutation::OmitGrace, Op::SynchronizeRcu) => DONE,
+            (Mutation::OmitGrace, Op::CallRcu(frames)) => return self.instead(Op::Free(frames)),
+            (Mutation::OmitLock, Op::Lock(LockId::MMU, _) | Op::Unlock(LockId::MMU))
+            | (Mutation::OmitFence, Op::Fence(_)) => DONE,
+            (Mutation::RelaxedOrder, Op::Write(at, word, Order::Synchronizing)) => {
+                return self.instead(Op::Write(at, word, Order::Relaxed));
+            }
+            (Mutation::RelaxedOrder, Op::Store(var, value, Order::Synchronizing)) => {
+                return self.instead(Op::Store(var, value, Order::Relaxed));
+            }
+            (Mutation::RelaxedOrder, Op::Load(var, Order::Synchronizing)) => {
+                return self.instead(Op::Load(var, Order::Relaxed));
+            }
+            _ => return None,
+        };
+        self.evaluations.count_mutated();
+        Some(instead)
+    }
+
+    /// Performs another operation, which is not one that goes wrong.
+    fn instead(&mut self, op: Op) -> Option<Option<Reply>> {
+        self.evaluations.count_mutated();
+        Some(self.execute(op))
+    }
+
+    fn holds_any(&self, me: usize) -> bool {
+        self.locks.iter().any(|lock| lock.held_by(me))
+    }
+
+    /// Fault handlers look again with `mmu_lock` held, refreshers of a gfn_to_pfn_cache with its reader-writer lock; the mutex around a
+    /// refresh does not tell one look from the other.
+    fn holds_rwlock(&self, me: usize) -> bool {
+        self.locks.iter().any(|lock| lock.kind == LockKind::ReadWrite && lock.held_by(me))
+    }
+}
+
+fn everything(flush: Flush) -> Flush {
+    Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, ..flush }
+}
