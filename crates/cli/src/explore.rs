@@ -8,7 +8,7 @@ use mmusim::Seed;
 use mmusim::explore::museum::{self, Exhibit, Mutant, Plan, Row, Variant, exhibit, exhibits};
 use mmusim::sim::MODEL_VERSION;
 use mmusim::sim::explore::{
-    Budget, Explorable, Failure, Invariant, MemoryOrder, ReplayFile, Report, Shrinking, Strategy,
+    Budget, Explorable, Failure, Invariant, MemoryOrder, Mutation, ReplayFile, Report, Shrinking, Strategy,
 };
 use serde_json::json;
 
@@ -329,38 +329,28 @@ fn mutants(args: &ExploreArgs) -> Result<(), CliError> {
     };
     output.write(&text)?;
     output.finish()?;
-    let survivors: Vec<String> = all
-        .iter()
-        .filter(|mutant| mutant.survives())
-        .map(|mutant| format!("{} {}", mutant.topic, mutant.mutation))
-        .collect();
+    let survivors: Vec<&str> = museum::survivors(&all).into_iter().map(Mutation::name).collect();
     if survivors.is_empty() {
         return Ok(());
     }
-    Err(CliError::Check(format!("nobody notices, and nobody knows why: {}", survivors.join(", "))))
+    Err(CliError::Check(format!("no scenario notices {}", survivors.join(", "))))
 }
 
 /// Executions of a scenario for one mutation at most: what is not noticed soon is not tested.
 const MUTANT_SCHEDULES: u64 = 2000;
 
+/// A column for each mutation: how many scenarios of the topic notice it, of those that have such a step.
 fn mutant_table(all: &[Mutant]) -> String {
-    let mut columns = Columns::new(3, &["topic", "mutation", "verdict", "scenarios", "noticed by"]);
-    for mutant in all {
-        let verdict = match (mutant.tried.is_empty(), mutant.killed_by.is_empty(), mutant.explained) {
-            (true, ..) => "no such step",
-            (_, false, _) => "noticed",
-            (_, true, Some(_)) => "explained",
-            (_, true, None) => "survives",
-        };
-        let by =
-            mutant.killed_by.iter().map(|(id, invariant)| format!("{id} {invariant}")).collect::<Vec<_>>().join(", ");
-        columns.row([
-            mutant.topic.to_owned(),
-            mutant.mutation.to_string(),
-            verdict.to_owned(),
-            mutant.tried.len().to_string(),
-            mutant.explained.map_or(by, str::to_owned),
-        ]);
+    let mut headings = vec!["topic"];
+    headings.extend(Mutation::ALL.map(Mutation::name));
+    let mut columns = Columns::new(1, &headings);
+    for of_topic in all.chunk_by(|one, next| one.topic == next.topic) {
+        let mut cells = vec![of_topic[0].topic.to_owned()];
+        cells.extend(of_topic.iter().map(|mutant| match mutant.tried.len() {
+            0 => "-".to_owned(),
+            tried => format!("{} of {tried}", mutant.noticed_by.len()),
+        }));
+        columns.row(cells);
     }
     columns.render()
 }

@@ -10,7 +10,7 @@ mod tour;
 
 use mmu_sim::explore::{Explorable, Invariant};
 
-pub use mutants::{Mutant, mutants};
+pub use mutants::{Mutant, mutants, survivors};
 pub use tour::{Entry, Plan, Row, Times, markdown, tour};
 
 /// Whether a scenario has its defect.

@@ -1,4 +1,5 @@
-//! Mutants: the fixed scenarios of a topic with steps of one kind gone wrong. Each has to be noticed by one of them.
+//! Mutants: the fixed scenarios of a topic with steps of one kind gone wrong. Each kind has to be noticed by some scenario; by which topics says
+//! what the others leave untested.
 
 use mmu_sim::explore::{Budget, MemoryOrder, Mutation, Report, Shrinking, Strategy, Verdict};
 use mmu_sim::rng::Seed;
@@ -8,10 +9,7 @@ use serde::Serialize;
 use super::scenarios::topics;
 use super::{Exhibit, Variant};
 
-/// Mutants that nothing notices, and why that is right.
-const EXPLAINED: &[(&str, Mutation, &str)] = &[];
-
-/// The protocols of a topic with one kind of step gone wrong.
+/// The fixed scenarios of a topic with one kind of step gone wrong.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Mutant {
     /// The topic: a file of scenarios.
@@ -21,16 +19,13 @@ pub struct Mutant {
     /// Scenarios in which a step went wrong.
     pub tried: Vec<&'static str>,
     /// Those of them that noticed, with the invariant that they report.
-    pub killed_by: Vec<(&'static str, String)>,
-    /// Why nobody has to notice.
-    pub explained: Option<&'static str>,
+    pub noticed_by: Vec<(&'static str, String)>,
 }
 
-impl Mutant {
-    /// There was something to notice, nobody noticed, and nobody knows why.
-    pub fn survives(&self) -> bool {
-        !self.tried.is_empty() && self.killed_by.is_empty() && self.explained.is_none()
-    }
+/// Mutations that no scenario of any topic notices: nothing tests such steps.
+pub fn survivors(mutants: &[Mutant]) -> Vec<Mutation> {
+    let noticed = |mutation| mutants.iter().any(|mutant| mutant.mutation == mutation && !mutant.noticed_by.is_empty());
+    Mutation::ALL.into_iter().filter(|&mutation| !noticed(mutation)).collect()
 }
 
 /// All mutants; each scenario is executed so often at most, with it and without.
@@ -42,8 +37,7 @@ pub fn mutants(schedules: u64, seed: Seed) -> Vec<Mutant> {
 }
 
 fn mutant(topic: &'static str, exhibits: &[Exhibit], mutation: Mutation, budget: Budget) -> Mutant {
-    let explained = EXPLAINED.iter().find(|row| (row.0, row.1) == (topic, mutation)).map(|row| row.2);
-    let mut mutant = Mutant { topic, mutation, tried: Vec::new(), killed_by: Vec::new(), explained };
+    let mut mutant = Mutant { topic, mutation, tried: Vec::new(), noticed_by: Vec::new() };
     for exhibit in exhibits {
         let report = explored(exhibit, mutation, Some(mutation), budget);
         if report.stats.evaluations.mutated() == 0 {
@@ -54,7 +48,7 @@ fn mutant(topic: &'static str, exhibits: &[Exhibit], mutation: Mutation, budget:
         if let Some(failure) = report.failure
             && explored(exhibit, mutation, None, budget).verdict != Verdict::Broken
         {
-            mutant.killed_by.push((exhibit.id, failure.broken.invariant.to_string()));
+            mutant.noticed_by.push((exhibit.id, failure.broken.invariant.to_string()));
         }
     }
     mutant
@@ -69,4 +63,24 @@ fn explored(exhibit: &Exhibit, shown: Mutation, mutation: Option<Mutation>, budg
         limits.memory = MemoryOrder::Weak;
     }
     scenario.explore(&Strategy::Portfolio, budget)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mutation_is_noticed_and_an_unnoticed_one_is_named() {
+        let mut all = mutants(60, Seed(1));
+        assert_eq!(survivors(&all), []);
+        let zap = |mutation| all.iter().find(|mutant| (mutant.topic, mutant.mutation) == ("zap", mutation)).unwrap();
+        assert!(zap(Mutation::OmitFlush).noticed_by.contains(&("X20", "T4".to_owned())));
+        for mutant in &mut all {
+            assert!(mutant.noticed_by.iter().all(|(id, _)| mutant.tried.contains(id)));
+            if mutant.mutation == Mutation::LateFlush {
+                mutant.noticed_by.clear();
+            }
+        }
+        assert_eq!(survivors(&all), [Mutation::LateFlush]);
+    }
 }
