@@ -204,6 +204,8 @@ fn regions(region: &str, total: &str) -> Option<Form> {
 fn page_size(text: &str) -> Option<PageSize> {
     match text {
         "thp" | "huge" | "hugetlb" => Some(PageSize::SIZE_2M),
+        // A bare number is a distance.
+        _ if text.ends_with(|letter: char| letter.is_ascii_digit()) => None,
         _ => text.to_ascii_uppercase().parse().ok(),
     }
 }
