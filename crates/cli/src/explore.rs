@@ -55,6 +55,9 @@ pub struct ExploreArgs {
     /// With --museum: seeds of each strategy
     #[arg(long, default_value_t = 10, value_name = "N", requires = "museum")]
     pub seeds: u64,
+    /// With --museum: executions after which a strategy gives a defect up
+    #[arg(long, default_value_t = 20_000, value_name = "N", requires = "museum")]
+    pub most: u64,
     /// With --museum: a table in Markdown, as docs/bug-museum.md
     #[arg(long, requires = "museum", conflicts_with = "json")]
     pub markdown: bool,
@@ -299,7 +302,7 @@ fn tour(args: &ExploreArgs) -> Result<(), CliError> {
         find(id)?;
     }
     let mut output = Output::open(args.output.as_deref())?;
-    let plan = Plan { seeds: args.seeds, fixed: args.schedules, ..Plan::default() };
+    let plan = Plan { seeds: args.seeds, most: args.most, fixed: args.schedules, ..Plan::default() };
     let rows = museum::tour(&plan, &args.only);
     let text = if args.json {
         let document = json!({ "schema_version": SCHEMA_VERSION, "most": plan.most, "rows": rows });
