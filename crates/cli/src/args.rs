@@ -292,6 +292,8 @@ pub enum Machine {
     /// Check sheets and show every defect under its line
     #[command(after_help = EXIT_CODES)]
     Check(MachineCheck),
+    /// Set the figures of a sheet that measurements say directly: clock, latencies at plateaus, reach at the first knee, events
+    Calibrate(crate::calibrate::MachineCalibrate),
 }
 
 /// `machine list`.

@@ -8,6 +8,7 @@
 //! | `explore` | protocols run adversarially, the bug museum |
 //! | `predict` | latency curves from a sheet, and their score against measurements |
 //! | `reproduce` | published measurements run again, their ratios, their plots |
+//! | `calibrate` | a sheet from measurements |
 //! | `validation` | both in one report |
 //! | `report` | a page of HTML from what commands wrote |
 //! | `vectors`, `litmus`, `trace`, `tlb`, `machine` | the other commands |
@@ -22,6 +23,7 @@
 //! pipe has enough: the program stops at once and reports success.
 
 pub mod args;
+mod calibrate;
 mod compare;
 mod error;
 pub mod explore;
@@ -102,6 +104,7 @@ fn dispatch(command: &Command, invocation: &Invocation) -> Result<(), CliError> 
         Command::Machine(args::Machine::List(args)) => machine::list(args),
         Command::Machine(args::Machine::Show(args)) => machine::show(args),
         Command::Machine(args::Machine::Check(args)) => machine::check(args),
+        Command::Machine(args::Machine::Calibrate(args)) => calibrate::run(args),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::table::Columns;
 use crate::{CliError, SCHEMA_VERSION};
 
 /// The text of the machine that `--machine` or `show` names: a built-in one, else a file.
-fn sheet(argument: &str, name: &str) -> Result<(String, String), CliError> {
+pub(crate) fn sheet(argument: &str, name: &str) -> Result<(String, String), CliError> {
     if let Some(text) = Machine::sheet(name) {
         return Ok((format!("{name}.toml (built in)"), text.to_owned()));
     }

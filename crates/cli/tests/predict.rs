@@ -62,3 +62,45 @@ fn bad_input_is_refused() {
     fails(&["predict", "--against", "README.md"], 2, &["README.md", "columns"]);
     fails(&["predict", "--machine", "pdp11", "--curve", "dense4k", "--points", "8"], 2, &["pdp11"]);
 }
+
+/// Points of predicted curves, as a file of measurements.
+fn measured(curves: &[(&str, &str)]) -> String {
+    let mut text = "bench,variant,n,unit,ns_median,core_cycles_median\n".to_owned();
+    for (curve, points) in curves {
+        let csv = data(&["predict", "--curve", curve, "--points", points, "--csv"]);
+        for line in csv.lines().skip(1) {
+            let cells: Vec<&str> = line.split(',').collect();
+            text += &["chase", cells[0], cells[1], "per_load", cells[3], cells[2]].join(",");
+            text.push('\n');
+        }
+    }
+    text
+}
+
+#[test]
+fn a_machine_calibrated_by_its_own_curves_is_the_same_machine() {
+    let scratch = Scratch::new("calibrate");
+    let [csv, toml] = ["own.csv", "own.toml"].map(|name| scratch.path(name));
+    let curves = [("zero4k", "8,16,32,48,64,96,104,192,256,384"), ("packed64_thp", "8,64,256,2048,8192")];
+    std::fs::write(&csv, measured(&curves)).unwrap();
+    let args = ["machine", "calibrate", "--from", &csv, "--base", "intel-granite-rapids-host", "--output", &toml];
+    let output = common::mmusim(&args);
+    let said = common::talk(&output);
+    assert!(output.status.success() && output.stdout.is_empty(), "{said}");
+    for wanted in [
+        "set   clock_ghz: 3.9 -> 3.90",
+        "set   cache.l1d.latency_cycles: as it was, 5",
+        "set   cache.l2.latency_cycles: as it was, 16",
+        "set   tlb.l2_hit_extra_cycles: as it was, 7",
+        "set   tlb.l1d-4k.entries: as it was, 96",
+        "left  cost.guest_fault_ns: anon4k_first_write was not measured",
+        "left  tlb.l2: ",
+    ] {
+        assert!(said.contains(wanted), "no {wanted:?} in {said}");
+    }
+    let point =
+        |machine: &str| data(&["predict", "--machine", machine, "--curve", "dense4k", "--points", "512", "--csv"]);
+    assert_eq!(point(&toml), point("intel-granite-rapids-host"));
+    fails(&["machine", "calibrate", "--from", &toml, "--base", "ibm-power9"], 2, &["own.toml", "file of measurements"]);
+    fails(&["machine", "calibrate", "--from", &csv, "--base", "ibm-power99"], 2, &["--base ibm-power99"]);
+}

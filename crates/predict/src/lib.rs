@@ -11,12 +11,14 @@
 //! | [`prediction`] | predicting a point, with the events behind it |
 //! | [`software`] | costs of events put together from the sheet: shootdowns, faults, atomics |
 //! | [`score`] | predictions against a file of measurements: errors by band, knees, order |
+//! | [`calibrate`] | figures of a sheet that measurements say directly |
 //!
 //! # Not here
 //!
 //! Noise and stolen time: predictions are compared with medians. Prefetching of data: chases defeat it. Where the frames of a
 //! benchmark lie is chosen as in a machine that has run for a while; a freshly started one may be faster.
 
+pub mod calibrate;
 pub mod chase;
 pub mod curve;
 mod layout;

@@ -5,10 +5,10 @@ use crate::sys::{self, Code, HUGE, Map, PAGE, Ring, Use, ZeroChase};
 use crate::{BenchError, Host};
 
 /// Points of curves, where their memory allows them: dense about the reach of usual first- and second-level TLBs and caches.
-const POINTS: [u64; 47] = [
+const POINTS: [u64; 46] = [
     8, 16, 24, 32, 48, 64, 72, 80, 88, 96, 104, 112, 128, 160, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1664, 1792,
     1920, 2048, 2176, 2304, 2560, 3072, 3584, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152, 65536, 98304,
-    131_072, 262_144, 524_288, 2_097_152, 4_194_304, 16_777_216,
+    131_072, 262_144, 524_288, 2_097_152, 4_194_304,
 ];
 /// Points of curves that are looked at for their ends only.
 const FEW: [u64; 6] = [64, 1024, 4096, 32768, 262_144, 2_097_152];

@@ -1,7 +1,7 @@
 //! Events: instructions, system calls, faults, shootdowns, lines that move between processors.
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use crate::clock::{ticks_per_cycle, timed};
@@ -176,7 +176,7 @@ pub(crate) fn atomic(host: &mut Host<'_>) -> Result<(), BenchError> {
     repeated(host, "atomic", "cmpxchg_local", "per_op", MANY, || {
         let _ = word.compare_exchange(word.load(Ordering::Relaxed), 7, Ordering::SeqCst, Ordering::Relaxed);
     })?;
-    repeated(host, "atomic", "mfence", "per_op", MANY, || fence(Ordering::SeqCst))?;
+    repeated(host, "atomic", "mfence", "per_op", MANY, sys::full_barrier)?;
     handoff(host)
 }
 

@@ -389,6 +389,17 @@ pub(crate) fn dependent_operations(count: u64) {
     std::hint::black_box(value);
 }
 
+/// A barrier of everything: in assembly, because the compiler makes one of several that follow each other.
+pub(crate) fn full_barrier() {
+    // SAFETY: orders memory accesses, changes nothing.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        asm!("mfence", options(nostack, preserves_flags));
+        #[cfg(target_arch = "aarch64")]
+        asm!("dmb ish", options(nostack, preserves_flags));
+    }
+}
+
 /// An instruction that leaves a virtual machine: CPUID (SDM vol. 3, 26.1.2).
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn leave_guest() {
