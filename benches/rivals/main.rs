@@ -92,8 +92,11 @@ fn round<T: Tables>(pages: &Pages, figures: &mut Figures) {
     assert_eq!(tables.walk(pages.mapped[0].0), 0, "{}: an unmapped page is not", T::NAME);
 }
 
+/// What measures one of them.
+type Round = fn(&Pages, &mut Figures);
+
 /// All of them, the limit first.
-const ALL: [(&str, fn(&Pages, &mut Figures)); 6] = [
+const ALL: [(&str, Round); 6] = [
     (ByHand::NAME, round::<ByHand>),
     (Ours::NAME, round::<Ours>),
     (crates::x86::Tables::NAME, round::<crates::x86::Tables>),

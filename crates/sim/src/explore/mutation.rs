@@ -73,10 +73,18 @@ impl fmt::Display for Mutation {
     }
 }
 
+/// What became of an operation.
+pub(crate) enum Mutated {
+    /// It is not one that goes wrong.
+    No,
+    /// Something else was performed; without an answer the actor waits.
+    Performed(Option<Reply>),
+}
+
 impl<A: Arch> Lab<A> {
-    /// What happens instead of an operation of the acting actor, if it is one that goes wrong. The inner `None`: it waits.
-    pub(crate) fn mutated(&mut self, op: Op) -> Option<Option<Reply>> {
-        let mutation = self.limits.mutation?;
+    /// Performs something else than the operation of the acting actor, if that is one that goes wrong.
+    pub(crate) fn mutated(&mut self, op: Op) -> Mutated {
+        let Some(mutation) = self.limits.mutation else { return Mutated::No };
         let me = self.me();
         let instead = match (mutation, op) {
             (Mutation::OmitFlush, Op::Flush(_)) => DONE,
@@ -112,7 +120,7 @@ impl<A: Arch> Lab<A> {
                     let at = self.var(Var::INVALIDATE_SEQ);
                     let seen = self.load(at, order);
                     self.hands[me].sequence_seen = seen;
-                    return Some(Some(Reply { a: seen, b: 0, c: 0 }));
+                    return Mutated::Performed(Some(Reply { a: seen, b: 0, c: 0 }));
                 }
                 Some(Reply { a: self.hands[me].sequence_seen, b: 0, c: 0 })
             }
@@ -130,16 +138,16 @@ impl<A: Arch> Lab<A> {
             (Mutation::RelaxedOrder, Op::Load(var, Order::Synchronizing)) => {
                 return self.instead(Op::Load(var, Order::Relaxed));
             }
-            _ => return None,
+            _ => return Mutated::No,
         };
         self.evaluations.count_mutated();
-        Some(instead)
+        Mutated::Performed(instead)
     }
 
     /// Performs another operation, which is not one that goes wrong.
-    fn instead(&mut self, op: Op) -> Option<Option<Reply>> {
+    fn instead(&mut self, op: Op) -> Mutated {
         self.evaluations.count_mutated();
-        Some(self.execute(op))
+        Mutated::Performed(self.execute(op))
     }
 
     fn holds_any(&self, me: usize) -> bool {

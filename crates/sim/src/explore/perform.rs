@@ -7,6 +7,7 @@ use super::ghost::Store;
 use super::guest::What;
 use super::invariant::Invariant;
 use super::lab::{Lab, Lock, NO_TIME, Pending};
+use super::mutation::Mutated;
 use crate::arch::Arch;
 use crate::engine::{
     ActorState, AgeRun, AgeWrite, Apply, Atomicity, Blockable, DirtyOp, Fence, Frames, Handover, LockId, Op, Order,
@@ -101,7 +102,7 @@ impl<A: Arch> Lab<A> {
     /// Performs an operation that commutes with everything others do.
     pub(crate) fn perform_local(&mut self, op: Op) -> Option<Reply> {
         if matches!(op, Op::Fence(_))
-            && let Some(done) = self.mutated(op)
+            && let Mutated::Performed(done) = self.mutated(op)
         {
             return done;
         }
@@ -179,7 +180,7 @@ impl<A: Arch> Lab<A> {
             let blocks = op.gives_way();
             self.hold(Invariant::P5, !blocks, |lab| format!("{} must not block and does", lab.hands[me].name));
         }
-        if let Some(done) = self.mutated(op) {
+        if let Mutated::Performed(done) = self.mutated(op) {
             return done;
         }
         match op {
