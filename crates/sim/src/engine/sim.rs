@@ -408,11 +408,11 @@ impl<A: Arch> Sim<A> {
             let Some(Reverse((at, id))) = self.ready.pop() else { return end };
             self.now = self.now.max(at);
             self.run_actor(id, at, end);
-            // A vCPU that entered the guest must run before the host goes on past a window, however long this one was meant to be.
+            // A vCPU that entered the guest must run before the host goes on past its clock: what the host frees later must not be what it still uses.
             let entered = self.stage.borrow_mut().world.entered.take();
             match entered {
                 Some(_) if !running => return end,
-                Some(clock) => end = end.min(clock + self.window).max(self.now),
+                Some(clock) => end = end.min(clock).max(self.now),
                 None => {}
             }
         }

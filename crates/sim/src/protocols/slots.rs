@@ -251,7 +251,8 @@ pub enum Faultin {
     Page {
         /// The page.
         page: Resolved,
-        /// The host address.
+        /// The host address of the page's beginning: what the retry test compares with ranges, which may be as short as the first byte of a page
+        /// (`kvm_mmu_notifier_change_pte`).
         hva: Hva,
     },
     /// The slot is on its way out: enter the guest, take the fault again.
@@ -270,7 +271,10 @@ pub async fn faultin_pfn<F: Format>(host: &Host<F>, gpa: Gpa, access: HostAccess
         return Faultin::Invalid;
     }
     match hva_to_pfn(host, slot.hva, access, reference).await {
-        Ok(page) => Faultin::Page { page, hva: slot.hva },
+        Ok(page) => {
+            let within = slot.hva.raw() & (host.format().geometry().granule().bytes() - 1);
+            Faultin::Page { page, hva: Hva::new(slot.hva.raw() - within) }
+        }
         Err(error) => Faultin::Error(error),
     }
 }
