@@ -380,8 +380,8 @@ impl Shadow {
         FlushDebt::Owed
     }
 
-    /// Unmaps what L2 can reach of a range of L1's memory, and flushes it. Takes `mmu_lock`; call it between the notifier's start and
-    /// the primary MMU's change, while faults are turned away.
+    /// Unmaps what L2 can reach of a range of L1's memory, and flushes it. Takes `mmu_lock`; call it from inside
+    /// [`range_start_and`](super::notifier::range_start_and), while faults are turned away.
     pub async fn unmap<F: Format>(&self, host: &Host<F>, l1: GpaRange) {
         host.lock(LockId::MMU, LockMode::Write).await;
         let mut debt = FlushDebt::Clean;

@@ -329,6 +329,18 @@ pub async fn range_start<F: Format>(
     range: HvaRange,
     blockable: Blockable,
 ) -> Invalidation {
+    range_start_and(host, notifier, range, blockable, async || ()).await
+}
+
+/// [`range_start`] of a VM whose pages are mapped elsewhere too: `also` takes those mappings away while faults are turned away, as
+/// `kvm_unmap_gfn_range` does with the chains of a nested guest.
+pub async fn range_start_and<F: Format>(
+    host: &Host<F>,
+    notifier: &Notifier,
+    range: HvaRange,
+    blockable: Blockable,
+    also: impl AsyncFnOnce(),
+) -> Invalidation {
     let policy = &notifier.policy;
     host.may_block(blockable).await;
     if policy.slots == SlotsGuard::Rwsem {
@@ -346,6 +358,7 @@ pub async fn range_start<F: Format>(
         pfncache::invalidate(host, &notifier.gpcs, range).await;
     }
     unmap_hva_range(host, policy, range, blockable).await;
+    also().await;
     host.may_block(Blockable::Yes).await;
     Invalidation { range, window: host.forbid_pages(range).await }
 }

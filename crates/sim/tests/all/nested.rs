@@ -192,10 +192,12 @@ fn unmapped_under_l2<A: Arch>(platform: &Platform<A>, unmapping: Unmapping, rmap
             for i in 0..40 {
                 let range = GpaRange::new(Gpa::new(i * 12 * PAGE), Bytes(10 * PAGE));
                 let hvas = HvaRange::new(GUEST_MEMORY + range.start.raw(), range.bytes);
-                let open = notifier::range_start(&host, &kvm, hvas, Blockable::Yes).await;
-                if unmapping == Unmapping::Both {
-                    shadow.unmap(&host, range).await;
-                }
+                let chains = async || {
+                    if unmapping == Unmapping::Both {
+                        shadow.unmap(&host, range).await;
+                    }
+                };
+                let open = notifier::range_start_and(&host, &kvm, hvas, Blockable::Yes, chains).await;
                 host.drop_pages(range).await;
                 notifier::range_end(&host, &kvm, open).await;
                 host.sleep(Cycles(100_000)).await;
