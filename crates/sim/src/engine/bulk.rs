@@ -168,7 +168,7 @@ impl<A: Arch> World<A> {
         let table = overhead + self.costs.visit + leaf.times(self.leaf_entries());
         // All of it ends before the limit: so does every read, check and piece of work.
         let Some(limit) = self.undisturbed_until(run.check, actor, horizon) else { return 0 };
-        let room = (limit.since(actor.now) + overhead).0 / table.0.max(1);
+        let room = (limit.since(actor.now) + overhead).0.saturating_sub(1) / table.0.max(1);
         // No more is looked at than can be done.
         let len = run.len.min(if limit == Cycles::NEVER { u64::MAX } else { room });
         if len == 0 {
