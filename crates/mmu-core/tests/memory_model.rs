@@ -376,7 +376,7 @@ fn rebuilt(pair: &Pair) -> Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
     fn equals_plain_words(ops in prop::collection::vec(op(), 1..40), dense: bool, quarantine: bool) {

@@ -115,13 +115,14 @@ impl TableMemory {
             return None;
         }
         let progression = Progression::new(*first, second.wrapping_sub(*first));
-        let on_it = progression.prefix(words);
-        let len = match Line::through(w, progression).presence(w, on_it, self.present_mask) {
+        // Asked of all words there are, before looking at them: presence that changes often must not cost a look at the rest each time.
+        let len = match Line::through(w, progression).presence(w, words.len() as u64, self.present_mask) {
             Presence::Mixed => {
-                let on_it = &words[..on_it as usize];
-                on_it.iter().take_while(|word| present(word) == present(first)).count() as u64
+                let goes_on =
+                    |&(&word, i): &(&u64, u64)| word == progression.word(i) && present(&word) == present(first);
+                words.iter().zip(0..).take_while(goes_on).count() as u64
             }
-            Presence::All | Presence::None => on_it,
+            Presence::All | Presence::None => progression.prefix(words),
         };
         Some(Run { first: progression.first, step: progression.step, len })
     }
