@@ -1,14 +1,16 @@
 //! `explore`: the scenarios of the bug museum under a strategy, the whole museum, or a replay file.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mmusim::Seed;
-use mmusim::explore::museum::{self, Exhibit, Mutant, Plan, Row, Variant, exhibit, exhibits};
+use mmusim::explore::lint;
+use mmusim::explore::museum::{self, Architecture, Exhibit, Mutant, Plan, Row, Variant, exhibit, exhibits};
 use mmusim::sim::MODEL_VERSION;
 use mmusim::sim::explore::{
-    Budget, Explorable, Failure, Invariant, MemoryOrder, Mutation, ReplayFile, Report, Shrinking, Strategy,
+    Budget, Explorable, Failure, Invariant, MemoryOrder, Mutation, ReplayFile, Report, Shrinking, Stats, Strategy,
+    Trace,
 };
 use serde_json::json;
 
@@ -25,7 +27,7 @@ pub struct ExploreArgs {
     /// Switch the defect on: the scenario's number again
     #[arg(long, value_name = "ID")]
     pub bug: Option<String>,
-    /// exhaustive, bounded:PREEMPTIONS, random, sticky, pct:DEPTH or portfolio
+    /// How executions are chosen, as in pct:3; --list names the strategies
     #[arg(long, default_value = "portfolio", value_name = "STRATEGY")]
     pub strategy: String,
     /// Executions at most
@@ -37,10 +39,22 @@ pub struct ExploreArgs {
     /// Threads; the result does not depend on them
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Architecture: x86, arm64 or power, where the scenario has a meaning on it (see --list); its own unless given
+    #[arg(long, value_name = "ARCH", requires = "scenario")]
+    pub arch: Option<String>,
+    /// Write executions as a trace of table writes and invalidations for checkers of break-before-make (Arm; see `lint`)
+    #[arg(long, value_name = "FILE", requires = "scenario")]
+    pub casemate: Option<PathBuf>,
     /// Memory order: sc, tso or weak; what the scenario needs unless given
     #[arg(long, value_name = "ORDER")]
     pub memory: Option<String>,
-    /// List the scenarios
+    /// How many compare-and-swaps may fail for no reason, as exclusive pairs do; not on x86
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "scenario")]
+    pub store_failures: u32,
+    /// Begin every execution as this replay file does, and go on at random
+    #[arg(long = "continue", value_name = "FILE", requires = "scenario", conflicts_with = "strategy")]
+    pub go_on: Option<PathBuf>,
+    /// List the scenarios and the strategies
     #[arg(long, conflicts_with_all = ["museum", "replay"])]
     pub list: bool,
     /// Run every scenario with its defect, under several strategies and seeds, and without it
@@ -113,8 +127,28 @@ fn memory_order(name: &str) -> Option<MemoryOrder> {
     all.into_iter().find(|order| order.name() == name)
 }
 
-fn scenario(exhibit: &Exhibit, variant: Variant, memory: Option<&str>) -> Result<Box<dyn Explorable>, CliError> {
-    let mut scenario = exhibit.scenario(variant);
+/// The architecture of a name, if the scenario has a meaning on it.
+fn architecture(exhibit: &Exhibit, name: Option<&str>) -> Result<Architecture, CliError> {
+    let name = name.unwrap_or(exhibit.arch);
+    let all = exhibit.architectures();
+    let names = || all.iter().map(|arch| arch.name()).collect::<Vec<_>>().join(", ");
+    match Architecture::ALL.into_iter().find(|arch| arch.name() == name) {
+        None => Err(CliError::argument(format!("--arch {name}"), "use x86, arm64 or power")),
+        Some(arch) if all.contains(&arch) => Ok(arch),
+        Some(_) => {
+            let what = format!("scenario {} means nothing there: what it shows exists on {} only", exhibit.id, names());
+            Err(CliError::argument(format!("--arch {name}"), what))
+        }
+    }
+}
+
+fn scenario(
+    exhibit: &Exhibit,
+    variant: Variant,
+    arch: Architecture,
+    memory: Option<&str>,
+) -> Result<Box<dyn Explorable>, CliError> {
+    let mut scenario = exhibit.scenario_on(arch, variant).unwrap_or_else(|| exhibit.scenario(variant));
     if let Some(name) = memory {
         let order =
             memory_order(name).ok_or_else(|| CliError::argument(format!("--memory {name}"), "use sc, tso or weak"))?;
@@ -133,12 +167,24 @@ fn explore(args: &ExploreArgs, name: &str) -> Result<(), CliError> {
             return Err(CliError::argument(format!("--bug {bug}"), what));
         }
     };
-    let mut scenario = scenario(&exhibit, variant, args.memory.as_deref())?;
-    let strategy: Strategy = args.strategy.parse().map_err(|error| CliError::argument("--strategy", error))?;
+    let arch = architecture(&exhibit, args.arch.as_deref())?;
+    let mut scenario = scenario(&exhibit, variant, arch, args.memory.as_deref())?;
+    allow_store_failures(&exhibit, arch, scenario.as_mut(), args.store_failures)?;
+    let strategy = match &args.go_on {
+        Some(path) => Strategy::Continue(read_replay(path)?.decisions),
+        None => args.strategy.parse().map_err(|error| CliError::argument("--strategy", error))?,
+    };
     let shrinking = if args.no_shrink { Shrinking::Off } else { Shrinking::Thorough };
     let report = scenario.explore(&strategy, Budget { schedules: args.schedules, seed: Seed(args.seed), shrinking });
     let memory = scenario.limits_mut().memory;
-    let file = report.failure.as_ref().map(|failure| file_of(&exhibit, variant, memory, failure));
+    let file = report.failure.as_ref().map(|failure| ReplayFile {
+        store_failures: args.store_failures,
+        arch: (arch.name() != exhibit.arch).then(|| arch.name().to_owned()),
+        ..file_of(&exhibit, variant, memory, failure)
+    });
+    if let Some(path) = &args.casemate {
+        casemate(scenario.as_ref(), arch, &report, args.seed, path)?;
+    }
     if let (Some(path), Some(file)) = (&args.save, &file) {
         let mut output = Output::open(Some(path))?;
         output.write(&file.write())?;
@@ -147,11 +193,64 @@ fn explore(args: &ExploreArgs, name: &str) -> Result<(), CliError> {
     finish(args, &report, file.as_ref())
 }
 
+/// Compare-and-swaps that may fail for no reason, where they can.
+fn allow_store_failures(
+    exhibit: &Exhibit,
+    arch: Architecture,
+    scenario: &mut dyn Explorable,
+    most: u32,
+) -> Result<(), CliError> {
+    if most > 0 && arch == Architecture::X86 {
+        let what =
+            format!("scenario {} is on x86, where a compare-and-swap fails only if the word is another", exhibit.id);
+        return Err(CliError::argument(format!("--store-failures {most}"), what));
+    }
+    scenario.limits_mut().store_failures = most;
+    Ok(())
+}
+
+/// Executions at random that a trace file has.
+const TRACED: u64 = 16;
+
+/// Writes a failure, or else executions at random, for checkers of break-before-make.
+fn casemate(
+    scenario: &dyn Explorable,
+    arch: Architecture,
+    report: &Report,
+    seed: u64,
+    path: &Path,
+) -> Result<(), CliError> {
+    if arch != Architecture::Arm64 {
+        return Err(CliError::argument(
+            "--casemate",
+            format!("the traces are of Arm's tables; this scenario is on {arch}"),
+        ));
+    }
+    let traces: Vec<Trace> = match &report.failure {
+        Some(failure) => vec![scenario.trace(&failure.decisions)],
+        None => (0..TRACED).map(|number| scenario.trace_at_random(Seed(seed), number)).collect(),
+    };
+    let document = lint::casemate(&traces).map_err(|error| CliError::argument("--casemate", error))?;
+    let mut output = Output::open(Some(path))?;
+    output.write(&format!("{document:#}\n"))?;
+    output.finish()
+}
+
+fn read_replay(path: &Path) -> Result<ReplayFile, CliError> {
+    let name = path.display();
+    let text = fs::read_to_string(path)
+        .map_err(|error| CliError::input(format!("{name}: cannot read: {error}; name a file that exists")))?;
+    ReplayFile::read(&text).map_err(|error| CliError::input(format!("{name}: {error}")))
+}
+
 fn file_of(exhibit: &Exhibit, variant: Variant, memory: MemoryOrder, failure: &Failure) -> ReplayFile {
     ReplayFile {
         scenario: exhibit.id.to_owned(),
         variant: variant.name().to_owned(),
         memory: memory.name().to_owned(),
+        arch: None,
+        without: failure.without,
+        store_failures: 0,
         model: MODEL_VERSION,
         invariant: failure.broken.invariant,
         decisions: failure.decisions.clone(),
@@ -181,7 +280,7 @@ fn as_text(report: &Report, file: Option<&ReplayFile>) -> String {
     let evaluated: Vec<String> =
         stats.evaluations.evaluated().map(|(invariant, times)| format!("{invariant} {times}")).collect();
     let mut text = format!(
-        "scenario {}: {}\n{} executions, {} steps, the longest {}; {} redundant, {} cut off\nevaluated: {}\n",
+        "scenario {}: {}\n{} executions, {} steps, the longest {}; {} redundant, {} cut off\n{}evaluated: {}\n",
         report.scenario,
         report.verdict.name(),
         stats.executions,
@@ -189,6 +288,7 @@ fn as_text(report: &Report, file: Option<&ReplayFile>) -> String {
         stats.longest,
         stats.redundant,
         stats.cut,
+        distinct(stats),
         evaluated.join(", ")
     );
     if let Some(failure) = &report.failure {
@@ -201,6 +301,16 @@ fn as_text(report: &Report, file: Option<&ReplayFile>) -> String {
         text.extend(["\nTo repeat it, save this as a file for --replay:\n\n", &file.write()]);
     }
     text
+}
+
+/// What searches count.
+fn distinct(stats: &Stats) -> String {
+    match (stats.states, stats.endings) {
+        (0, 0) => String::new(),
+        (0, endings) => format!("{endings} distinct endings\n"),
+        (states, 0) => format!("{states} distinct states\n"),
+        (states, endings) => format!("{states} distinct states, {endings} distinct endings\n"),
+    }
 }
 
 fn as_json(report: &Report, file: Option<&ReplayFile>) -> String {
@@ -222,6 +332,7 @@ fn as_json(report: &Report, file: Option<&ReplayFile>) -> String {
             "preemptions": failure.preemptions,
             "choices": failure.choices(),
             "actors": failure.actors,
+            "without": failure.without.iter().collect::<Vec<_>>(),
             "steps": steps,
             "replay": file.map(ReplayFile::write),
         })
@@ -235,6 +346,8 @@ fn as_json(report: &Report, file: Option<&ReplayFile>) -> String {
         "longest": stats.longest,
         "redundant": stats.redundant,
         "cut": stats.cut,
+        "states": stats.states,
+        "endings": stats.endings,
         "digest": format!("{:016x}", stats.digest),
         "evaluations": evaluations,
         "unevaluated": report.unevaluated.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -243,11 +356,9 @@ fn as_json(report: &Report, file: Option<&ReplayFile>) -> String {
     format!("{document:#}\n")
 }
 
-fn replay(args: &ExploreArgs, path: &PathBuf) -> Result<(), CliError> {
+fn replay(args: &ExploreArgs, path: &Path) -> Result<(), CliError> {
     let name = path.display();
-    let text = fs::read_to_string(path)
-        .map_err(|error| CliError::input(format!("{name}: cannot read: {error}; name a file that exists")))?;
-    let file = ReplayFile::read(&text).map_err(|error| CliError::input(format!("{name}: {error}")))?;
+    let file = read_replay(path)?;
     let exhibit = exhibit(&file.scenario).ok_or_else(|| {
         CliError::input(format!("{name}: scenario {:?} is unknown; --list shows those there are", file.scenario))
     })?;
@@ -256,7 +367,10 @@ fn replay(args: &ExploreArgs, path: &PathBuf) -> Result<(), CliError> {
         "off" => Variant::Fixed,
         other => return Err(CliError::input(format!("{name}: bug {other:?}; it is on or off"))),
     };
-    let scenario = scenario(&exhibit, variant, Some(&file.memory))?;
+    let arch = architecture(&exhibit, file.arch.as_deref())?;
+    let mut scenario = scenario(&exhibit, variant, arch, Some(&file.memory))?;
+    let limits = scenario.limits_mut();
+    (limits.without, limits.store_failures) = (file.without, file.store_failures);
     let version = if file.model == MODEL_VERSION {
         String::new()
     } else {
@@ -283,17 +397,30 @@ fn list(args: &ExploreArgs) -> Result<(), CliError> {
     if args.json {
         let rows: Vec<_> = rows
             .iter()
-            .map(|row| json!({ "id": row.id, "arch": row.arch, "breaks": breaks(row), "title": row.title }))
+            .map(|row| {
+                let runs_on: Vec<_> = row.architectures().iter().map(|arch| arch.name()).collect();
+                let (breaks, arch) = (breaks(row), row.arch);
+                json!({ "id": row.id, "arch": arch, "runs_on": runs_on, "breaks": breaks, "title": row.title })
+            })
             .collect();
-        let document = json!({ "schema_version": SCHEMA_VERSION, "scenarios": rows });
+        let strategies = Strategy::NAMED.map(|(name, what)| json!({ "name": name, "what": what }));
+        let document = json!({ "schema_version": SCHEMA_VERSION, "scenarios": rows, "strategies": strategies });
         output.write(&format!("{document:#}\n"))?;
         return output.finish();
     }
     let mut columns = Columns::new(4, &["scenario", "architecture", "breaks", "defect"]);
     for row in &rows {
-        columns.row([row.id.to_owned(), row.arch.to_owned(), breaks(row).join(" "), row.title.to_owned()]);
+        // Its own first.
+        let others = row.architectures().into_iter().map(Architecture::name).filter(|&name| name != row.arch);
+        let runs_on: Vec<&str> = std::iter::once(row.arch).chain(others).collect();
+        columns.row([row.id.to_owned(), runs_on.join(" "), breaks(row).join(" "), row.title.to_owned()]);
     }
     output.write(&columns.render())?;
+    let mut strategies = Columns::new(2, &["strategy", "looks at"]);
+    for (name, what) in Strategy::NAMED {
+        strategies.row([name.to_owned(), what.to_owned()]);
+    }
+    output.write(&format!("\n{}", strategies.render()))?;
     output.finish()
 }
 
@@ -333,10 +460,21 @@ fn mutants(args: &ExploreArgs) -> Result<(), CliError> {
     output.write(&text)?;
     output.finish()?;
     let survivors: Vec<&str> = museum::survivors(&all).into_iter().map(Mutation::name).collect();
-    if survivors.is_empty() {
+    if !survivors.is_empty() {
+        return Err(CliError::Check(format!("no scenario notices {}", survivors.join(", "))));
+    }
+    let unexplained: Vec<String> = all
+        .iter()
+        .filter(|mutant| mutant.is_unexplained())
+        .map(|mutant| format!("{} in {}", mutant.mutation, mutant.topic))
+        .collect();
+    if unexplained.is_empty() {
         return Ok(());
     }
-    Err(CliError::Check(format!("no scenario notices {}", survivors.join(", "))))
+    Err(CliError::Check(format!(
+        "nobody notices, and no reason is given beside the topic's scenarios: {}",
+        unexplained.join(", ")
+    )))
 }
 
 /// Executions of a scenario for one mutation at most: what is not noticed soon is not tested.
@@ -355,7 +493,13 @@ fn mutant_table(all: &[Mutant]) -> String {
         }));
         columns.row(cells);
     }
-    columns.render()
+    let mut reasons = Columns::new(3, &["topic", "mutation", "why nobody notices"]);
+    // That there is no such step the first table says.
+    for mutant in all.iter().filter(|mutant| mutant.noticed_by.is_empty() && !mutant.tried.is_empty()) {
+        let why = mutant.why.clone().unwrap_or_else(|| "NOT EXPLAINED".to_owned());
+        reasons.row([mutant.topic.to_owned(), mutant.mutation.name().to_owned(), why]);
+    }
+    format!("{}\n{}", columns.render(), reasons.render())
 }
 
 fn museum_table(rows: &[Row]) -> String {

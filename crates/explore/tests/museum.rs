@@ -1,7 +1,7 @@
 //! Every row of the museum: found with its defect, as what it is; broken in nothing without it. Small budgets; the whole tour is
 //! `mmusim explore --museum`.
 
-use mmu_explore::museum::{Exhibit, UNSHOWN, Variant, exhibits};
+use mmu_explore::museum::{Architecture, Exhibit, UNSHOWN, Variant, exhibits};
 use mmu_sim::explore::{Budget, Strategy};
 use rayon::prelude::*;
 
@@ -46,4 +46,30 @@ fn every_row_of_the_museum_has_a_scenario_or_a_reason() {
     let wrong: Vec<String> = all.filter(|id| shown(id) == unshown(id)).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
     assert!(UNSHOWN.len() <= 5);
+}
+
+#[test]
+fn what_runs_on_other_architectures_is_found_there_too() {
+    let others: Vec<(Exhibit, Architecture)> = exhibits()
+        .into_iter()
+        .flat_map(|exhibit| exhibit.architectures().into_iter().map(move |arch| (exhibit, arch)))
+        .filter(|(exhibit, arch)| exhibit.arch != arch.name())
+        .collect();
+    assert!(others.len() > 50, "{}", others.len());
+    let wrong: Vec<String> = others
+        .par_iter()
+        .filter_map(|&(exhibit, arch)| {
+            let explore = |variant, schedules| {
+                let scenario = exhibit.scenario_on(arch, variant)?;
+                Some(scenario.explore(&Strategy::Portfolio, Budget::schedules(schedules)))
+            };
+            let (broken, fixed) = (explore(Variant::Broken, 5_000)?, explore(Variant::Fixed, 200)?);
+            let found = broken.failure.map(|failure| failure.broken);
+            let right = found.as_ref().is_some_and(|broken| exhibit.breaks.contains(&broken.invariant));
+            (!right || !fixed.is_sound()).then(|| format!("{} on {arch}: {found:?}, {:?}", exhibit.id, fixed.failure))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let x26 = exhibits().into_iter().find(|exhibit| exhibit.id == "X26").unwrap();
+    assert!(x26.scenario_on(Architecture::Power, Variant::Fixed).is_none());
 }

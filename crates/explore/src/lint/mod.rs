@@ -11,7 +11,7 @@
 //! linked elsewhere. Entries of tables that no root reaches, or whose root was never active, are free.
 //!
 //! [`Lint`] takes [`Event`]s, of a trace or of a running simulator, and answers with what is wrong. [`judge_file`] replays traces with
-//! expected verdicts.
+//! expected verdicts; [`casemate`] writes such traces of explorations.
 //!
 //! Architecture only: which thread invalidates does not matter, as long as each step is ordered behind the one before; a DSB that
 //! follows a TLBI counts on the thread that issued it. That PTEs are written under the lock of their tree is a rule of hypervisors
@@ -20,7 +20,9 @@
 mod entry;
 mod machine;
 mod read;
+mod write;
 
 pub use entry::{BarrierReach, Owed, Regime, TlbiKind};
 pub use machine::{EntryAt, Event, Lint, Rule, Violation};
 pub use read::{Judged, Limits, LintError, judge_file};
+pub use write::{ExportError, casemate};

@@ -40,6 +40,46 @@ impl Variant {
     }
 }
 
+/// An architecture that scenarios run on.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Architecture {
+    /// x86: EPT with accessed and dirty flags.
+    X86,
+    /// Arm: stage 2 with 4K pages.
+    Arm64,
+    /// POWER: a radix tree with 4K pages.
+    Power,
+}
+
+impl Architecture {
+    /// All of them.
+    pub const ALL: [Architecture; 3] = [Architecture::X86, Architecture::Arm64, Architecture::Power];
+
+    /// As the command line and [`Exhibit::arch`] name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Architecture::X86 => "x86",
+            Architecture::Arm64 => "arm64",
+            Architecture::Power => "power",
+        }
+    }
+}
+
+impl std::fmt::Display for Architecture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How a scenario is made.
+#[derive(Clone, Copy, Debug)]
+enum Make {
+    /// It is about something that its architecture alone has.
+    Own(fn(Variant) -> Box<dyn Explorable>),
+    /// Its protocol is the same on these.
+    On(&'static [Architecture], fn(Architecture, Variant) -> Box<dyn Explorable>),
+}
+
 /// A row of the museum.
 #[derive(Clone, Copy, Debug)]
 pub struct Exhibit {
@@ -51,14 +91,43 @@ pub struct Exhibit {
     pub breaks: &'static [Invariant],
     /// The architecture that it belongs to.
     pub arch: &'static str,
-    build: fn(Variant) -> Box<dyn Explorable>,
+    build: Make,
 }
 
 impl Exhibit {
-    /// The scenario. It declares the invariants that the row names: an exploration that never evaluates them proves nothing.
+    /// The scenario, on the architecture that it belongs to. It declares the invariants that the row names: an exploration that never evaluates
+    /// them proves nothing.
     pub fn scenario(&self, variant: Variant) -> Box<dyn Explorable> {
-        let mut scenario = (self.build)(variant);
+        let own = Architecture::ALL.into_iter().find(|arch| arch.name() == self.arch);
+        self.finished(match (self.build, own) {
+            (Make::Own(build), _) => build(variant),
+            (Make::On(_, build), own) => build(own.unwrap_or(Architecture::X86), variant),
+        })
+    }
+
+    /// The scenario on another architecture; `None` where it would mean nothing, because the defect is in what one architecture alone has.
+    pub fn scenario_on(&self, arch: Architecture, variant: Variant) -> Option<Box<dyn Explorable>> {
+        match self.build {
+            _ if arch.name() == self.arch => Some(self.scenario(variant)),
+            Make::On(known, build) if known.contains(&arch) => Some(self.finished(build(arch, variant))),
+            Make::Own(_) | Make::On(..) => None,
+        }
+    }
+
+    /// The architectures that it runs on.
+    pub fn architectures(&self) -> Vec<Architecture> {
+        let runs = |arch: Architecture| match self.build {
+            Make::On(known, _) => known.contains(&arch),
+            Make::Own(_) => arch.name() == self.arch,
+        };
+        Architecture::ALL.into_iter().filter(|&arch| runs(arch)).collect()
+    }
+
+    fn finished(&self, mut scenario: Box<dyn Explorable>) -> Box<dyn Explorable> {
         scenario.declare(self.breaks);
+        if let Some(topic) = scenarios::topic_of(self.id) {
+            scenario.limits_mut().sharing = topic.sharing;
+        }
         scenario
     }
 }

@@ -1,12 +1,12 @@
 //! Mutants: the fixed scenarios of a topic with steps of one kind gone wrong. Each kind has to be noticed by some scenario; by which topics says
 //! what the others leave untested.
 
-use mmu_sim::explore::{Budget, MemoryOrder, Mutation, Report, Shrinking, Strategy, Verdict};
+use mmu_sim::explore::{Budget, Cast, MemoryOrder, Mutation, Report, Shrinking, Strategy, Verdict};
 use mmu_sim::rng::Seed;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::scenarios::topics;
+use super::scenarios::{Topic, topics};
 use super::{Exhibit, Variant};
 
 /// The fixed scenarios of a topic with one kind of step gone wrong.
@@ -20,6 +20,15 @@ pub struct Mutant {
     pub tried: Vec<&'static str>,
     /// Those of them that noticed, with the invariant that they report.
     pub noticed_by: Vec<(&'static str, String)>,
+    /// Why none did, if that is known.
+    pub why: Option<String>,
+}
+
+impl Mutant {
+    /// Whether nobody notices and nobody knows why.
+    pub fn is_unexplained(&self) -> bool {
+        self.noticed_by.is_empty() && self.why.is_none()
+    }
 }
 
 /// Mutations that no scenario of any topic notices: nothing tests such steps.
@@ -31,19 +40,20 @@ pub fn survivors(mutants: &[Mutant]) -> Vec<Mutation> {
 /// All mutants; each scenario is executed so often at most, with it and without.
 pub fn mutants(schedules: u64, seed: Seed) -> Vec<Mutant> {
     let budget = Budget { schedules, seed, shrinking: Shrinking::Off };
-    let all: Vec<_> =
-        topics().into_iter().flat_map(|topic| Mutation::ALL.map(|mutation| (topic.0, topic.1, mutation))).collect();
-    all.into_par_iter().map(|(topic, exhibits, mutation)| mutant(topic, exhibits, mutation, budget)).collect()
+    let all: Vec<_> = topics().into_iter().flat_map(|topic| Mutation::ALL.map(|mutation| (topic, mutation))).collect();
+    all.into_par_iter().map(|(topic, mutation)| mutant(&topic, mutation, budget)).collect()
 }
 
-fn mutant(topic: &'static str, exhibits: &[Exhibit], mutation: Mutation, budget: Budget) -> Mutant {
-    let mut mutant = Mutant { topic, mutation, tried: Vec::new(), noticed_by: Vec::new() };
-    for exhibit in exhibits {
+fn mutant(topic: &Topic, mutation: Mutation, budget: Budget) -> Mutant {
+    let mut mutant = Mutant { topic: topic.name, mutation, tried: Vec::new(), noticed_by: Vec::new(), why: None };
+    let mut casts = Vec::new();
+    for exhibit in topic.rows {
         let report = explored(exhibit, mutation, Some(mutation), budget);
         if report.stats.evaluations.mutated() == 0 {
             continue;
         }
         mutant.tried.push(exhibit.id);
+        casts.push(exhibit.scenario(Variant::Fixed).cast());
         // Under weaker memory than it was written for, a scenario may break without any help.
         if let Some(failure) = report.failure
             && explored(exhibit, mutation, None, budget).verdict != Verdict::Broken
@@ -51,7 +61,28 @@ fn mutant(topic: &'static str, exhibits: &[Exhibit], mutation: Mutation, budget:
             mutant.noticed_by.push((exhibit.id, failure.broken.invariant.to_string()));
         }
     }
+    if mutant.noticed_by.is_empty() {
+        mutant.why = computed(mutation, &casts).map(str::to_owned).or_else(|| {
+            let known = topic.unnoticed.iter().find(|(known, _)| *known == mutation);
+            known.map(|(_, why)| (*why).to_owned())
+        });
+    }
     mutant
+}
+
+/// Why nobody can notice, by who takes part in the scenarios that have such steps.
+fn computed(mutation: Mutation, casts: &[Cast]) -> Option<&'static str> {
+    let flushes = matches!(mutation, Mutation::OmitFlush | Mutation::LateFlush);
+    if casts.is_empty() {
+        return Some("no step of this kind");
+    }
+    if flushes && casts.iter().all(|cast| cast.vcpus == 0) {
+        return Some("no vCPU that could have cached anything");
+    }
+    if !flushes && casts.iter().all(|cast| cast.actors == 1) {
+        return Some("one actor: nobody is there to be disturbed");
+    }
+    None
 }
 
 /// The fixed scenario under the memory order that shows `shown`, with `mutation`.

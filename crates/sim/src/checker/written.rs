@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use mmu_core::{Gpa, GpaRange};
 
 /// Pages of 4 KiB that were written and not reported since, and what was reported.
-#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Written {
     owed: BTreeSet<u64>,
     reported: u64,

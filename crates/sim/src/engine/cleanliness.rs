@@ -20,7 +20,7 @@ pub enum GuestCaches {
 }
 
 /// The clean host pages of one VM. Everything is uncleaned at first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Cleanliness {
     cleaned: Stretches,
 }

@@ -3,7 +3,7 @@
 use mmu_core::Cycles;
 
 /// Counters of the whole run; each names what one increment is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct HostCounters {
     /// Table entries that host actors looked at.
     pub visits: u64,

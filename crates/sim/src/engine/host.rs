@@ -90,8 +90,15 @@ pub enum GiveWay {
 pub enum Cmpxchg {
     /// The new word is in place.
     Done,
-    /// Somebody else changed the word to this.
+    /// Nothing was stored. Somebody else changed the word to this; or it is what was expected, and the store of an exclusive pair failed.
     Failed(u64),
+}
+
+impl Cmpxchg {
+    /// What a reply says: the word that was found, and whether the store failed all the same.
+    fn of(reply: Reply, old: u64) -> Self {
+        if reply.a == old && reply.b == 0 { Cmpxchg::Done } else { Cmpxchg::Failed(reply.a) }
+    }
 }
 
 /// What an aging operation on whole tables did.
@@ -200,8 +207,7 @@ impl<F: Copy> Host<F> {
     }
     /// Replaces a table word if it still is `old`.
     pub async fn cmpxchg(&self, at: Hpa, old: u64, new: u64) -> Cmpxchg {
-        let found = self.op(Op::Cmpxchg(at, old, new)).await.a;
-        if found == old { Cmpxchg::Done } else { Cmpxchg::Failed(found) }
+        Cmpxchg::of(self.op(Op::Cmpxchg(at, old, new)).await, old)
     }
     /// Atomically replaces a table word; returns the old one.
     pub async fn xchg(&self, at: Hpa, new: u64) -> u64 {
@@ -350,8 +356,7 @@ impl<F: Copy> Host<F> {
     }
     /// Replaces a shared variable if it still is `old`.
     pub async fn cmpxchg_var(&self, var: Var, old: u64, new: u64) -> Cmpxchg {
-        let found = self.op(Op::CmpxchgVar(var, old, new)).await.a;
-        if found == old { Cmpxchg::Done } else { Cmpxchg::Failed(found) }
+        Cmpxchg::of(self.op(Op::CmpxchgVar(var, old, new)).await, old)
     }
     /// Atomically replaces a shared variable; returns the old value.
     pub async fn xchg_var(&self, var: Var, new: u64) -> u64 {

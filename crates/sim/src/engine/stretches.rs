@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// A set of addresses, held as stretches: start to length.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(super) struct Stretches(BTreeMap<u64, u64>);
 
 impl Stretches {

@@ -24,7 +24,7 @@ use crate::checker::Violation;
 use crate::workload::{GuestAccess, GuestStream};
 
 /// How a vCPU left the guest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Exit {
     /// Why.
     pub reason: ExitReason,
@@ -33,7 +33,7 @@ pub struct Exit {
 }
 
 /// Why a vCPU left the guest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub enum ExitReason {
     /// A second-stage fault.
     Fault(GuestFault),
@@ -58,7 +58,7 @@ impl ExitReason {
 }
 
 /// A second-stage fault as the hypervisor gets it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct GuestFault {
     /// Where.
     pub gpa: Gpa,

@@ -6,7 +6,7 @@
 use super::lock::ActorId;
 use super::op::{WaitQueue, Wake};
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 enum Waiting {
     /// In the queue, testing its condition.
     Prepared,
@@ -14,7 +14,7 @@ enum Waiting {
     Asleep,
 }
 
-#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct WaitQueues(Vec<Vec<(ActorId, Waiting)>>);
 
 impl WaitQueues {

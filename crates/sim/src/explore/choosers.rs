@@ -1,6 +1,6 @@
-//! Ways to decide: at random, by priorities, all of them, as before.
+//! Ways to decide: at random, by priorities, as before. `depth_first` has the way through all of them.
 
-use super::decision::{Agent, Chooser, Decision, Footprint, Kind, Point, agents, nth};
+use super::decision::{Agent, Chooser, Decision, Kind, Point, agents, nth};
 
 /// A small fast generator: the stream of an execution is a function of seed and number.
 #[derive(Clone, Debug)]
@@ -31,6 +31,7 @@ impl Dice {
     fn pick(&mut self, kind: Kind, of: usize) -> usize {
         let ordinary = match kind {
             Kind::Alloc => 7,
+            Kind::Exclusive => 3,
             Kind::Run | Kind::Version | Kind::Resched | Kind::Load => 1,
         };
         if self.below(ordinary + 1) < ordinary { 0 } else { self.below(of) }
@@ -101,120 +102,109 @@ impl Chooser for Pct {
     fn pick(&mut self, kind: Kind, of: usize) -> Option<usize> {
         Some(self.dice.pick(kind, of))
     }
-    fn only(&mut self, _point: Point<'_>) {
+    fn only(&mut self, _point: Point<'_>) -> Option<()> {
         self.step += 1;
+        Some(())
     }
 }
 
-/// A place where the search can turn.
+/// Anybody may be next, each with the share of the steps that it has left: close to uniform over the interleavings of a fixed number of steps,
+/// where choosing among actors favours those with few steps (uniform random walks; Yuan, Yang, Gu 2018, section 4; Zhao, Wolff, Mathur, Roychoudhury 2025).
+/// How many steps each has left is what earlier executions had, so it is uniform as far as executions resemble each other.
 #[derive(Clone, Debug)]
-struct Turn {
-    kind: Kind,
-    chosen: u16,
-    /// Agents still to be tried, or how many alternatives there are.
-    left: u64,
-    /// Agents whose steps from here lead to nothing new.
-    asleep: u64,
-    /// Agents tried here, the chosen one excepted.
-    tried: u64,
-    preemptions: u32,
+pub(crate) struct Uniform {
+    dice: Dice,
+    left: [u32; 64],
 }
 
-/// Every execution, depth first; without those that differ from a seen one only in the order of steps that commute (sleep sets,
-/// Godefroid 1996), or with a bound on preemptions (Musuvathi, Qadeer 2007).
-#[derive(Clone, Debug)]
-pub(crate) struct DepthFirst {
-    path: Vec<Turn>,
-    depth: usize,
-    /// Agents asleep at the current place.
-    asleep: u64,
-    preemptions: u32,
-    bound: Option<u32>,
-    pub(crate) complete: bool,
-    /// Something was left out for the bound.
-    pub(crate) bounded: bool,
-}
-
-impl DepthFirst {
-    pub(crate) fn new(bound: Option<u32>) -> Self {
-        Self { path: Vec::new(), depth: 0, asleep: 0, preemptions: 0, bound, complete: false, bounded: false }
+impl Uniform {
+    /// `steps` is how many steps each agent is expected to make.
+    pub(crate) fn new(dice: Dice, steps: &[u32; 64]) -> Self {
+        Self { dice, left: *steps }
     }
 
-    /// Sets up the next execution; false when there is none.
-    pub(crate) fn advance(&mut self) -> bool {
-        self.depth = 0;
-        self.asleep = 0;
-        self.preemptions = 0;
-        while let Some(turn) = self.path.last_mut() {
-            if turn.kind == Kind::Run {
-                turn.tried |= 1 << turn.chosen;
-                if turn.left != 0 {
-                    turn.chosen = turn.left.trailing_zeros() as u16;
-                    turn.left &= turn.left - 1;
-                    return true;
-                }
-            } else if u64::from(turn.chosen) + 1 < turn.left {
-                turn.chosen += 1;
-                return true;
-            }
-            self.path.pop();
-        }
-        self.complete = true;
-        false
-    }
-
-    /// Who is asleep after this step: whoever was, and commutes with it.
-    fn step(&mut self, agent: Agent, asleep: u64, footprints: &[Footprint; 64]) {
-        let mine = footprints[agent.0 as usize];
-        let commute = |other: &Agent| !footprints[other.0 as usize].conflicts(mine);
-        self.asleep = agents(asleep & !agent.bit()).filter(commute).fold(0, |set, agent| set | agent.bit());
+    fn made(&mut self, agent: Agent) {
+        let left = &mut self.left[agent.0 as usize];
+        *left = left.saturating_sub(1);
     }
 }
 
-impl Chooser for DepthFirst {
+impl Chooser for Uniform {
     fn run(&mut self, point: Point<'_>) -> Option<Agent> {
-        if self.depth == self.path.len() {
-            let asleep = if self.bound.is_none() { self.asleep & point.enabled } else { 0 };
-            let mut left = point.enabled & !asleep;
-            if let (Some(bound), Some(current)) = (self.bound, point.current)
-                && self.preemptions >= bound
-            {
-                self.bounded |= left != current.bit();
-                left = current.bit();
-            }
-            let first = point.current.filter(|current| left & current.bit() != 0).or(agents(left).next())?;
-            left &= !first.bit();
-            let (kind, chosen, preemptions) = (Kind::Run, u16::from(first.0), self.preemptions);
-            self.path.push(Turn { kind, chosen, left, asleep, tried: 0, preemptions });
+        // Who has more steps than expected has at least one left.
+        let weight = |agent: Agent| self.left[agent.0 as usize].max(1) as usize;
+        let mut at = self.dice.clone().below(agents(point.enabled).map(weight).sum());
+        let chosen = agents(point.enabled).find(|&agent| {
+            let weight = weight(agent);
+            let found = at < weight;
+            at = at.wrapping_sub(weight);
+            found
+        });
+        self.dice.throw();
+        if let Some(agent) = chosen {
+            self.made(agent);
         }
-        let turn = &self.path[self.depth];
-        let agent = Agent(turn.chosen as u8);
-        let asleep = turn.asleep | turn.tried;
-        self.preemptions = turn.preemptions + u32::from(point.current.is_some_and(|current| current != agent));
-        self.depth += 1;
-        if self.bound.is_none() {
-            self.step(agent, asleep, point.footprints);
-        }
-        Some(agent)
+        chosen
     }
-
     fn pick(&mut self, kind: Kind, of: usize) -> Option<usize> {
-        if self.depth == self.path.len() {
-            let preemptions = self.preemptions;
-            self.path.push(Turn { kind, chosen: 0, left: of as u64, asleep: 0, tried: 0, preemptions });
-        }
-        let chosen = self.path[self.depth].chosen;
-        self.depth += 1;
-        Some(chosen as usize)
+        Some(self.dice.pick(kind, of))
     }
+    fn only(&mut self, point: Point<'_>) -> Option<()> {
+        agents(point.enabled).for_each(|agent| self.made(agent));
+        Some(())
+    }
+}
 
-    fn only(&mut self, point: Point<'_>) {
-        if self.bound.is_none()
-            && let Some(agent) = agents(point.enabled).next()
-        {
-            let asleep = self.asleep;
-            self.step(agent, asleep, point.footprints);
+/// At random, counting whose steps an execution has.
+#[derive(Clone, Debug)]
+pub(crate) struct Counting {
+    random: Random,
+    pub(crate) steps: [u32; 64],
+}
+
+impl Counting {
+    pub(crate) fn new(dice: Dice) -> Self {
+        Self { random: Random { dice, stays: 0 }, steps: [0; 64] }
+    }
+}
+
+impl Chooser for Counting {
+    fn run(&mut self, point: Point<'_>) -> Option<Agent> {
+        let chosen = self.random.run(point);
+        if let Some(agent) = chosen {
+            self.steps[agent.0 as usize] += 1;
         }
+        chosen
+    }
+    fn pick(&mut self, kind: Kind, of: usize) -> Option<usize> {
+        self.random.pick(kind, of)
+    }
+    fn only(&mut self, point: Point<'_>) -> Option<()> {
+        agents(point.enabled).for_each(|agent| self.steps[agent.0 as usize] += 1);
+        Some(())
+    }
+}
+
+/// Notes the states that an execution goes through.
+#[derive(Clone, Debug)]
+pub(crate) struct Noting<C> {
+    pub(crate) inner: C,
+    pub(crate) states: Vec<u64>,
+}
+
+impl<C: Chooser> Chooser for Noting<C> {
+    fn run(&mut self, point: Point<'_>) -> Option<Agent> {
+        self.states.extend(point.state);
+        self.inner.run(point)
+    }
+    fn pick(&mut self, kind: Kind, of: usize) -> Option<usize> {
+        self.inner.pick(kind, of)
+    }
+    fn only(&mut self, point: Point<'_>) -> Option<()> {
+        self.inner.only(point)
+    }
+    fn wants_state(&self) -> bool {
+        true
     }
 }
 
@@ -338,7 +328,10 @@ impl<C: Chooser> Chooser for Shared<C> {
     fn pick(&mut self, kind: Kind, of: usize) -> Option<usize> {
         self.0.borrow_mut().pick(kind, of)
     }
-    fn only(&mut self, point: Point<'_>) {
-        self.0.borrow_mut().only(point);
+    fn only(&mut self, point: Point<'_>) -> Option<()> {
+        self.0.borrow_mut().only(point)
+    }
+    fn wants_state(&self) -> bool {
+        self.0.borrow().wants_state()
     }
 }

@@ -88,11 +88,19 @@ pub enum Kind {
     Alloc,
     /// Which value a load returns under weak memory.
     Load,
+    /// Whether the store of an exclusive pair fails although nobody has written the word.
+    Exclusive,
 }
 
 impl Kind {
-    const ALL: [(Kind, char); 5] =
-        [(Kind::Run, 'r'), (Kind::Version, 'v'), (Kind::Resched, 'y'), (Kind::Alloc, 'a'), (Kind::Load, 'l')];
+    const ALL: [(Kind, char); 6] = [
+        (Kind::Run, 'r'),
+        (Kind::Version, 'v'),
+        (Kind::Resched, 'y'),
+        (Kind::Alloc, 'a'),
+        (Kind::Load, 'l'),
+        (Kind::Exclusive, 'x'),
+    ];
 
     /// One letter for files.
     pub fn letter(self) -> char {
@@ -151,6 +159,8 @@ pub struct Point<'a> {
     pub current: Option<Agent>,
     /// What each one's next step touches, by agent.
     pub footprints: &'a [Footprint; 64],
+    /// A digest of the state that everything is in, if the chooser wants it: equal ones have equal futures.
+    pub state: Option<u64>,
 }
 
 /// Makes decisions. `None` ends the execution: it need not be looked at any further.
@@ -159,8 +169,37 @@ pub trait Chooser {
     fn run(&mut self, point: Point<'_>) -> Option<Agent>;
     /// One of `of` alternatives, two at least.
     fn pick(&mut self, kind: Kind, of: usize) -> Option<usize>;
-    /// Somebody could make a step alone: nothing to decide, but worth knowing.
-    fn only(&mut self, _point: Point<'_>) {}
+    /// Somebody can make a step alone: nothing to decide, but worth knowing.
+    fn only(&mut self, _point: Point<'_>) -> Option<()> {
+        Some(())
+    }
+    /// Whether [`Point::state`] is wanted when somebody is chosen next. It costs more than a step.
+    fn wants_state(&self) -> bool {
+        false
+    }
+}
+
+/// A set of host actors.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Actors(u16);
+
+impl Actors {
+    /// Nobody.
+    pub const NOBODY: Actors = Actors(0);
+
+    /// With one more; numbers that no actor can have are ignored.
+    #[must_use]
+    pub const fn with(self, actor: usize) -> Actors {
+        if actor < Agent::MOST_ACTORS { Actors(self.0 | 1 << actor) } else { self }
+    }
+    /// Whether an actor is in it.
+    pub const fn contains(self, actor: usize) -> bool {
+        actor < Agent::MOST_ACTORS && self.0 >> actor & 1 != 0
+    }
+    /// The actors, in order.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..Agent::MOST_ACTORS).filter(move |&actor| self.contains(actor))
+    }
 }
 
 /// The agents of a set, in order.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::choosers::Replay;
-use super::decision::{Agent, Decision, Kind, Who};
+use super::decision::{Actors, Agent, Decision, Kind, Who};
 use super::invariant::{Broken, Invariant};
 use super::lab::Step;
 use super::run::{Runner, verdict};
@@ -20,6 +20,8 @@ pub struct Failure {
     pub steps: Vec<Step>,
     /// Names of host actors, by number.
     pub actors: Vec<String>,
+    /// Actors that the failure does not need: they do nothing in it.
+    pub without: Actors,
     /// How often somebody was stopped who could have gone on: the depth of the defect.
     pub preemptions: u64,
     /// Executions until it was found.
@@ -44,8 +46,8 @@ impl Failure {
             step: execution.steps,
             what: "the execution cannot be repeated: an actor is not deterministic".to_owned(),
         });
-        let (actors, preemptions) = (runner.names(), execution.preemptions);
-        Self { broken, decisions, steps, actors, preemptions, executions, digest: execution.digest }
+        let (actors, without, preemptions) = (runner.names(), runner.without(), execution.preemptions);
+        Self { broken, decisions, steps, actors, without, preemptions, executions, digest: execution.digest }
     }
 
     /// Decisions that are out of the ordinary: somebody else runs, a cached entry is used, something fails.
@@ -86,6 +88,11 @@ impl Failure {
         let mut text = String::new();
         let _ = writeln!(text, "{}", self.broken);
         let _ = writeln!(text, "{} ({})", self.broken.invariant.says(), self.broken.invariant.broken_by());
+        let idle: Vec<&str> =
+            self.without.iter().filter_map(|actor| self.actors.get(actor)).map(String::as_str).collect();
+        if !idle.is_empty() {
+            let _ = writeln!(text, "Not needed, and left out: {}", idle.join(", "));
+        }
         let _ = write!(text, "\n{:>5}", "step");
         for &agent in &columns {
             let _ = write!(text, "  {:<width$}", cut(&self.title(agent), width));

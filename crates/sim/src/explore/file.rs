@@ -5,6 +5,9 @@
 //! scenario X05
 //! bug on
 //! memory sc
+//! arch arm64
+//! without 1 3
+//! store-failures 2
 //! model 2
 //! invariant T4
 //! decisions 3
@@ -13,12 +16,14 @@
 //! end 91b2c3d4e5f60718
 //! ```
 //!
+//! `arch` is the architecture, where it is not the scenario's own; `without` has actors that do nothing, by number; `store-failures`
+//! says how many compare-and-swaps may fail for no reason. These three lines are there if they say something.
 //! The last line holds a checksum of everything before it, so a file that was cut or changed anywhere is refused.
 
 use std::fmt;
 use std::fmt::Write;
 
-use super::decision::{Decision, Kind};
+use super::decision::{Actors, Agent, Decision, Kind};
 use super::invariant::Invariant;
 
 /// What a replay file says.
@@ -30,6 +35,12 @@ pub struct ReplayFile {
     pub variant: String,
     /// The memory order.
     pub memory: String,
+    /// The architecture, if it is not the scenario's own.
+    pub arch: Option<String>,
+    /// Actors that do nothing.
+    pub without: Actors,
+    /// How many compare-and-swaps may fail for no reason ([`Limits::store_failures`](super::Limits)).
+    pub store_failures: u32,
     /// [`MODEL_VERSION`](crate::MODEL_VERSION) of the program that wrote it.
     pub model: u32,
     /// The invariant that is broken.
@@ -70,6 +81,16 @@ impl ReplayFile {
     /// As text.
     pub fn write(&self) -> String {
         let mut text = format!("{HEADER}\nscenario {}\nbug {}\nmemory {}\n", self.scenario, self.variant, self.memory);
+        if let Some(arch) = &self.arch {
+            let _ = writeln!(text, "arch {arch}");
+        }
+        if self.without != Actors::NOBODY {
+            let numbers: Vec<String> = self.without.iter().map(|actor| actor.to_string()).collect();
+            let _ = writeln!(text, "without {}", numbers.join(" "));
+        }
+        if self.store_failures != 0 {
+            let _ = writeln!(text, "store-failures {}", self.store_failures);
+        }
         let Self { model, invariant, .. } = self;
         let _ = write!(text, "model {model}\ninvariant {invariant}\ndecisions {}\n", self.decisions.len());
         for line in self.decisions.chunks(IN_LINE) {
@@ -98,27 +119,50 @@ impl ReplayFile {
             return Err(wrong(last, "the checksum does not match: the file was changed or cut".to_owned()));
         }
         let mut lines = (1..).zip(body.lines());
-        let mut field = |name: &str| -> Result<(usize, String), ReplayError> {
+        // The next line, which has one of these names.
+        let mut one_of = |names: &[&'static str]| -> Result<(usize, &'static str, String), ReplayError> {
             let Some((number, line)) = lines.next() else {
-                return Err(wrong(last, format!("the file ends where {name:?} is expected")));
+                return Err(wrong(
+                    last,
+                    format!("the file ends where \"{} ...\" is expected", names.join(" ...\" or \"")),
+                ));
             };
-            match line.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')) {
-                Some(value) if !value.is_empty() => Ok((number, value.to_owned())),
-                _ => Err(wrong(number, format!("expected \"{name} ...\", found {line:?}"))),
+            let found = names.iter().find_map(|&name| Some((name, line.strip_prefix(name)?.strip_prefix(' ')?)));
+            match found {
+                Some((name, value)) if !value.is_empty() => Ok((number, name, value.to_owned())),
+                _ => {
+                    let names = names.join(" ...\" or \"");
+                    Err(wrong(number, format!("expected \"{names} ...\", found {line:?}")))
+                }
             }
         };
-        let (number, version) = field("mmusim-replay")?;
+        let (number, _, version) = one_of(&["mmusim-replay"])?;
         if version != "1" {
             return Err(wrong(number, format!("version {version}; this program reads version 1")));
         }
-        let (_, scenario) = field("scenario")?;
-        let (_, variant) = field("bug")?;
-        let (_, memory) = field("memory")?;
-        let (number, model) = field("model")?;
+        let (_, _, scenario) = one_of(&["scenario"])?;
+        let (_, _, variant) = one_of(&["bug"])?;
+        let (_, _, memory) = one_of(&["memory"])?;
+        let (mut arch, mut without, mut store_failures) = (None, Actors::NOBODY, 0);
+        let (number, model) = loop {
+            match one_of(&["arch", "without", "store-failures", "model"])? {
+                (number, "model", value) => break (number, value),
+                (_, "arch", value) => arch = Some(value),
+                (number, "without", value) => {
+                    without =
+                        actors(&value).ok_or_else(|| wrong(number, format!("{value:?}: no numbers of actors")))?;
+                }
+                (number, _, value) => {
+                    let count = value.parse().ok().filter(|&count| count != 0);
+                    store_failures =
+                        count.ok_or_else(|| wrong(number, format!("{value:?} is no number of failures")))?;
+                }
+            }
+        };
         let model = model.parse().map_err(|_| wrong(number, format!("model version {model:?} is no number")))?;
-        let (number, invariant) = field("invariant")?;
+        let (number, _, invariant) = one_of(&["invariant"])?;
         let invariant = invariant.parse().map_err(|error| wrong(number, format!("{error}")))?;
-        let (number, count) = field("decisions")?;
+        let (number, _, count) = one_of(&["decisions"])?;
         let count: usize = count.parse().map_err(|_| wrong(number, format!("{count:?} is no number of decisions")))?;
         if count > MOST_DECISIONS {
             return Err(wrong(number, format!("{count} decisions; at most {MOST_DECISIONS} are read")));
@@ -139,8 +183,16 @@ impl ReplayFile {
         if let Some((number, line)) = rest.next() {
             return Err(wrong(number, format!("nothing is expected here, found {line:?}")));
         }
-        Ok(Self { scenario, variant, memory, model, invariant, decisions, digest })
+        Ok(Self { scenario, variant, memory, arch, without, store_failures, model, invariant, decisions, digest })
     }
+}
+
+/// Actors by number, each a legal one.
+fn actors(text: &str) -> Option<Actors> {
+    text.split(' ').try_fold(Actors::NOBODY, |actors, word| {
+        let number = word.parse().ok().filter(|&number: &usize| number < Agent::MOST_ACTORS)?;
+        Some(actors.with(number))
+    })
 }
 
 fn decision(word: &str) -> Option<Decision> {
@@ -159,6 +211,9 @@ mod tests {
             scenario: "X05".to_owned(),
             variant: "on".to_owned(),
             memory: "sc".to_owned(),
+            arch: Some("arm64".to_owned()),
+            without: Actors::NOBODY.with(1).with(3),
+            store_failures: 2,
             model: 2,
             invariant: Invariant::T4,
             decisions,
@@ -170,6 +225,13 @@ mod tests {
     fn what_is_written_is_read_again() {
         let text = sample().write();
         assert_eq!(ReplayFile::read(&text), Ok(sample()), "{text}");
+        let plain = ReplayFile { arch: None, without: Actors::NOBODY, store_failures: 0, ..sample() };
+        let text = plain.write();
+        assert!(
+            text.starts_with("mmusim-replay 1\nscenario X05\nbug on\nmemory sc\nmodel 2\n"),
+            "as it always was: {text}"
+        );
+        assert_eq!(ReplayFile::read(&text), Ok(plain));
     }
 
     #[test]

@@ -4,12 +4,16 @@
 //! what a vCPU *may* use (`guest::reach`), so a stale translation is found when the page goes, whether or not the guest happens to touch
 //! it. Lives of tables, words last seen and stores that are owed to a log are kept here; protocols know nothing of it.
 
+use std::hash::Hash;
+
 use mmu_core::{Access, BreakRule, Entry, Format, GpaRange, Hpa, HpaRange, Level, NotPresent, PathPlace, Walk};
 
 use super::decision::Agent;
+use super::digest::Mix;
 use super::invariant::Invariant;
 use super::lab::Lab;
 use super::memory::Sight;
+use super::traced::Happened;
 use super::words::Life;
 use crate::arch::Arch;
 use crate::checker::Written;
@@ -60,6 +64,12 @@ impl Ghost {
         self.devices.clear();
         self.zapped = 0;
         self.stood = Default::default();
+    }
+
+    /// Adds the account. Where actors stood follows from their answers.
+    pub(crate) fn mix(&self, mix: &mut Mix) {
+        mix.add_unordered(&self.saw);
+        (&self.written, &self.carried, &self.cleaned, self.zapped).hash(mix);
     }
 
     /// An agent read a word.
@@ -131,6 +141,7 @@ impl<A: Arch> Lab<A> {
         if entry.is_some() {
             self.count_write(at, len, old, new);
         }
+        self.writing(at, len, new, step);
         self.words.fill(at, len, new, step, agent);
         self.publish(at, order);
     }
@@ -361,6 +372,7 @@ impl<A: Arch> Lab<A> {
         if let Some(frame) = self.words.frame_mut(table) {
             frame.life = Life::Freed;
         }
+        self.happened(Happened::Free { table });
     }
 
     /// D1: a table does not go with leaves in it that nobody has asked what they know of their pages.

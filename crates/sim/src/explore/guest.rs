@@ -12,6 +12,7 @@
 //! denied access does so too (x86) a cached denial is no choice. A walk sets flags by a compare-and-swap of the word as walked, in the same step.
 
 use std::collections::VecDeque;
+use std::hash::Hash;
 
 use mmu_core::walk::{Bus, BusError, Exchange, Step, Translation, WalkCursor};
 use mmu_core::{
@@ -20,6 +21,7 @@ use mmu_core::{
 };
 
 use super::decision::{Footprint, Kind};
+use super::digest::Mix;
 use super::ghost::Store;
 use super::invariant::Invariant;
 use super::lab::{EVERYTHING, Lab, NO_TIME};
@@ -32,13 +34,13 @@ use crate::engine::{Exit, ExitReason, GuestCaches, GuestFault};
 use crate::workload::{GuestAccess, GuestStream, GuestWork};
 
 /// Something asked of a vCPU that runs guest code.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Hash, Debug)]
 pub(crate) struct Request {
     pub(crate) what: What,
     pub(crate) asked_by: usize,
 }
 
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Hash, Debug)]
 pub(crate) enum What {
     Flush(Flush),
     Reload,
@@ -66,7 +68,7 @@ struct Invalidated {
     leaves: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Mode {
     Host,
     Guest,
@@ -78,6 +80,8 @@ pub(crate) struct Guest {
     mode: Mode,
     program: GuestStream,
     current: Option<GuestAccess>,
+    /// Accesses that it has begun of its program.
+    taken: u32,
     /// What its exit was, until its thread has seen it.
     pub(crate) exit: Option<Exit>,
     pub(crate) left: Exit,
@@ -110,6 +114,7 @@ impl Guest {
             mode: Mode::Host,
             program: GuestStream::List(program.into_iter()),
             current: None,
+            taken: 0,
             exit: None,
             left: Exit { reason: ExitReason::Done, at: NO_TIME },
             requests: Vec::new(),
@@ -145,6 +150,7 @@ impl Guest {
     pub(crate) fn assign(&mut self, work: GuestWork, number: u64) {
         self.program = work.stream(number);
         self.current = None;
+        self.taken = 0;
     }
 
     /// Leaves the guest; its thread finds out why.
@@ -160,6 +166,27 @@ impl Guest {
     pub(crate) fn footprint(number: usize) -> Footprint {
         // Flags that it sets and the ghost's account of stores order it against everything that touches tables.
         Footprint { reads: WORD_BITS, writes: vcpu_bit(number) | WORD_BITS }
+    }
+
+    /// Moments that divide what it may have cached from what it has not.
+    pub(crate) fn marks(&self) -> impl Iterator<Item = Moment> + '_ {
+        let floor = self.entered.then_some(self.floor);
+        let invalidated = self.invalidated.iter().map(|part| part.at);
+        floor.into_iter().chain(invalidated).chain(self.kept.iter().map(|kept| kept.floor))
+    }
+
+    /// Adds what its future depends on; `rank` makes moments comparable between executions.
+    pub(crate) fn mix(&self, mix: &mut Mix, rank: impl Fn(Moment) -> u64) {
+        (self.mode, self.taken, self.current.is_some(), self.exit, self.left).hash(mix);
+        (&self.requests, self.owed, self.reload, self.kicked, &self.modified, self.caches).hash(mix);
+        (self.root, self.generation, self.tag, self.owner, self.retried, self.entered).hash(mix);
+        mix.add(if self.entered { rank(self.floor) } else { 0 });
+        for part in &self.invalidated {
+            (part.start, part.end, rank(part.at), part.tables, part.leaves).hash(mix);
+        }
+        for kept in &self.kept {
+            (kept.tag, kept.root, rank(kept.floor)).hash(mix);
+        }
     }
 
     pub(crate) fn load_root(&mut self, root: Hpa, generation: u16, now: Moment) {
@@ -357,6 +384,7 @@ impl<A: Arch> Lab<A> {
         let guest = &mut self.guests[vcpu];
         if guest.current.is_none() {
             guest.current = guest.program.next();
+            guest.taken += u32::from(guest.current.is_some());
         }
         let Some(GuestAccess { gva, kind }) = guest.current else {
             self.note(|_| "leaves the guest: its work is done".to_owned());

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use mmu_core::{Cycles, Flush, Hpa, Level};
 
 use super::decision::{Agent, Chooser, Decision, Footprint, Kind, Point, Who, agents};
+use super::digest::mixed;
 use super::ghost::Ghost;
 use super::guest::Guest;
 use super::invariant::{Broken, Evaluations, Invariant};
@@ -64,6 +65,10 @@ pub(crate) struct Hand {
     pub(crate) buffer: Vec<(Hpa, u64)>,
     /// What it has seen (weak memory).
     pub(crate) view: View,
+    /// The history of the answers it got.
+    pub(crate) answers: u64,
+    /// The invalidation that it waits for.
+    pub(crate) flushing: Option<Flush>,
 }
 
 impl Hand {
@@ -82,7 +87,14 @@ impl Hand {
             sequence_seen: 0,
             buffer: Vec::new(),
             view: View::default(),
+            answers: 0,
+            flushing: None,
         }
+    }
+
+    /// The actor is told something.
+    pub(crate) fn told(&mut self, reply: Reply) {
+        self.answers = mixed(mixed(self.answers, reply.a), mixed(reply.b, reply.c));
     }
 }
 
@@ -171,6 +183,11 @@ pub(crate) struct Lab<A: Arch> {
     pub(crate) limits: super::scenario::Limits,
     pub(crate) ticks: u32,
     pub(crate) failures: u32,
+    pub(crate) store_failures: u32,
+    /// The order of what was done to the primary MMU and to memslots.
+    pub(crate) order: u64,
+    /// The order in which actors ran.
+    pub(crate) turns: u64,
     /// Modification logs are on.
     pub(crate) modification_log: u64,
     // ---- deciding ----
@@ -178,15 +195,18 @@ pub(crate) struct Lab<A: Arch> {
     pub(crate) trail: Vec<Decision>,
     pub(crate) preemptions: u64,
     footprints: Box<[Footprint; 64]>,
-    yielded: u64,
+    pub(crate) yielded: u64,
     pub(crate) acting: Agent,
     pub(crate) next: Option<Agent>,
     pub(crate) steps: u64,
     pub(crate) starting: bool,
     pub(crate) reply: Reply,
     pub(crate) end: Option<End>,
+    /// Nobody could make a step any more.
+    pub(crate) nobody_left: bool,
     pub(crate) broken: Option<Broken>,
     pub(crate) record: Option<Vec<Step>>,
+    pub(crate) traced: Option<super::traced::Noted>,
 }
 
 /// Variables that a scenario may have.
@@ -226,6 +246,9 @@ impl<A: Arch> Lab<A> {
             limits,
             ticks: limits.ticks,
             failures: limits.allocation_failures,
+            store_failures: limits.store_failures,
+            order: 0,
+            turns: 0,
             modification_log: 0,
             chooser: None,
             trail: Vec::new(),
@@ -238,8 +261,10 @@ impl<A: Arch> Lab<A> {
             starting: false,
             reply: Reply::default(),
             end: None,
+            nobody_left: false,
             broken: None,
             record: None,
+            traced: None,
             world,
         }
     }
@@ -274,6 +299,8 @@ impl<A: Arch> Lab<A> {
         self.reset_tally();
         self.ticks = self.limits.ticks;
         self.failures = self.limits.allocation_failures;
+        self.store_failures = self.limits.store_failures;
+        (self.order, self.turns) = (0, 0);
         self.modification_log = 0;
         self.trail.clear();
         self.preemptions = 0;
@@ -281,6 +308,7 @@ impl<A: Arch> Lab<A> {
         self.next = None;
         self.steps = 0;
         self.end = None;
+        self.nobody_left = false;
         self.broken = None;
     }
 
@@ -422,11 +450,12 @@ impl<A: Arch> Lab<A> {
         for agent in agents(set) {
             self.footprints[agent.0 as usize] = self.footprint(agent);
         }
-        let point = Point { enabled: set, current, footprints: &self.footprints };
+        let wanted = !set.is_power_of_two() && self.chooser.as_ref().is_some_and(|chooser| chooser.wants_state());
+        let state = wanted.then(|| self.state());
+        let point = Point { enabled: set, current, footprints: &self.footprints, state };
         let Some(chooser) = self.chooser.as_mut() else { return agents(set).next() };
         let chosen = if set.is_power_of_two() {
-            chooser.only(point);
-            agents(set).next()
+            chooser.only(point).and_then(|()| agents(set).next())
         } else {
             chooser.run(point)
         };
@@ -445,6 +474,7 @@ impl<A: Arch> Lab<A> {
 
     /// Nobody can make a step: the end, or a deadlock.
     fn everybody_waits(&mut self) {
+        self.nobody_left = true;
         let waiting: Vec<usize> = (0..self.hands.len()).filter(|&number| !self.hands[number].finished).collect();
         self.hold(Invariant::P4, waiting.is_empty(), |lab| {
             let who = waiting.iter().map(|&number| format!("{} {}", lab.hands[number].name, lab.waits_for(number)));
@@ -489,20 +519,19 @@ impl<A: Arch> Lab<A> {
     /// The actor that was chosen makes its step; true when it can be polled.
     pub(crate) fn resume(&mut self, actor: usize) -> bool {
         self.acting = Agent::actor(actor);
-        match std::mem::replace(&mut self.hands[actor].pending, Pending::Nothing) {
-            Pending::Op(op) => match self.execute(op) {
-                Some(reply) => {
-                    self.reply = reply;
-                    true
-                }
-                None => false,
-            },
+        self.turns = mixed(self.turns, actor as u64 + 1);
+        let reply = match std::mem::replace(&mut self.hands[actor].pending, Pending::Nothing) {
+            Pending::Op(op) => self.execute(op),
             waited => {
                 self.wait_is_over(actor, waited);
-                self.reply = Reply::default();
-                true
+                Some(Reply::default())
             }
+        };
+        if let Some(reply) = reply {
+            self.hands[actor].told(reply);
+            self.reply = reply;
         }
+        reply.is_some()
     }
 }
 
@@ -514,6 +543,7 @@ impl<A: Arch> Lab<A> {
             return None;
         }
         if let Some(reply) = self.perform_local(op) {
+            self.hands[me].told(reply);
             return Some(reply);
         }
         self.hands[me].pending = Pending::Op(op);

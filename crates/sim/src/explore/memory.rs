@@ -44,7 +44,7 @@ impl MemoryOrder {
 }
 
 /// For words, by address: the version of this moment, or a later one, is what can be read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Sight(Vec<(u64, Moment)>);
 
 impl Sight {
@@ -65,7 +65,7 @@ impl Sight {
 }
 
 /// What an actor has seen.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct View {
     pub(crate) seen: Sight,
     /// What it will have seen after the next read barrier.

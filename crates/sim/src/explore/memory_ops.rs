@@ -5,6 +5,7 @@ use mmu_core::{Bytes, Format, Gpa, GpaRange, Hpa, Level};
 use super::decision::{Agent, Kind};
 use super::invariant::Invariant;
 use super::lab::{Grace, Lab, NO_TIME};
+use super::traced::Happened;
 use super::words::Life;
 use crate::arch::Arch;
 use crate::engine::world::table_words;
@@ -20,7 +21,9 @@ impl<A: Arch> Lab<A> {
         }
         let words = table_words(&self.format, level);
         self.counters.tables_allocated += 1;
-        Reply::one(self.words.alloc(level, words).raw())
+        let table = self.words.alloc(level, words);
+        self.happened(Happened::NewTable { table, words: words as u64, level });
+        Reply::one(table.raw())
     }
 
     pub(crate) fn start_grace(&mut self, frames: Vec<Hpa>, subtree: Option<(Hpa, Level)>) -> u64 {
@@ -77,6 +80,7 @@ impl<A: Arch> Lab<A> {
 
     pub(crate) fn primary(&mut self, op: PrimaryOp) -> Reply {
         self.touched_primary = true;
+        self.in_order();
         let mut actor = ActorState::new(self.me(), NO_TIME);
         let reply = self.world.perform_primary(op, &mut actor, &[]);
         self.world.woken.clear();
@@ -92,6 +96,7 @@ impl<A: Arch> Lab<A> {
 
     pub(crate) fn slots(&mut self, op: SlotsOp) -> Reply {
         self.touched_slots = true;
+        self.in_order();
         let mut actor = ActorState::new(self.me(), NO_TIME);
         let reply = self.world.perform_slots(op, &mut actor);
         self.collect_reports();

@@ -19,17 +19,20 @@
 //! | --- | --- |
 //! | `scenario` | what a user writes: a small VM, vCPUs, actors |
 //! | `decision` | decisions, agents, what steps touch; the trait of choosers |
-//! | `choosers`, `strategy` | ways to decide; many executions, reports |
+//! | `choosers`, `depth_first` | ways to decide |
+//! | `strategy`, `search`, `sample` | many executions, all or at random; reports |
+//! | `digest` | what a state is, and when two are the same |
 //! | `lab`, `perform`, `waiting`, `memory_ops`, `run` | the stage that actors perform on; what operations do; one execution |
 //! | `words`, `memory` | tables with the history of each word; what loads may return |
 //! | `guest` | vCPUs: walks, and what translation caches may hold |
 //! | `ghost`, `endings`, `promises`, `tags`, `tally`, `invariant` | the checker: tables and pages, what protocols announce, tags, bounds; the invariants by name |
 //! | `mutation` | steps of the host gone wrong, to test the checks |
+//! | `traced` | executions for others to judge |
 //! | `shrink`, `failure`, `file`, `render` | failures: made small, as tables, as files, in words |
 //!
 //! **What is decided**: who is next (an actor's operation, a guest's access, the arrival of a flush or a kick at a vCPU, the end of a grace period, the draining of a
 //! store buffer; a lock goes to whoever is chosen of those that wait); which version of an entry a walk uses; whether an actor is told to
-//! give way; whether an allocation fails; which value a weak load returns.
+//! give way; whether an allocation fails; which value a weak load returns; whether the store of an exclusive pair fails.
 //!
 //! **What is not**: spurious fills of translation caches need no decisions (`guest` says why); an operation on a stretch of entries that map nothing is one step;
 //! whoever spins, gives the processor away or takes a fault again does not go on before somebody else has made a step, if anybody can.
@@ -38,6 +41,8 @@
 
 mod choosers;
 mod decision;
+mod depth_first;
+mod digest;
 mod endings;
 mod failure;
 mod file;
@@ -52,16 +57,19 @@ mod perform;
 mod promises;
 mod render;
 mod run;
+mod sample;
 mod scenario;
+mod search;
 mod shrink;
 mod strategy;
 mod tags;
 mod tally;
+mod traced;
 mod waiting;
 mod words;
 
 pub use choosers::Divergence;
-pub use decision::{Agent, Chooser, Decision, Footprint, Kind, Point, Who, agents, nth};
+pub use decision::{Actors, Agent, Chooser, Decision, Footprint, Kind, Point, Who, agents, nth};
 pub use failure::Failure;
 pub use file::{ReplayError, ReplayFile};
 pub use invariant::{Broken, Evaluations, Invariant, UnknownInvariant};
@@ -69,6 +77,8 @@ pub use lab::Step;
 pub use memory::MemoryOrder;
 pub use mutation::Mutation;
 pub use scenario::{
-    Build, Ended, Hardware, LeafState, Leaks, Limits, Scenario, SmallVm, Statistics, Wait, Waiters, access, read, write,
+    Build, Cast, Ended, Hardware, LeafState, Leaks, Limits, Scenario, Sharing, SmallVm, Statistics, Wait, Waiters,
+    access, read, write,
 };
 pub use strategy::{Budget, Explorable, Report, Shrinking, Stats, Strategy, UnknownStrategy, Verdict};
+pub use traced::{Happened, Trace};

@@ -2,12 +2,14 @@
 
 use mmu_core::{Bytes, Format, Hpa, HpaRange};
 
-use super::decision::Footprint;
+use super::decision::{Footprint, Kind};
+use super::digest::mixed;
 use super::ghost::Store;
 use super::guest::What;
 use super::invariant::Invariant;
 use super::lab::{Lab, Lock, NO_TIME, Pending};
 use super::mutation::Mutated;
+use super::traced::Happened;
 use crate::arch::Arch;
 use crate::engine::{
     ActorState, AgeRun, AgeWrite, Apply, Atomicity, Blockable, DirtyOp, Fence, Frames, Handover, LockId, Op, Order,
@@ -19,7 +21,10 @@ const PRIMARY_BIT: u64 = 1 << 1;
 const SLOTS_BIT: u64 = 1 << 2;
 pub(crate) const FLIGHT_BIT: u64 = 1 << 3;
 const QUEUE_BIT: u64 = 1 << 4;
+/// The VM's root; and what actors are about to do: every one of their steps reads it, those write it that depend on where others are.
 const MISC_BIT: u64 = 1 << 5;
+/// All vCPUs: who checks what they may use.
+const VCPU_BITS: u64 = 0b11_1111 << 6;
 /// Words and variables.
 pub(crate) const WORD_BITS: u64 = u64::MAX << 24;
 
@@ -50,6 +55,11 @@ impl<A: Arch> Lab<A> {
     // ---- footprints ----
 
     pub(crate) fn footprint_of(&self, actor: usize, pending: Pending) -> Footprint {
+        let Footprint { reads, writes } = self.footprint_alone(actor, pending);
+        Footprint { reads: reads | MISC_BIT, writes }
+    }
+
+    fn footprint_alone(&self, actor: usize, pending: Pending) -> Footprint {
         let read = |bits| Footprint { reads: bits, writes: 0 };
         let write = |bits| Footprint { reads: 0, writes: bits };
         let own = own_bit(actor);
@@ -80,19 +90,26 @@ impl<A: Arch> Lab<A> {
             }
             // It flushes too.
             Op::Unlock(_) if self.hands[actor].late_flush.is_some() => Footprint::ALL,
+            // Readers queue behind a writer that waits.
+            Op::Lock(LockId::NOTIFIER_SLOTS, _) => write(lock_bit(LockId::NOTIFIER_SLOTS) | MISC_BIT),
             Op::Lock(lock, _) => write(lock_bit(lock)),
-            Op::Unlock(lock) => Footprint { reads: WORD_BITS, writes: lock_bit(lock) },
-            Op::NeedResched(lock) => read(lock_bit(lock)),
+            Op::Unlock(lock) => Footprint { reads: WORD_BITS | VCPU_BITS, writes: lock_bit(lock) },
+            // The answer depends on who has come to want the lock.
+            Op::NeedResched(lock) => Footprint { reads: lock_bit(lock), writes: MISC_BIT },
             Op::RcuLock | Op::RcuUnlock => write(RCU_BIT),
             Op::PrepareToWait(_) | Op::FinishWait(_) | Op::Schedule(_) | Op::WakeUp(..) => write(QUEUE_BIT),
             Op::Primary(PrimaryOp::Fault(..) | PrimaryOp::Dereference(_)) | Op::HostMapping(..) => {
                 Footprint { reads: SLOTS_BIT, writes: PRIMARY_BIT }
             }
-            Op::Primary(_) | Op::DropPages(_) => Footprint { reads: WORD_BITS | SLOTS_BIT, writes: PRIMARY_BIT },
+            Op::Primary(_) | Op::DropPages(_) => {
+                Footprint { reads: WORD_BITS | VCPU_BITS | SLOTS_BIT, writes: PRIMARY_BIT }
+            }
             Op::Slots(_) => write(SLOTS_BIT),
             Op::Root => read(MISC_BIT),
-            Op::VcpuRun(vcpu) => write(vcpu_bit(vcpu.0)),
-            Op::Alloc(_) | Op::Reschedule | Op::Spend(_) | Op::Sleep(_) | Op::SleepUntil(_) => Footprint::NONE,
+            // From then on it is looked at what the vCPU may use.
+            Op::VcpuRun(vcpu) => Footprint { reads: WORD_BITS, writes: vcpu_bit(vcpu.0) },
+            Op::Alloc(_) => Footprint::NONE,
+            // Who lets others go first is not chosen before somebody has made a step: which one that is matters.
             _ => Footprint::ALL,
         }
     }
@@ -114,14 +131,6 @@ impl<A: Arch> Lab<A> {
             }
             Op::CountSpurious => DONE,
             Op::Now => one(0),
-            Op::CountRetry => {
-                self.counters.retried_faults += 1;
-                if let Some(vcpu) = self.hands[self.me()].vcpu {
-                    self.guests[vcpu.0].retried = true;
-                }
-                self.give_others_a_turn(self.me());
-                DONE
-            }
             Op::Fence(Fence::Full) if self.memory == super::MemoryOrder::StoreBuffer => None,
             Op::Fence(fence) => {
                 self.fence(fence);
@@ -196,7 +205,7 @@ impl<A: Arch> Lab<A> {
                 }
                 DONE
             }
-            Op::Cmpxchg(at, old, new) => self.exchange(at, |found| (found == old).then_some(new)),
+            Op::Cmpxchg(at, old, new) => self.compare_exchange(at, old, new),
             Op::Xchg(at, new) => self.exchange(at, |_| Some(new)),
             Op::FetchAnd(at, mask) => self.exchange(at, |found| Some(found & mask)),
             Op::FetchOr(at, mask) => self.exchange(at, |found| Some(found | mask)),
@@ -218,7 +227,7 @@ impl<A: Arch> Lab<A> {
                 }
                 one(value)
             }
-            Op::CmpxchgVar(var, old, new) => self.exchange(self.var(var), |found| (found == old).then_some(new)),
+            Op::CmpxchgVar(var, old, new) => self.compare_exchange(self.var(var), old, new),
             Op::XchgVar(var, new) => self.exchange(self.var(var), |_| Some(new)),
             Op::Alloc(level) => Some(self.alloc(level)),
             Op::Live(at) => {
@@ -324,6 +333,14 @@ impl<A: Arch> Lab<A> {
                 self.give_others_a_turn(me);
                 DONE
             }
+            Op::CountRetry => {
+                self.counters.retried_faults += 1;
+                if let Some(vcpu) = self.hands[me].vcpu {
+                    self.guests[vcpu.0].retried = true;
+                }
+                self.give_others_a_turn(me);
+                DONE
+            }
             Op::HostMapping(gpa, most) => {
                 one(u64::from(self.world.host_mapping(mmu_core::Gpa::new(gpa), most).shift()))
             }
@@ -337,6 +354,7 @@ impl<A: Arch> Lab<A> {
                 self.root_replaced(self.root, root);
                 self.root = root;
                 self.generation = self.generation.wrapping_add(1);
+                self.happened(Happened::Root { root, generation: self.generation });
                 DONE
             }
             Op::Root => one(self.root.raw()),
@@ -370,6 +388,12 @@ impl<A: Arch> Lab<A> {
         });
     }
 
+    /// The acting actor does something whose order with others' matters.
+    pub(crate) fn in_order(&mut self) {
+        let who = self.hands.get(self.me()).map_or(0, |hand| hand.answers);
+        self.order = mixed(self.order, mixed(who, u64::from(self.acting.0)));
+    }
+
     pub(crate) fn wait(&mut self, pending: Pending) -> Option<Reply> {
         let me = self.me();
         self.hands[me].pending = pending;
@@ -382,8 +406,10 @@ impl<A: Arch> Lab<A> {
             && let Some(exit) = self.guests[vcpu.0].exit.take()
         {
             self.guests[vcpu.0].left = exit;
+            self.hands[actor].answers = mixed(self.hands[actor].answers, super::digest::of(&exit));
         }
         if matches!(waited, Pending::Flight(_)) {
+            self.flush_ends(actor);
             self.check_invalidated(actor);
         }
         if matches!(waited, Pending::Awake | Pending::Flight(_) | Pending::Grace(_))
@@ -429,6 +455,21 @@ impl<A: Arch> Lab<A> {
         one(found)
     }
 
+    /// A compare-and-swap; the second number of the reply tells that it failed although the word is what was expected.
+    fn compare_exchange(&mut self, at: Hpa, old: u64, new: u64) -> Option<Reply> {
+        let failed = self.store_fails(at, old);
+        let found = self.exchange(at, |found| (found == old && !failed).then_some(new))?;
+        Some(Reply { b: failed.into(), ..found })
+    }
+
+    /// Whether the store of an exclusive pair fails for no reason that software knows (Arm DDI 0487, B2.12; Power ISA, book II, 4.6.2).
+    fn store_fails(&mut self, at: Hpa, old: u64) -> bool {
+        let can = self.store_failures > 0 && self.words.read(at) == Ok(old);
+        let fails = can && self.pick(Kind::Exclusive, 2) == 1;
+        self.store_failures -= u32::from(fails);
+        fails
+    }
+
     /// Work on a run: what maps nothing goes at once, a mapping alone.
     pub(crate) fn run(&mut self, run: RunOp) -> u64 {
         if !self.is_word(run.at) {
@@ -438,6 +479,10 @@ impl<A: Arch> Lab<A> {
         if let Atomicity::IfStill(old) = run.atomicity
             && word != old
         {
+            self.ghost.saw(self.acting, run.at, word);
+            return 0;
+        }
+        if matches!(run.atomicity, Atomicity::IfStill(_)) && self.store_fails(run.at, word) {
             self.ghost.saw(self.acting, run.at, word);
             return 0;
         }
@@ -482,6 +527,7 @@ impl<A: Arch> Lab<A> {
         let page = HpaRange::new(format.output(level, word), Bytes(format.geometry().page_size(level).bytes()));
         let state = PageState { accessed: accessed.into(), dirty: dirty.into() };
         self.touched_primary = true;
+        self.in_order();
         self.world.mark_pages(page, state, &ActorState::new(self.me(), NO_TIME));
         self.collect_reports();
     }
@@ -496,9 +542,11 @@ impl<A: Arch> Lab<A> {
                 (found.map_or(0, |reply| reply.a), false)
             }
             (true, AgeWrite::Cmpxchg) => {
-                let found = self.exchange(run.at, |found| (found == run.old).then(|| format.mark_old(found)));
+                let failed = self.store_fails(run.at, run.old);
+                let found =
+                    self.exchange(run.at, |found| (found == run.old && !failed).then(|| format.mark_old(found)));
                 let found = found.map_or(0, |reply| reply.a);
-                (found, found != run.old)
+                (found, failed || found != run.old)
             }
             _ => (run.old, false),
         };

@@ -2,6 +2,7 @@
 
 use mmu_core::{Access, Format, Gpa, GpaRange, Hpa, Level};
 
+use super::digest::Mix;
 use super::guest::Cached;
 use super::invariant::Invariant;
 use super::lab::Lab;
@@ -21,6 +22,12 @@ impl Promises {
     pub(crate) fn reset(&mut self) {
         self.tracked.clear();
         self.given_up.clear();
+    }
+
+    /// Adds what is promised.
+    pub(crate) fn mix(&self, mix: &mut Mix) {
+        mix.add_unordered(&self.tracked);
+        mix.add_unordered(&self.given_up);
     }
 
     fn is_tracked(&self, gpa: u64) -> bool {

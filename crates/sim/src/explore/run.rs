@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use super::decision::{Agent, Chooser, Decision};
+use super::decision::{Actors, Agent, Chooser, Decision};
 use super::invariant::{Broken, Evaluations, Invariant};
 use super::lab::{End, Lab, Pending, Step};
 use super::scenario::{Build, Leaks, Scenario};
+use super::traced::Noted;
 use crate::arch::Arch;
 use crate::engine::ActorFuture;
 
@@ -24,13 +25,42 @@ pub(crate) struct Execution {
     pub(crate) steps: u64,
     pub(crate) preemptions: u64,
     pub(crate) broken: Option<Broken>,
-    /// What the tables, the variables and the actors' ends amount to.
+    /// Whether it was a step that broke it, or what there was when all had finished.
+    pub(crate) when: When,
+    /// What the tables, the variables and the actors' ends amount to, by the order of steps.
     pub(crate) digest: u64,
+    /// Memory in the end and what every actor was told, where states are kept: the same for any order of steps that commute.
+    pub(crate) outcome: u64,
+}
+
+/// When something was broken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum When {
+    /// By a step: whoever had not come so far is not to blame.
+    Step,
+    /// When nobody went on: everybody should have done his part.
+    End,
 }
 
 impl<'s, A: Arch> Runner<'s, A> {
     pub(crate) fn new(scenario: &'s Scenario<A>) -> Self {
         Self { scenario, lab: Rc::new(RefCell::new(scenario.build())) }
+    }
+
+    /// The same, with states for choosers that want them.
+    pub(crate) fn with_states(scenario: &'s Scenario<A>) -> Self {
+        let runner = Self::new(scenario);
+        runner.lab.borrow_mut().words.keep_digest();
+        runner
+    }
+
+    /// From now on these actors do nothing.
+    pub(crate) fn leave_out(&mut self, actors: Actors) {
+        self.lab.borrow_mut().limits.without = actors;
+    }
+    /// Actors that do nothing.
+    pub(crate) fn without(&self) -> Actors {
+        self.lab.borrow().limits.without
     }
 
     /// Evaluations since this was last asked.
@@ -61,6 +91,14 @@ impl<'s, A: Arch> Runner<'s, A> {
         (execution, steps)
     }
 
+    /// Executes once more, for others to judge.
+    pub(crate) fn trace(&mut self, chooser: Box<dyn Chooser>) -> (Execution, Noted) {
+        self.lab.borrow_mut().traced = Some(Noted::default());
+        let execution = self.execute(chooser);
+        let events = self.lab.borrow_mut().traced.take().unwrap_or_default();
+        (execution, events)
+    }
+
     /// One execution.
     pub(crate) fn execute(&mut self, chooser: Box<dyn Chooser>) -> Execution {
         {
@@ -79,6 +117,7 @@ impl<'s, A: Arch> Runner<'s, A> {
         if let Some(invariant) = self.scenario.limits.livelock {
             lab.evaluations.count(invariant);
         }
+        let when = if lab.end == Some(End::Broken) && !lab.nobody_left { When::Step } else { When::End };
         if lab.end == Some(End::Finished) {
             let ended = lab.ended();
             for (invariant, check) in finally {
@@ -99,13 +138,15 @@ impl<'s, A: Arch> Runner<'s, A> {
                 lab.end = Some(End::Broken);
             }
         }
-        let digest = lab.digest();
+        let (digest, outcome) = (lab.digest(), lab.outcome());
         Execution {
             end: lab.end.unwrap_or(End::Finished),
             steps: lab.steps,
             preemptions: lab.preemptions,
             broken: lab.broken.clone(),
+            when,
             digest,
+            outcome,
         }
     }
 
@@ -120,6 +161,7 @@ impl<'s, A: Arch> Runner<'s, A> {
             let mut lab = self.lab.borrow_mut();
             lab.starting = false;
             lab.start = lab.words.now();
+            lab.begin_trace();
             lab.acting = Agent::RCU;
             lab.decide(None);
         }

@@ -3,12 +3,14 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 use mmu_core::machine::Machine;
 use mmu_core::{
     AccessKind, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Hpa, HpaRange, HvaRange, Leaf, Level, PageSize, Perms,
 };
 
+use super::decision::Actors;
 use super::invariant::Invariant;
 use super::lab::{Hand, Lab};
 use super::memory::MemoryOrder;
@@ -70,6 +72,13 @@ pub struct Limits {
     pub ticks: u32,
     /// How many allocations may fail.
     pub allocation_failures: u32,
+    /// How many compare-and-swaps may fail although the word is what was expected, as the stores of exclusive pairs do: on Arm without
+    /// `FEAT_LSE` and on POWER. x86 and Arm's `CAS` never do.
+    pub store_failures: u32,
+    /// What actors have in common beside operations.
+    pub sharing: Sharing,
+    /// Actors that do nothing: a failure may not need them.
+    pub without: Actors,
     /// What loads may return.
     pub memory: MemoryOrder,
     /// Leaks.
@@ -90,6 +99,17 @@ pub struct Limits {
     pub statistics: Statistics,
     /// What processors do wrong.
     pub hardware: Hardware,
+}
+
+/// What actors have in common beside operations: it decides which states a search may take for one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Sharing {
+    /// Nothing but what the scenario looks at in the end, to which each adds what it was answered, in any order. States are equal whatever
+    /// the order in which actors came to them.
+    Operations,
+    /// Rust data, behind an `Rc` for example: the order in which actors ran is part of a state.
+    #[default]
+    Memory,
 }
 
 /// A bound of waiting.
@@ -154,6 +174,9 @@ impl Limits {
         steps: 4000,
         ticks: 1,
         allocation_failures: 0,
+        store_failures: 0,
+        sharing: Sharing::Memory,
+        without: Actors::NOBODY,
         memory: MemoryOrder::Sequential,
         leaks: Leaks::Reported,
         mmu_lock: LockKind::ReadWrite,
@@ -191,6 +214,8 @@ pub struct Scenario<A: Arch> {
     state: LeafState,
     slot: Option<Bytes>,
     pub(crate) declared: Vec<Invariant>,
+    /// Nothing costs anything here, but the world wants a price list: that of any machine.
+    costs: OnceLock<Costs>,
 }
 
 /// What is known of pages that are mapped at the start.
@@ -209,6 +234,17 @@ impl<A: Arch> fmt::Debug for Scenario<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Scenario").field("name", &self.name).field("vm", &self.vm).finish_non_exhaustive()
     }
+}
+
+/// Who takes part in a scenario.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Cast {
+    /// Host actors, threads of vCPUs among them.
+    pub actors: usize,
+    /// Threads of vCPUs.
+    pub threads: usize,
+    /// vCPUs.
+    pub vcpus: usize,
 }
 
 /// An access of a guest program.
@@ -239,6 +275,7 @@ impl<A: Arch> Scenario<A> {
             state: LeafState::Used,
             slot: None,
             declared: Vec::new(),
+            costs: OnceLock::new(),
         }
     }
 
@@ -335,6 +372,18 @@ impl<A: Arch> Scenario<A> {
         self
     }
 
+    /// Who takes part.
+    pub fn cast(&self) -> Cast {
+        let lab = Rc::new(RefCell::new(self.build()));
+        lab.borrow_mut().reset();
+        let mut build = Build { lab: &lab, futures: Vec::new(), finally: Vec::new(), roots: Vec::new() };
+        self.parts.iter().for_each(|part| part(&mut build));
+        drop(build);
+        let lab = lab.borrow();
+        let threads = lab.hands.iter().filter(|hand| hand.vcpu.is_some()).count();
+        Cast { actors: lab.hands.len(), threads, vcpus: lab.guests.len() }
+    }
+
     /// Builds the VM.
     pub(crate) fn build(&self) -> Lab<A> {
         let two = *self.arch.two();
@@ -360,16 +409,16 @@ impl<A: Arch> Scenario<A> {
                 install(&mut words, &two, root, (at, host + at), leaf_level, self.state);
             }
         }
-        // Nothing costs anything here, but the world wants a price list.
-        let machine =
-            Machine::names().find_map(|name| Machine::builtin(name).ok()).expect("there are built-in machines");
-        let costs = Costs::of(&machine);
+        let costs = self.costs.get_or_init(|| {
+            let machine = Machine::names().find_map(|name| Machine::builtin(name).ok());
+            Costs::of(&machine.expect("there are built-in machines"))
+        });
         let tables = mmu_core::memory::TableMemory::new(
             mmu_core::image::RamRange { start: Hpa::new(1 << 40), bytes: 1 << 21 },
             two.present_mask(),
         );
         let tables = tables.expect("a pool of 2 MiB at a multiple of 2 MiB is legal");
-        let mut world = World::new(self.arch, costs, tables, primary, root);
+        let mut world = World::new(self.arch, costs.clone(), tables, primary, root);
         let gpa = GpaRange::new(Gpa::new(0), self.slot.unwrap_or(self.vm.memory));
         let slot = Memslot { id: SlotId(0), gpa, hva: GUEST_MEMORY, flags: SlotFlags::empty() };
         world.slots.put_now(SlotsVersion(0), slot);
@@ -505,11 +554,14 @@ impl<A: Arch> Build<'_, A> {
     }
 
     fn add(&mut self, name: &'static str, vcpu: Option<VcpuId>, start: impl FnOnce(Host<A::Two>) -> ActorFuture) {
-        let format = {
+        let (format, left_out) = {
             let mut lab = self.lab.borrow_mut();
             lab.hands.push(Hand::new(name, vcpu));
-            lab.format
+            (lab.format, lab.limits.without.contains(lab.hands.len() - 1))
         };
+        if left_out {
+            return self.futures.push(Box::pin(async {}));
+        }
         let stage: Rc<dyn crate::engine::Stage> = self.lab.clone();
         self.futures.push(start(Host::new(stage, format)));
     }

@@ -4,46 +4,77 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-use rayon::prelude::*;
-
-use super::choosers::{DepthFirst, Dice, Divergence, Follow, Pct, Random, Replay, Shared};
-use super::decision::{Chooser, Decision, Kind};
+use super::choosers::{Divergence, Replay, Shared};
+use super::decision::Decision;
+use super::depth_first::Bound;
 use super::failure::Failure;
 use super::invariant::{Broken, Evaluations, Invariant};
 use super::lab::End;
 use super::run::{Execution, Runner, verdict};
-use super::scenario::{Limits, Scenario};
+use super::scenario::{Cast, Limits, Scenario};
+use super::search::States;
 use super::shrink::shrink;
+use super::traced::Trace;
 use crate::arch::Arch;
 use crate::rng::Seed;
 
 /// In which order executions are looked at.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Strategy {
-    /// All of them, depth first, without those that differ only in the order of steps that commute.
+    /// All of them, depth first, without those that differ only in the order of steps that commute, each up to the first state that was seen before.
     Exhaustive,
+    /// The same without looking at states: every order of steps that do not commute.
+    Stateless,
     /// All with at most so many preemptions, fewest first.
     Bounded(u32),
+    /// All with at most so many delays, fewest first: actors take turns in the order of their numbers, each as long as it can go on, and a delay passes
+    /// one over.
+    Delays(u32),
     /// At random, everybody alike.
     Random,
+    /// At random, everybody by the steps that are left: about uniform over interleavings.
+    Uniform,
     /// At random, but whoever runs mostly goes on.
     Sticky,
     /// Random priorities with so many moments, less one, at which they change.
     Pct(u32),
+    /// At random, mostly behind the beginning of an execution that came to new states.
+    Coverage,
     /// These decisions, and then at random.
     Continue(Vec<Decision>),
-    /// A slice of each, in turn: bounded, random, sticky, priorities.
+    /// Few preemptions, then few delays, then a slice of each in turn: random, priorities, sticky, uniform.
     Portfolio,
+}
+
+impl Strategy {
+    /// The strategies that have a name of their own, as [`str::parse`] reads it, with what each does. `Continue` needs an execution to
+    /// go on from.
+    pub const NAMED: [(&'static str, &'static str); 10] = [
+        ("exhaustive", "all executions, each up to the first known state, one of each order of steps that commute"),
+        ("stateless", "all executions, one of each order of steps that commute"),
+        ("bounded:N", "all with at most N preemptions (2), fewest first"),
+        ("delays:N", "all with at most N delays (2) of actors that take turns, fewest first"),
+        ("random", "whoever can go on, at random"),
+        ("uniform", "at random, weighted by the steps that everybody has left"),
+        ("sticky", "at random, but whoever runs mostly goes on"),
+        ("pct:DEPTH", "random priorities that change at DEPTH - 1 moments (3)"),
+        ("coverage", "at random, from the middle of executions that came to new states"),
+        ("portfolio", "few preemptions, few delays, then random, pct, sticky and uniform in turn"),
+    ];
 }
 
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Strategy::Exhaustive => f.write_str("exhaustive"),
+            Strategy::Stateless => f.write_str("stateless"),
             Strategy::Bounded(bound) => write!(f, "bounded:{bound}"),
+            Strategy::Delays(bound) => write!(f, "delays:{bound}"),
             Strategy::Random => f.write_str("random"),
+            Strategy::Uniform => f.write_str("uniform"),
             Strategy::Sticky => f.write_str("sticky"),
             Strategy::Pct(depth) => write!(f, "pct:{depth}"),
+            Strategy::Coverage => f.write_str("coverage"),
             Strategy::Continue(prefix) => write!(f, "continue after {}", prefix.len()),
             Strategy::Portfolio => f.write_str("portfolio"),
         }
@@ -56,11 +87,8 @@ pub struct UnknownStrategy(pub String);
 
 impl fmt::Display for UnknownStrategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "no strategy is named {:?}; use exhaustive, bounded:N, random, sticky, pct:DEPTH or portfolio",
-            self.0
-        )
+        let names = Strategy::NAMED.map(|(name, _)| name);
+        write!(f, "no strategy is named {:?}; use one of {}", self.0, names.join(", "))
     }
 }
 impl std::error::Error for UnknownStrategy {}
@@ -77,10 +105,14 @@ impl std::str::FromStr for Strategy {
         };
         Ok(match (name, number) {
             ("exhaustive", None) => Strategy::Exhaustive,
+            ("stateless", None) => Strategy::Stateless,
             ("bounded", number) => Strategy::Bounded(number.unwrap_or(2)),
+            ("delays", number) => Strategy::Delays(number.unwrap_or(2)),
             ("random", None) => Strategy::Random,
+            ("uniform", None) => Strategy::Uniform,
             ("sticky", None) => Strategy::Sticky,
             ("pct", number) => Strategy::Pct(number.unwrap_or(3)),
+            ("coverage", None) => Strategy::Coverage,
             ("portfolio", None) => Strategy::Portfolio,
             _ => return Err(UnknownStrategy(text.to_owned())),
         })
@@ -153,10 +185,16 @@ pub struct Stats {
     pub evaluations: Evaluations,
     /// What all executions amount to: equal explorations have equal digests.
     pub digest: u64,
+    /// Distinct states that executions came to where somebody had to be chosen; counted by `exhaustive` and `coverage`.
+    pub states: u64,
+    /// Distinct endings, by memory and by what every actor was told; counted by searches through all executions.
+    pub endings: u64,
+    /// What these endings amount to, in any order.
+    pub endings_digest: u64,
 }
 
 impl Stats {
-    fn add(&mut self, execution: &Execution) {
+    pub(crate) fn add(&mut self, execution: &Execution) {
         self.executions += 1;
         self.steps += execution.steps;
         self.longest = self.longest.max(execution.steps);
@@ -164,7 +202,7 @@ impl Stats {
         self.cut += u64::from(execution.end == End::Cut);
         self.digest = self.digest.rotate_left(5) ^ execution.digest;
     }
-    fn merge(&mut self, other: &Stats) {
+    pub(crate) fn merge(&mut self, other: &Stats) {
         self.executions += other.executions;
         self.steps += other.steps;
         self.longest = self.longest.max(other.longest);
@@ -199,21 +237,10 @@ impl Report {
 
 /// An execution that broke something, as it was found.
 #[derive(Clone, Debug)]
-struct Found {
-    broken: Broken,
-    trail: Vec<Decision>,
+pub(crate) struct Found {
+    pub(crate) broken: Broken,
+    pub(crate) trail: Vec<Decision>,
 }
-
-/// Executions of one piece of work, up to the first that broke something.
-#[derive(Clone, Debug, Default)]
-struct Slice {
-    stats: Stats,
-    found: Option<Found>,
-}
-
-/// Executions in one piece of work, and pieces that are done at once.
-const CHUNK: u64 = 64;
-const CHUNKS: u64 = 16;
 
 impl<A: Arch> Scenario<A> {
     /// Looks at executions until one breaks an invariant, none is left or the budget is used up.
@@ -222,9 +249,12 @@ impl<A: Arch> Scenario<A> {
     pub fn explore(&self, strategy: &Strategy, budget: Budget) -> Report {
         let mut stats = Stats::default();
         let (found, complete) = match strategy {
-            Strategy::Exhaustive => self.depth_first(&mut DepthFirst::new(None), budget.schedules, &mut stats),
-            Strategy::Bounded(most) => self.bounded(*most, budget.schedules, &mut stats),
+            Strategy::Exhaustive => self.search(Bound::None, States::Known, budget.schedules, &mut stats).ended(),
+            Strategy::Stateless => self.search(Bound::None, States::Ignored, budget.schedules, &mut stats).ended(),
+            Strategy::Bounded(most) => self.bounded(Bound::Preemptions, *most, budget.schedules, &mut stats),
+            Strategy::Delays(most) => self.bounded(Bound::Delays, *most, budget.schedules, &mut stats),
             Strategy::Portfolio => self.portfolio(budget, &mut stats),
+            Strategy::Coverage => (self.covering(budget, &mut stats), false),
             sampled => (self.sample(sampled, budget, &mut stats), false),
         };
         let verdict = match (&found, complete) {
@@ -232,9 +262,11 @@ impl<A: Arch> Scenario<A> {
             (None, true) if stats.cut == 0 => Verdict::Proved,
             _ => Verdict::Passed,
         };
-        let failure = found.map(|Found { broken, trail }| match budget.shrinking {
-            Shrinking::Thorough => shrink(self, broken.invariant, trail, stats.executions),
-            Shrinking::Off => Failure::of(&mut Runner::new(self), trail, broken.invariant, stats.executions),
+        let failure = found.map(|found| match budget.shrinking {
+            Shrinking::Thorough => shrink(self, found, stats.executions),
+            Shrinking::Off => {
+                Failure::of(&mut Runner::new(self), found.trail, found.broken.invariant, stats.executions)
+            }
         });
         Report { scenario: self.name.clone(), verdict, stats, failure, unevaluated: self.unevaluated(&stats) }
     }
@@ -243,131 +275,8 @@ impl<A: Arch> Scenario<A> {
         self.declared.iter().copied().filter(|&invariant| stats.evaluations.of(invariant) == 0).collect()
     }
 
-    fn judge(&self, execution: &Execution, fair: bool) -> Option<Broken> {
+    pub(crate) fn judge(&self, execution: &Execution, fair: bool) -> Option<Broken> {
         verdict(execution, self.limits.livelock, fair)
-    }
-
-    // ---- depth first ----
-
-    fn depth_first(&self, search: &mut DepthFirst, most: u64, stats: &mut Stats) -> (Option<Found>, bool) {
-        let shared = Rc::new(RefCell::new(std::mem::replace(search, DepthFirst::new(None))));
-        let mut runner = Runner::new(self);
-        let mut found = None;
-        let before = stats.executions;
-        while found.is_none() && stats.executions - before < most {
-            let execution = runner.execute(Box::new(Shared(shared.clone())));
-            stats.add(&execution);
-            // Where nobody had a choice who is next, nobody was treated unfairly.
-            let trail = runner.trail();
-            let fair = trail.iter().all(|decision| decision.kind != Kind::Run);
-            if let Some(broken) = self.judge(&execution, fair) {
-                found = Some(Found { broken, trail });
-            }
-            if !shared.borrow_mut().advance() {
-                break;
-            }
-        }
-        stats.evaluations.merge(&runner.take_evaluations());
-        std::mem::swap(search, &mut shared.borrow_mut());
-        (found, search.complete)
-    }
-
-    fn bounded(&self, most: u32, schedules: u64, stats: &mut Stats) -> (Option<Found>, bool) {
-        let mut left = schedules;
-        for bound in 0..=most {
-            let mut search = DepthFirst::new(Some(bound));
-            let before = stats.executions;
-            let (found, complete) = self.depth_first(&mut search, left, stats);
-            left -= stats.executions - before;
-            if found.is_some() || (complete && !search.bounded) || left == 0 {
-                return (found, complete && !search.bounded);
-            }
-        }
-        (None, false)
-    }
-
-    // ---- samples ----
-
-    fn chooser(strategy: &Strategy, seed: Seed, number: u64, steps: u64) -> (Box<dyn Chooser>, bool) {
-        let dice = Dice::new(seed.0, number);
-        match strategy {
-            Strategy::Sticky => (Box::new(Random { dice, stays: 6 }), true),
-            Strategy::Pct(depth) => (Box::new(Pct::new(dice, *depth, steps)), false),
-            Strategy::Continue(prefix) => {
-                let script = prefix.iter().copied().map(Some).collect();
-                (Box::new(Follow::new(script, Some(Random { dice, stays: 4 }))), true)
-            }
-            _ => (Box::new(Random { dice, stays: 0 }), true),
-        }
-    }
-
-    /// Executions `from` to `to` of a sampling strategy.
-    fn slice(&self, strategy: &Strategy, seed: Seed, from: u64, to: u64, steps: u64) -> Slice {
-        let mut runner = Runner::new(self);
-        let mut slice = Slice::default();
-        for number in from..to {
-            let (chooser, fair) = Self::chooser(strategy, seed, number, steps);
-            let execution = runner.execute(chooser);
-            slice.stats.add(&execution);
-            if let Some(broken) = self.judge(&execution, fair) {
-                slice.found = Some(Found { broken, trail: runner.trail() });
-                break;
-            }
-        }
-        slice.stats.evaluations = runner.take_evaluations();
-        slice
-    }
-
-    /// How many steps an execution has, by one of them.
-    fn length(&self, seed: Seed) -> u64 {
-        let dice = Dice::new(seed.0, u64::MAX);
-        Runner::new(self).execute(Box::new(Random { dice, stays: 0 })).steps
-    }
-
-    fn sample(&self, strategy: &Strategy, budget: Budget, stats: &mut Stats) -> Option<Found> {
-        let steps = self.length(budget.seed);
-        let mut next = 0;
-        let mut chunks = 1;
-        while next < budget.schedules {
-            let starts: Vec<u64> = (next..budget.schedules).step_by(CHUNK as usize).take(chunks as usize).collect();
-            next += CHUNK * chunks;
-            let work = |&from: &u64| {
-                let to = (from + CHUNK).min(budget.schedules);
-                self.slice(strategy, budget.seed, from, to, steps)
-            };
-            if let Some(found) = first(starts.par_iter().map(work).collect(), stats) {
-                return Some(found);
-            }
-            chunks = (2 * chunks).min(CHUNKS);
-        }
-        None
-    }
-
-    fn portfolio(&self, budget: Budget, stats: &mut Stats) -> (Option<Found>, bool) {
-        let steps = self.length(budget.seed);
-        let sampled = [Strategy::Random, Strategy::Pct(3), Strategy::Sticky, Strategy::Pct(2)];
-        // Few preemptions suffice for most defects: an eighth of the budget looks at those executions one after another.
-        let (found, complete) = self.bounded(2, (budget.schedules / 8).min(2000), stats);
-        if found.is_some() || complete {
-            return (found, complete);
-        }
-        let (mut round, mut chunks) = (0, 1);
-        while stats.executions < budget.schedules {
-            let left = budget.schedules - stats.executions;
-            let size = CHUNK.min(left.div_ceil(sampled.len() as u64)).max(1);
-            let work: Vec<(usize, u64)> =
-                (round..round + chunks).flat_map(|round| (0..sampled.len()).map(move |n| (n, round))).collect();
-            let slices = work.par_iter().map(|&(n, round)| {
-                let seed = Seed(budget.seed.0.wrapping_add(n as u64));
-                self.slice(&sampled[n], seed, round * CHUNK, round * CHUNK + size, steps)
-            });
-            if let Some(found) = first(slices.collect(), stats) {
-                return (Some(found), false);
-            }
-            round += chunks;
-            chunks = (2 * chunks).min(CHUNKS / 4).min((left / (CHUNK * sampled.len() as u64)).max(1));
-        }
-        (None, false)
     }
 
     // ---- once more ----
@@ -408,6 +317,12 @@ pub trait Explorable: Send + Sync {
     /// # Errors
     /// At the first decision that the execution does not ask for.
     fn replay(&self, decisions: &[Decision]) -> Result<Report, Divergence>;
+    /// See [`Scenario::trace`].
+    fn trace(&self, decisions: &[Decision]) -> Trace;
+    /// See [`Scenario::trace_at_random`].
+    fn trace_at_random(&self, seed: Seed, number: u64) -> Trace;
+    /// See [`Scenario::cast`].
+    fn cast(&self) -> Cast;
     /// What bounds it.
     fn limits_mut(&mut self) -> &mut Limits;
     /// See [`Scenario::declares`].
@@ -421,21 +336,19 @@ impl<A: Arch> Explorable for Scenario<A> {
     fn replay(&self, decisions: &[Decision]) -> Result<Report, Divergence> {
         Scenario::replay(self, decisions)
     }
+    fn trace(&self, decisions: &[Decision]) -> Trace {
+        Scenario::trace(self, decisions)
+    }
+    fn trace_at_random(&self, seed: Seed, number: u64) -> Trace {
+        Scenario::trace_at_random(self, seed, number)
+    }
+    fn cast(&self) -> Cast {
+        Scenario::cast(self)
+    }
     fn limits_mut(&mut self) -> &mut Limits {
         Scenario::limits_mut(self)
     }
     fn declare(&mut self, invariants: &[Invariant]) {
         Scenario::declare(self, invariants);
     }
-}
-
-/// Adds slices up, in order, as far as the first that found something.
-fn first(slices: Vec<Slice>, stats: &mut Stats) -> Option<Found> {
-    for slice in slices {
-        stats.merge(&slice.stats);
-        if slice.found.is_some() {
-            return slice.found;
-        }
-    }
-    None
 }

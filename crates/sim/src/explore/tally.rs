@@ -4,9 +4,12 @@
 //! lock while somebody cannot have it. A wait ends when the lock is free, whether or not the waiter is chosen then: otherwise any
 //! scenario would starve somebody.
 
+use std::hash::Hash;
+
 use mmu_core::{Format, Hpa, NotPresent};
 
 use super::decision::Agent;
+use super::digest::Mix;
 use super::invariant::Invariant;
 use super::lab::{Lab, Pending};
 use super::scenario::{Ended, Statistics};
@@ -27,6 +30,14 @@ pub(crate) struct Tally {
     steps: [u64; Agent::MOST_ACTORS],
     /// Entries that are broken: where, by whom, at which of his steps.
     broken: Vec<(Hpa, usize, u64)>,
+}
+
+impl Tally {
+    /// Adds what the end, or a bound, depends on; steps of an actor follow from its answers.
+    pub(crate) fn mix(&self, mix: &mut Mix) {
+        (self.vm_flushes, self.needless_atomics, self.longest_break, self.locks_in_vain, self.leaves).hash(mix);
+        mix.add_unordered(&self.broken);
+    }
 }
 
 impl<A: Arch> Lab<A> {

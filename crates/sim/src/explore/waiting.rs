@@ -8,6 +8,7 @@ use super::invariant::Invariant;
 use super::lab::{Lab, NO_TIME, Pending};
 use super::perform::DONE;
 use super::scenario::Hardware;
+use super::traced::Happened;
 use crate::arch::Arch;
 use crate::engine::{Exit, ExitReason, Fence, LockId, LockKind, LockMode, Op, Reply, VcpuId, WaitQueue, Wake};
 
@@ -101,6 +102,10 @@ impl<A: Arch> Lab<A> {
         self.counters.remote_flushes += u64::from(plan.delivery != Delivery::LocalInstruction);
         self.check_cover(flush, plan.covers);
         let (me, now) = (self.me(), self.words.tick());
+        if plan.delivery != Delivery::LocalInstruction {
+            self.hands[me].flushing = Some(plan.covers);
+            self.happened(Happened::FlushBegins(plan.covers));
+        }
         match plan.delivery {
             Delivery::LocalInstruction => {
                 if let Some(vcpu) = self.hands[me].vcpu {
@@ -126,7 +131,9 @@ impl<A: Arch> Lab<A> {
 
     pub(crate) fn fly(&mut self, waiting: u32) -> Option<Reply> {
         if waiting == 0 || self.limits.hardware == Hardware::AcknowledgesEarly {
-            self.check_invalidated(self.me());
+            let me = self.me();
+            self.flush_ends(me);
+            self.check_invalidated(me);
             return DONE;
         }
         self.wait(Pending::Flight(waiting))

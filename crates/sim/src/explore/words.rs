@@ -6,6 +6,8 @@
 
 use mmu_core::{Hpa, Level};
 
+use super::digest::mixed;
+
 /// Frames are multiples of this many words: the smallest table of any format.
 const CHUNK: usize = 32;
 
@@ -90,6 +92,8 @@ pub(crate) struct Words {
     log: Vec<Write>,
     /// What there was before the execution.
     initial: (usize, Vec<Frame>),
+    /// The digest of all words, where somebody asks for it.
+    digest: Option<u64>,
 }
 
 impl Words {
@@ -102,7 +106,17 @@ impl Words {
             frames: Vec::new(),
             log: Vec::new(),
             initial: (0, Vec::new()),
+            digest: None,
         }
+    }
+
+    /// From the next execution on, keeps a digest of all words.
+    pub(crate) fn keep_digest(&mut self) {
+        self.digest = Some(0);
+    }
+    /// What all words amount to, beside what they were at the beginning.
+    pub(crate) fn digest(&self) -> u64 {
+        self.digest.unwrap_or(0)
     }
 
     /// What there is now is where every execution begins.
@@ -119,6 +133,7 @@ impl Words {
         while let Some(write) = self.log.pop() {
             self.cells[write.at as usize..(write.at + write.len) as usize].fill(write.old);
         }
+        self.digest = self.digest.map(|_| 0);
         let (words, frames) = &self.initial;
         self.cells.truncate(*words);
         self.owner.truncate(words / CHUNK);
@@ -224,7 +239,12 @@ impl Words {
             _ => {}
         }
         for (n, word) in (0..).zip(&mut self.cells[start..start + len as usize]) {
-            *word = new.wrapping_add(step.wrapping_mul(n));
+            let new = new.wrapping_add(step.wrapping_mul(n));
+            if let Some(digest) = &mut self.digest {
+                let place = start as u64 + n;
+                *digest ^= mixed(place, *word) ^ mixed(place, new);
+            }
+            *word = new;
         }
         self.log.push(Write { at: start as u32, len, old, new, agent });
     }

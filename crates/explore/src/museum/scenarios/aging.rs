@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use mmu_sim::engine::{Bed, Handover, Rescan};
-use mmu_sim::explore::{Explorable, Invariant, Limits, Scenario, SmallVm, read};
+use mmu_sim::explore::{Explorable, Invariant, Limits, Mutation, Scenario, SmallVm, read};
 use mmu_sim::protocols::aging::{
     AgeUpdate, Aged, AgingPolicy, LostRace, YoungFlush, clear_flush_young, clear_young, test_young,
 };
@@ -13,7 +13,7 @@ use mmu_sim::protocols::vcpu;
 use mmu_sim::workload::GuestWork;
 
 use super::super::formats::{x86, x86_without_flags};
-use super::super::{Exhibit, Variant};
+use super::super::{Exhibit, Make, Variant};
 use super::{gpas, hvas, plain, thread, unless};
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
@@ -22,30 +22,33 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "aging without a flush: a translation cached as accessed hides later accesses",
         breaks: &[Invariant::D5],
         arch: "x86",
-        build: p11,
+        build: Make::Own(p11),
     },
     Exhibit {
         id: "X42",
         title: "lockless aging tries a lost compare-and-swap again without bound",
         breaks: &[Invariant::D6],
         arch: "x86",
-        build: x42,
+        build: Make::Own(x42),
     },
     Exhibit {
         id: "X43",
         title: "lockless aging goes on after a lost compare-and-swap as if it had worked",
         breaks: &[Invariant::D6],
         arch: "x86",
-        build: x43,
+        build: Make::Own(x43),
     },
     Exhibit {
         id: "X46",
         title: "zapped entries do not say that their page was accessed",
         breaks: &[Invariant::D1],
         arch: "x86",
-        build: x46,
+        build: Make::Own(x46),
     },
 ];
+
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
 
 /// Two agers and no accessed flag: what one makes old the other has read as young.
 fn agers(

@@ -3,7 +3,9 @@
 use mmu_core::{Bytes, Gpa, GpaRange, PageSize};
 use mmu_sim::engine::{Bed, LockMode, Wake};
 use mmu_sim::experiment::Populate;
-use mmu_sim::explore::{Explorable, Invariant, LeafState, Leaks, Limits, MemoryOrder, Scenario, SmallVm, write};
+use mmu_sim::explore::{
+    Explorable, Invariant, LeafState, Leaks, Limits, MemoryOrder, Mutation, Scenario, SmallVm, write,
+};
 use mmu_sim::protocols::dirty_log::ring::{Collector, DirtyRing, RingOrder};
 use mmu_sim::protocols::dirty_log::vcpu::{LoggedSlot, run};
 use mmu_sim::protocols::dirty_log::{
@@ -14,7 +16,7 @@ use mmu_sim::protocols::fault::{FaultPolicy, Faults};
 use mmu_sim::protocols;
 
 use super::super::formats::{arm, x86};
-use super::super::{Exhibit, Variant};
+use super::super::{Exhibit, Make, Variant};
 use super::gpas;
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
@@ -23,23 +25,26 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "a range invalidation covers 1 GiB of the 8 that were asked for",
         breaks: &[Invariant::D4],
         arch: "arm64",
-        build: a19,
+        build: Make::Own(a19),
     },
     Exhibit {
         id: "A28",
         title: "an entry that somebody changed meanwhile is not made clean, and nobody tries again",
         breaks: &[Invariant::D3, Invariant::D4],
         arch: "x86",
-        build: a28,
+        build: Make::Own(a28),
     },
     Exhibit {
         id: "G12",
         title: "an entry of the dirty ring is published by plain stores",
         breaks: &[Invariant::N2],
         arch: "arm64",
-        build: g12,
+        build: Make::Own(g12),
     },
 ];
+
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
 
 /// Logging begins on a slot of 2 GiB while a guest uses the second half.
 fn a19(variant: Variant) -> Box<dyn Explorable> {

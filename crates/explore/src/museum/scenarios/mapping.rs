@@ -3,7 +3,7 @@
 use mmu_core::{AccessKind, Bytes, Gpa, PageSize};
 use mmu_sim::engine::{Bed, GuestCaches, Host, LockMode};
 use mmu_sim::experiment::Populate;
-use mmu_sim::explore::{Explorable, Invariant, LeafState, Limits, Scenario, SmallVm, access, read, write};
+use mmu_sim::explore::{Explorable, Invariant, LeafState, Limits, Mutation, Scenario, SmallVm, access, read, write};
 use mmu_sim::protocols::coalesce::{BlockFlush, CacheMaintenance, CoalescePolicy, Order, References};
 use mmu_sim::protocols::fault::{
     ExecMapping, FaultHooks, FaultPolicy, Faults, FoldedLevels, LoggedBy, PaOffset, PageKind, PresentLeaf, RelaxFlush,
@@ -11,7 +11,7 @@ use mmu_sim::protocols::fault::{
 use mmu_sim::protocols::vcpu;
 
 use super::super::formats::{arm, arm_64k, arm_without_forced_caching, x86};
-use super::super::{Exhibit, Variant};
+use super::super::{Exhibit, Make, Variant};
 use super::resize::{coalescing, half_mapped};
 use super::{PAGE, TABLE, at_most, gpas, plain, thread};
 
@@ -21,65 +21,68 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "a block is mapped at the level of its name, which is folded: the walk never comes there",
         breaks: &[Invariant::P2],
         arch: "arm64",
-        build: a05,
+        build: Make::Own(a05),
     },
     Exhibit {
         id: "A10",
         title: "a subtree is walked and freed while the entry above it is broken",
         breaks: &[Invariant::N3],
         arch: "arm64",
-        build: a10,
+        build: Make::Own(a10),
     },
     Exhibit {
         id: "A11",
         title: "every fault cleans the block, whether or not it maps it",
         breaks: &[Invariant::N3],
         arch: "arm64",
-        build: a11,
+        build: Make::Own(a11),
     },
     Exhibit {
         id: "A12",
         title: "registers of a device are cleaned as if they were memory",
         breaks: &[Invariant::B7],
         arch: "arm64",
-        build: a12,
+        build: Make::Own(a12),
     },
     Exhibit {
         id: "A16",
         title: "the host address goes on with the callback, the guest address with the walker",
         breaks: &[Invariant::T8],
         arch: "arm64",
-        build: a16,
+        build: Make::Own(a16),
     },
     Exhibit {
         id: "A18",
         title: "who loses a race to relax a permission invalidates at a level that it does not know",
         breaks: &[Invariant::P2],
         arch: "arm64",
-        build: a18,
+        build: Make::Own(a18),
     },
     Exhibit {
         id: "A22",
         title: "a block that takes a table's place costs the guest all its translations",
         breaks: &[Invariant::N3],
         arch: "arm64",
-        build: a22,
+        build: Make::Own(a22),
     },
     Exhibit {
         id: "A30",
         title: "the table that lost the race for its place is never freed",
         breaks: &[Invariant::R3],
         arch: "arm64",
-        build: a30,
+        build: Make::Own(a30),
     },
     Exhibit {
         id: "X41",
         title: "a leaf that can be written is replaced by one that cannot, and nobody flushes",
         breaks: &[Invariant::T2],
         arch: "x86",
-        build: x41,
+        build: Make::Own(x41),
     },
 ];
+
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
 
 fn a05(variant: Variant) -> Box<dyn Explorable> {
     let folded = variant.choose(FoldedLevels::ByName, FoldedLevels::Known);

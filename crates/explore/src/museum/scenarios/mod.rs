@@ -1,5 +1,19 @@
 //! The rows, by topic. A scenario is as small as shows the defect.
 
+/// A scenario of several architectures, of all unless told which.
+macro_rules! any {
+    ($build:ident) => {
+        any!($build on X86, Arm64, Power)
+    };
+    ($build:ident on $($arch:ident),+) => {
+        crate::museum::Make::On(&[$(crate::museum::Architecture::$arch),+], |arch, variant| match arch {
+            crate::museum::Architecture::X86 => $build(crate::museum::formats::x86(), variant),
+            crate::museum::Architecture::Arm64 => $build(crate::museum::formats::arm(), variant),
+            crate::museum::Architecture::Power => $build(crate::museum::formats::power(), variant),
+        })
+    };
+}
+
 mod aging;
 mod dirty;
 mod gpc;
@@ -17,6 +31,7 @@ mod zap;
 use mmu_core::{Bytes, Format, Gpa, GpaRange, Hva, HvaRange, PageSize};
 use mmu_sim::engine::{ActorFuture, Host, LockMode, Var, VcpuId, WaitQueue};
 use mmu_sim::experiment::vm::GUEST_MEMORY;
+use mmu_sim::explore::{Mutation, Sharing};
 use mmu_sim::protocols::fault::FaultPolicy;
 use mmu_sim::protocols::vcpu;
 
@@ -27,27 +42,51 @@ const PAGE: u64 = 4096;
 /// What one last-level table of 4K pages maps.
 const TABLE: u64 = 2 << 20;
 
-/// The rows of each topic, by the name of its file.
-pub(super) fn topics() -> Vec<(&'static str, &'static [Exhibit])> {
-    vec![
-        ("zap", zap::EXHIBITS),
-        ("roots", roots::EXHIBITS),
-        ("nx", nx::EXHIBITS),
-        ("notifier", notifier::EXHIBITS),
-        ("gpc", gpc::EXHIBITS),
-        ("aging", aging::EXHIBITS),
-        ("resize", resize::EXHIBITS),
-        ("dirty", dirty::EXHIBITS),
-        ("power", power::EXHIBITS),
-        ("mapping", mapping::EXHIBITS),
-        ("shadow", shadow::EXHIBITS),
-        ("tags", tags::EXHIBITS),
-        ("walks", walks::EXHIBITS),
+/// A file of rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Topic {
+    /// The name of the file.
+    pub(super) name: &'static str,
+    pub(super) rows: &'static [Exhibit],
+    /// What actors of these scenarios have in common beside operations.
+    pub(super) sharing: Sharing,
+    /// Mutations that no scenario of the topic notices, and why that is no gap; what can be told from who takes part needs no entry.
+    pub(super) unnoticed: &'static [(Mutation, &'static str)],
+}
+
+/// The rows of each topic.
+pub(super) fn topics() -> [Topic; 13] {
+    use Sharing::{Memory, Operations};
+    let topic = |name, rows, sharing, unnoticed| Topic { name, rows, sharing, unnoticed };
+    [
+        topic("zap", zap::EXHIBITS, Operations, zap::UNNOTICED),
+        // Lists of roots and the queue of their workers.
+        topic("roots", roots::EXHIBITS, Memory, roots::UNNOTICED),
+        // The list of pages that were split.
+        topic("nx", nx::EXHIBITS, Memory, nx::UNNOTICED),
+        topic("notifier", notifier::EXHIBITS, Operations, notifier::UNNOTICED),
+        // The list of caches.
+        topic("gpc", gpc::EXHIBITS, Memory, gpc::UNNOTICED),
+        topic("aging", aging::EXHIBITS, Operations, aging::UNNOTICED),
+        topic("resize", resize::EXHIBITS, Operations, resize::UNNOTICED),
+        // What a collector has found, in its order.
+        topic("dirty", dirty::EXHIBITS, Memory, dirty::UNNOTICED),
+        topic("power", power::EXHIBITS, Operations, power::UNNOTICED),
+        topic("mapping", mapping::EXHIBITS, Operations, mapping::UNNOTICED),
+        // What several actors note for the end.
+        topic("shadow", shadow::EXHIBITS, Memory, shadow::UNNOTICED),
+        topic("tags", tags::EXHIBITS, Operations, tags::UNNOTICED),
+        topic("walks", walks::EXHIBITS, Operations, walks::UNNOTICED),
     ]
 }
 
 pub(super) fn all() -> Vec<Exhibit> {
-    topics().into_iter().flat_map(|(_, exhibits)| exhibits).copied().collect()
+    topics().into_iter().flat_map(|topic| topic.rows).copied().collect()
+}
+
+/// The topic that a row belongs to.
+pub(super) fn topic_of(id: &str) -> Option<Topic> {
+    topics().into_iter().find(|topic| topic.rows.iter().any(|row| row.id == id))
 }
 
 /// A vCPU thread that handles faults by this policy.

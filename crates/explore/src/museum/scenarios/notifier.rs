@@ -1,9 +1,10 @@
 //! Faults and memslot updates against invalidations.
 
 use mmu_core::{Bytes, Cycles, Gpa, GpaRange, Hva, PageSize};
+use mmu_sim::arch::Arch;
 use mmu_sim::engine::{Bed, Blockable, ExitReason, LockKind, LockMode, Memslot, SlotFlags, SlotId, Var, Wake};
 use mmu_sim::experiment::vm::GUEST_MEMORY;
-use mmu_sim::explore::{Explorable, Invariant, Limits, Scenario, SmallVm, read};
+use mmu_sim::explore::{Explorable, Invariant, Limits, Mutation, Scenario, SmallVm, read};
 use mmu_sim::protocols::fault::{FaultPolicy, Faults, SnapshotTime};
 use mmu_sim::protocols::notifier::{
     NonBlocking, Notifier, NotifierPolicy, PageLoop, Precheck, RangeMerge, RetryPolicy, RetryTest, SlotsGuard,
@@ -14,7 +15,6 @@ use mmu_sim::protocols::primary::{madvise_dontneed, oom_reap};
 use mmu_sim::protocols::slots::{Publication, SequenceBump, SlotPolicy, SlotUpdate, set_memory_region};
 use mmu_sim::protocols::vcpu;
 
-use super::super::formats::{X86, power, x86};
 use super::super::{Exhibit, Variant};
 use super::{PAGE, at_most, gpas, hvas, plain, thread};
 
@@ -24,83 +24,86 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "any invalidation in the process makes every fault wait",
         breaks: &[Invariant::P2],
         arch: "x86",
-        build: g01,
+        build: any!(g01),
     },
     Exhibit {
         id: "G02",
         title: "a memslot appears between an invalidation's start and its end, which counts what was not counted",
         breaks: &[Invariant::R7],
         arch: "x86",
-        build: g02,
+        build: any!(g02),
     },
     Exhibit {
         id: "G11",
         title: "an invalidation that must not block reschedules",
         breaks: &[Invariant::P5],
         arch: "x86",
-        build: g11,
+        build: any!(g11),
     },
     Exhibit {
         id: "G13",
         title: "the sequence is read after the page was looked up",
         breaks: &[Invariant::O1],
         arch: "x86",
-        build: g13,
+        build: any!(g13),
     },
     Exhibit {
         id: "H01",
         title: "of two invalidations the later replaces the earlier one's range",
         breaks: &[Invariant::O1],
         arch: "x86",
-        build: h01,
+        build: any!(h01),
     },
     Exhibit {
         id: "X25",
         title: "the snapshot of the sequence is a signed int: after 2^31 invalidations every fault is stale",
         breaks: &[Invariant::P2],
         arch: "x86",
-        build: x25,
+        build: any!(x25),
     },
     Exhibit {
         id: "X34",
         title: "pre-faulting loops on a memslot that is being deleted, whose deleter waits for it",
         breaks: &[Invariant::P4],
         arch: "x86",
-        build: x34,
+        build: any!(x34),
     },
     Exhibit {
         id: "G03",
         title: "an rwsem keeps memslots from invalidations: who starts two waits behind the update that waits for him",
         breaks: &[Invariant::P4],
         arch: "x86",
-        build: g03,
+        build: any!(g03),
     },
     Exhibit {
         id: "P01",
         title: "a memslot goes and faults under way are not told: one installs what it found before",
         breaks: &[Invariant::T8],
         arch: "power",
-        build: p01,
+        build: any!(p01),
     },
     Exhibit {
         id: "P04",
         title: "a loop over the pages of a range unmaps the first one each time",
         breaks: &[Invariant::T1],
         arch: "power",
-        build: p04,
+        build: any!(p04),
     },
     Exhibit {
         id: "X33",
         title: "a fault that can only try again takes the lock first",
         breaks: &[Invariant::P2],
         arch: "x86",
-        build: x33,
+        build: any!(x33),
     },
 ];
 
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
+
 /// One vCPU faults on a page that is being dropped.
-fn fault_and_drop(name: &str, fault: FaultPolicy, notifier: NotifierPolicy) -> Scenario<X86> {
-    Scenario::new(name, x86(), SmallVm::unmapped(2)).vcpu([read(0)], thread(fault)).actor("madvise", move |host| {
+fn fault_and_drop<A: Arch>(arch: A, name: &str, fault: FaultPolicy, notifier: NotifierPolicy) -> Scenario<A> {
+    Scenario::new(name, arch, SmallVm::unmapped(2)).vcpu([read(0)], thread(fault)).actor("madvise", move |host| {
         Box::pin(async move {
             let notifier = Notifier::new(notifier);
             madvise_dontneed(&host, &notifier, hvas(0, 1)).await;
@@ -109,10 +112,10 @@ fn fault_and_drop(name: &str, fault: FaultPolicy, notifier: NotifierPolicy) -> S
 }
 
 /// An invalidation of another page that does not end before the guest has got its own.
-fn g01(variant: Variant) -> Box<dyn Explorable> {
+fn g01<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let test = variant.choose(RetryTest::Sequence, RetryTest::GfnRange);
     let fault = FaultPolicy { retry: RetryPolicy { test, ..RetryPolicy::V6_8 }, ..plain() };
-    let scenario = Scenario::new("G01", x86(), SmallVm::unmapped(2)).setup(move |build| {
+    let scenario = Scenario::new("G01", arch, SmallVm::unmapped(2)).setup(move |build| {
         let (done, waiting) = (build.new_var(0), build.new_wait_queue());
         let id = build.add_vcpu(vec![read(0)]);
         build.spawn_thread(id, move |host| {
@@ -135,7 +138,7 @@ fn g01(variant: Variant) -> Box<dyn Explorable> {
 }
 
 /// The second page of memory is in no memslot at first.
-fn g02(variant: Variant) -> Box<dyn Explorable> {
+fn g02<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let publication = variant.choose(Publication::AtOnce, Publication::Blocked);
     let policy = SlotPolicy { publication, ..SlotPolicy::X86 };
     let slot = Memslot {
@@ -144,7 +147,7 @@ fn g02(variant: Variant) -> Box<dyn Explorable> {
         hva: Hva::new(GUEST_MEMORY.raw() + PAGE),
         flags: SlotFlags::empty(),
     };
-    let scenario = Scenario::new("G02", x86(), SmallVm::unmapped(2)).slot(Bytes(PAGE));
+    let scenario = Scenario::new("G02", arch, SmallVm::unmapped(2)).slot(Bytes(PAGE));
     let scenario = scenario.actor("madvise", |host| {
         Box::pin(async move {
             madvise_dontneed(&host, &Notifier::new(NotifierPolicy::V6_8), hvas(1, 1)).await;
@@ -157,41 +160,41 @@ fn g02(variant: Variant) -> Box<dyn Explorable> {
     }))
 }
 
-fn g11(variant: Variant) -> Box<dyn Explorable> {
+fn g11<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let nonblocking = variant.choose(NonBlocking::Ignored, NonBlocking::Respected);
     let policy = NotifierPolicy { nonblocking, ..NotifierPolicy::V6_8 };
-    Box::new(Scenario::new("G11", x86(), SmallVm::mapped(2)).actor("oom reaper", move |host| {
+    Box::new(Scenario::new("G11", arch, SmallVm::mapped(2)).actor("oom reaper", move |host| {
         Box::pin(async move {
             oom_reap(&host, &Notifier::new(policy), hvas(0, 2)).await;
         })
     }))
 }
 
-fn g13(variant: Variant) -> Box<dyn Explorable> {
+fn g13<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let snapshot = variant.choose(SnapshotTime::AfterLookup, SnapshotTime::BeforeLookup);
-    Box::new(fault_and_drop("G13", FaultPolicy { snapshot, ..plain() }, NotifierPolicy::V6_8))
+    Box::new(fault_and_drop(arch, "G13", FaultPolicy { snapshot, ..plain() }, NotifierPolicy::V6_8))
 }
 
 /// Two invalidations at once; the guest faults in the range of the first.
-fn h01(variant: Variant) -> Box<dyn Explorable> {
+fn h01<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let merge = variant.choose(RangeMerge::Replace, RangeMerge::Hull);
     let notifier = NotifierPolicy { merge, ..NotifierPolicy::V6_8 };
-    Box::new(fault_and_drop("H01", plain(), notifier).actor("another madvise", move |host| {
+    Box::new(fault_and_drop(arch, "H01", plain(), notifier).actor("another madvise", move |host| {
         Box::pin(async move {
             madvise_dontneed(&host, &Notifier::new(notifier), hvas(1, 1)).await;
         })
     }))
 }
 
-fn x25(variant: Variant) -> Box<dyn Explorable> {
+fn x25<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let snapshot = variant.choose(SnapshotWidth::SignedInt, SnapshotWidth::Full);
     let fault = FaultPolicy { retry: RetryPolicy { snapshot, ..RetryPolicy::V6_8 }, ..plain() };
-    let scenario = fault_and_drop("X25", fault, NotifierPolicy::V6_8);
+    let scenario = fault_and_drop(arch, "X25", fault, NotifierPolicy::V6_8);
     let scenario = scenario.setup(|build| build.set_var(Var::INVALIDATE_SEQ, 0x8002_dc25));
     Box::new(scenario.limits(Limits { steps: 1500, livelock: Some(Invariant::P2), ..Limits::default() }))
 }
 
-fn x34(variant: Variant) -> Box<dyn Explorable> {
+fn x34<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let deleted = variant.choose(DeletedSlot::Loops, DeletedSlot::Again);
     let slot = Memslot {
         id: SlotId(0),
@@ -199,7 +202,7 @@ fn x34(variant: Variant) -> Box<dyn Explorable> {
         hva: GUEST_MEMORY,
         flags: SlotFlags::empty(),
     };
-    let scenario = Scenario::new("X34", x86(), SmallVm::unmapped(2)).vcpu([], move |host, id| {
+    let scenario = Scenario::new("X34", arch, SmallVm::unmapped(2)).vcpu([], move |host, id| {
         Box::pin(async move {
             let hooks = SlotHooks;
             let mut faults = Faults::with_hooks(id, plain(), hooks);
@@ -233,7 +236,7 @@ impl<F: mmu_core::Format> mmu_sim::protocols::fault::FaultHooks<F> for SlotHooks
 }
 
 /// One task invalidates two ranges, one inside the other, while a memslot is added.
-fn g03(variant: Variant) -> Box<dyn Explorable> {
+fn g03<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let (guard, publication) =
         variant.choose((SlotsGuard::Rwsem, Publication::Rwsem), (SlotsGuard::Count, Publication::Blocked));
     let policy = NotifierPolicy { slots: guard, ..NotifierPolicy::V6_8 };
@@ -243,7 +246,7 @@ fn g03(variant: Variant) -> Box<dyn Explorable> {
         hva: Hva::new(GUEST_MEMORY.raw() + PAGE),
         flags: SlotFlags::empty(),
     };
-    let scenario = Scenario::new("G03", x86(), SmallVm::unmapped(2)).slot(Bytes(PAGE));
+    let scenario = Scenario::new("G03", arch, SmallVm::unmapped(2)).slot(Bytes(PAGE));
     let scenario = scenario.actor("two invalidations", move |host| {
         Box::pin(async move {
             let notifier = Notifier::new(policy);
@@ -262,7 +265,7 @@ fn g03(variant: Variant) -> Box<dyn Explorable> {
 }
 
 /// A fault outside any section that memslot updates wait for, and a memslot that is deleted.
-fn p01(variant: Variant) -> Box<dyn Explorable> {
+fn p01<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let bump = variant.choose(SequenceBump::None, SequenceBump::UnderLock);
     let slot = Memslot {
         id: SlotId(0),
@@ -271,7 +274,7 @@ fn p01(variant: Variant) -> Box<dyn Explorable> {
         flags: SlotFlags::empty(),
     };
     let fault = FaultPolicy::new(LockMode::Write, PageSize::SIZE_4K);
-    let scenario = Scenario::new("P01", power(), SmallVm::unmapped(1)).vcpu([read(0)], move |host, id| {
+    let scenario = Scenario::new("P01", arch, SmallVm::unmapped(1)).vcpu([read(0)], move |host, id| {
         Box::pin(async move {
             let mut faults = Faults::new(id, fault);
             while let ExitReason::Fault(fault) = host.vcpu_run(id).await.reason {
@@ -289,11 +292,11 @@ fn p01(variant: Variant) -> Box<dyn Explorable> {
     Box::new(scenario.limits(Limits { mmu_lock: LockKind::Spin, ..Limits::default() }))
 }
 
-fn p04(variant: Variant) -> Box<dyn Explorable> {
+fn p04<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let pages = variant.choose(PageLoop::FirstEachTime, PageLoop::Each);
     let policy = NotifierPolicy { pages, ..NotifierPolicy::V6_8 };
     let fault = FaultPolicy::new(LockMode::Write, PageSize::SIZE_4K);
-    let scenario = Scenario::new("P04", power(), SmallVm::mapped(2)).vcpu([read(PAGE)], thread(fault));
+    let scenario = Scenario::new("P04", arch, SmallVm::mapped(2)).vcpu([read(PAGE)], thread(fault));
     let scenario = scenario.actor("madvise", move |host| {
         Box::pin(async move {
             madvise_dontneed(&host, &Notifier::new(policy), hvas(0, 2)).await;
@@ -303,10 +306,10 @@ fn p04(variant: Variant) -> Box<dyn Explorable> {
 }
 
 /// A page is invalidated once: once may a fault find that out under the lock only.
-fn x33(variant: Variant) -> Box<dyn Explorable> {
+fn x33<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let precheck = variant.choose(Precheck::None, Precheck::Lockless);
     let fault = FaultPolicy { retry: RetryPolicy { precheck, ..RetryPolicy::V6_8 }, ..plain() };
-    Box::new(fault_and_drop("X33", fault, NotifierPolicy::V6_8).setup(|build| {
+    Box::new(fault_and_drop(arch, "X33", fault, NotifierPolicy::V6_8).setup(|build| {
         build.finally(Invariant::P2, |ended| {
             at_most(1, ended.locks_in_vain, "times the lock was taken for a fault that could only be tried again")
         });

@@ -4,13 +4,13 @@ use mmu_core::{AccessKind, Cycles, GpaRange, PageSize};
 use mmu_sim::engine::Bed;
 use mmu_sim::engine::{ExitReason, Host, LockMode, VcpuId};
 use mmu_sim::experiment::Populate;
-use mmu_sim::explore::{Explorable, Invariant, Limits, Scenario, SmallVm, Wait, access, read};
+use mmu_sim::explore::{Explorable, Invariant, Limits, Mutation, Scenario, SmallVm, Wait, access, read};
 use mmu_sim::protocols::fault::{FaultPolicy, Faults};
 use mmu_sim::protocols::nx::{MarkTime, NxDebt, NxMemory, NxPages, NxPolicy, NxYield};
 use mmu_sim::protocols::split::LazySplit;
 
 use super::super::formats::x86;
-use super::super::{Exhibit, Variant};
+use super::super::{Exhibit, Make, Variant};
 use super::{PAGE, TABLE, at_most, gpas};
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
@@ -19,37 +19,40 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "recovery of NX pages forgets that the zap owes a flush",
         breaks: &[Invariant::T4, Invariant::R1],
         arch: "x86",
-        build: x06,
+        build: Make::Own(x06),
     },
     Exhibit {
         id: "X07",
         title: "recovery of NX pages lets the zap yield while it owes a flush for an earlier page",
         breaks: &[Invariant::T4, Invariant::R1],
         arch: "x86",
-        build: x07,
+        build: Make::Own(x07),
     },
     Exhibit {
         id: "X08",
         title: "recovery of NX pages keeps the last zap's debt only",
         breaks: &[Invariant::T4, Invariant::R1],
         arch: "x86",
-        build: x08,
+        build: Make::Own(x08),
     },
     Exhibit {
         id: "X30",
         title: "a table is marked as split for execution after it can be found",
         breaks: &[Invariant::B4],
         arch: "x86",
-        build: x30,
+        build: Make::Own(x30),
     },
     Exhibit {
         id: "X31",
         title: "recovery of NX pages holds the lock alone, and faults wait for all of it",
         breaks: &[Invariant::P6],
         arch: "x86",
-        build: x31,
+        build: Make::Own(x31),
     },
 ];
+
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
 
 async fn thread<F: mmu_core::Format>(host: Host<F>, vcpu: VcpuId, nx: NxPages) {
     let policy = FaultPolicy { split: LazySplit::InPlace, ..FaultPolicy::new(LockMode::Read, PageSize::SIZE_2M) };

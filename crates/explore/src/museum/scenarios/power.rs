@@ -2,7 +2,7 @@
 
 use mmu_core::{GpaRange, PageSize};
 use mmu_sim::engine::LockKind;
-use mmu_sim::explore::{Explorable, Invariant, Leaks, Limits, MemoryOrder, Scenario, SmallVm, Statistics};
+use mmu_sim::explore::{Explorable, Invariant, Leaks, Limits, MemoryOrder, Mutation, Scenario, SmallVm, Statistics};
 use mmu_sim::protocols::aging::{AgingLock, AgingPolicy};
 use mmu_sim::protocols::hpt_switch::{
     Grace, Mode, PowerVm, Publish, SmallLeaves, Switch, TableMemory, age, configure, map_radix,
@@ -10,7 +10,7 @@ use mmu_sim::protocols::hpt_switch::{
 use mmu_sim::protocols::young::Clear;
 
 use super::super::formats::{Power, power};
-use super::super::{Exhibit, Variant};
+use super::super::{Exhibit, Make, Variant};
 use super::gpas;
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
@@ -19,30 +19,33 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "a radix tree is freed while lockless walkers are in it",
         breaks: &[Invariant::T5, Invariant::R1],
         arch: "power",
-        build: p08,
+        build: Make::Own(p08),
     },
     Exhibit {
         id: "P09",
         title: "the tree is said to be in use before its address is there",
         breaks: &[Invariant::T5, Invariant::B4],
         arch: "power",
-        build: p09,
+        build: Make::Own(p09),
     },
     Exhibit {
         id: "P10",
         title: "a table that a leaf replaced is freed for any use while a lockless walker is in it",
         breaks: &[Invariant::T5, Invariant::R1],
         arch: "power",
-        build: p10,
+        build: Make::Own(p10),
     },
     Exhibit {
         id: "P12",
         title: "a large leaf takes the place of small ones that are freed without being unmapped",
         breaks: &[Invariant::D1],
         arch: "power",
-        build: p12,
+        build: Make::Own(p12),
     },
 ];
+
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
 
 const LOCKLESS: AgingPolicy = AgingPolicy { lock: AgingLock::Rcu, ..AgingPolicy::V6_13 };
 

@@ -4,7 +4,7 @@ use mmu_core::{Bytes, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::engine::{Bed, GuestCaches, LockId, LockMode};
 use mmu_sim::experiment::Populate;
-use mmu_sim::explore::{Explorable, Invariant, LeafState, Scenario, SmallVm, read, write};
+use mmu_sim::explore::{Explorable, Invariant, LeafState, Mutation, Scenario, SmallVm, read, write};
 use mmu_sim::protocols::coalesce::{
     AfterReplace, BlockFlush, CacheMaintenance, CoalescePolicy, Freeing, References, Resize,
 };
@@ -17,7 +17,7 @@ use mmu_sim::protocols::unmap::{UnmapPolicy, unmap_range};
 use mmu_sim::protocols::vcpu;
 
 use super::super::formats::{Arm, X86, arm, arm_without_forced_caching, x86};
-use super::super::{Exhibit, Variant};
+use super::super::{Exhibit, Make, Variant};
 use super::{PAGE, TABLE, at_most, gpas, plain, thread, unless};
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
@@ -26,121 +26,124 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "each update of a valid leaf takes one more reference to its table",
         breaks: &[Invariant::R3],
         arch: "arm64",
-        build: a01,
+        build: Make::Own(a01),
     },
     Exhibit {
         id: "A02",
         title: "a table becomes a block and one page only is invalidated",
         breaks: &[Invariant::T7],
         arch: "arm64",
-        build: a02,
+        build: Make::Own(a02),
     },
     Exhibit {
         id: "A07",
         title: "a permission fault splits a block while it holds only the read lock",
         breaks: &[Invariant::O3],
         arch: "arm64",
-        build: a07,
+        build: Make::Own(a07),
     },
     Exhibit {
         id: "A09",
         title: "a block takes the place of a half-filled table, and nobody cleans what the table did not map",
         breaks: &[Invariant::B7],
         arch: "arm64",
-        build: a09,
+        build: Make::Own(a09),
     },
     Exhibit {
         id: "A13",
         title: "the last reference of an unlinked table is forgotten",
         breaks: &[Invariant::R3],
         arch: "arm64",
-        build: a13,
+        build: Make::Own(a13),
     },
     Exhibit {
         id: "A14",
         title: "who loses the race for a block puts his table twice",
         breaks: &[Invariant::R2],
         arch: "arm64",
-        build: a14,
+        build: Make::Own(a14),
     },
     Exhibit {
         id: "A15",
         title: "a walk goes on in the table that it has just replaced and freed",
         breaks: &[Invariant::T5],
         arch: "arm64",
-        build: a15,
+        build: Make::Own(a15),
     },
     Exhibit {
         id: "A17",
         title: "who loses a race to relax a permission skips the invalidation, and faults for ever",
         breaks: &[Invariant::P2],
         arch: "arm64",
-        build: a17,
+        build: Make::Own(a17),
     },
     Exhibit {
         id: "A21",
         title: "a relaxed permission is announced to all processors",
         breaks: &[Invariant::N3],
         arch: "arm64",
-        build: a21,
+        build: Make::Own(a21),
     },
     Exhibit {
         id: "A27",
         title: "a live table is replaced by a block without a break",
         breaks: &[Invariant::B1],
         arch: "arm64",
-        build: a27,
+        build: Make::Own(a27),
     },
     Exhibit {
         id: "X10",
         title: "collapsing looks at leaves instead of tables, and never does anything",
         breaks: &[Invariant::N3],
         arch: "x86",
-        build: x10,
+        build: Make::Own(x10),
     },
     Exhibit {
         id: "X11",
         title: "a huge leaf is cleared, then flushed: in between another fault fills the entry",
         breaks: &[Invariant::T7],
         arch: "x86",
-        build: x11,
+        build: Make::Own(x11),
     },
     Exhibit {
         id: "X35",
         title: "collapsing flushes for every page",
         breaks: &[Invariant::N3],
         arch: "x86",
-        build: x35,
+        build: Make::Own(x35),
     },
     Exhibit {
         id: "X36",
         title: "collapsing does not look whether the entry still points to the table",
         breaks: &[Invariant::T5],
         arch: "x86",
-        build: x36,
+        build: Make::Own(x36),
     },
     Exhibit {
         id: "X47",
         title: "a table is linked before its entries are written",
         breaks: &[Invariant::B4],
         arch: "x86",
-        build: x47,
+        build: Make::Own(x47),
     },
     Exhibit {
         id: "X13",
         title: "a store goes over an entry that somebody else has frozen",
         breaks: &[Invariant::O3],
         arch: "x86",
-        build: x13,
+        build: Make::Own(x13),
     },
     Exhibit {
         id: "X38",
         title: "a table goes, and its first page only is flushed",
         breaks: &[Invariant::T4],
         arch: "arm64",
-        build: x38,
+        build: Make::Own(x38),
     },
 ];
+
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
 
 /// Memory in host pages of 2 MiB, of which the guest has two small ones mapped.
 pub(super) fn half_mapped(name: &str) -> Scenario<Arm> {

@@ -3,7 +3,7 @@
 use mmu_core::{Bytes, Cycles, PageSize};
 use mmu_sim::engine::{Bed, LockMode, VcpuId, Work};
 use mmu_sim::experiment::Populate;
-use mmu_sim::explore::{Build, Explorable, Invariant, Limits, Scenario, SmallVm, Wait, Waiters, read};
+use mmu_sim::explore::{Build, Explorable, Invariant, Limits, Mutation, Scenario, SmallVm, Wait, Waiters, read};
 use mmu_sim::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind, SplitWhen, enable_in};
 use mmu_sim::protocols::roots::{
     AddressSpace, DebtScope, InvalidRootFlush, LastPut, LifeCycle, ObsoleteTest, ReaderRoots, RootPage, RootPolicy,
@@ -15,7 +15,7 @@ use mmu_sim::protocols::zap::{Passes, ZapLock, ZapPolicy};
 use mmu_sim::workload::{GuestAccess, GuestWork};
 
 use super::super::formats::{X86, x86};
-use super::super::{Exhibit, Variant};
+use super::super::{Exhibit, Make, Variant};
 use super::{PAGE, TABLE, at_most, gpas, plain};
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
@@ -24,93 +24,96 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "a flush owed for one root is forgotten by a yield in the next",
         breaks: &[Invariant::T4],
         arch: "x86",
-        build: x05,
+        build: Make::Own(x05),
     },
     Exhibit {
         id: "X09",
         title: "a walk gives the last reference back by a decrement that never frees",
         breaks: &[Invariant::R3],
         arch: "x86",
-        build: x09,
+        build: Make::Own(x09),
     },
     Exhibit {
         id: "X14",
         title: "the notifier skips invalid roots, one of which a zapper has yielded in",
         breaks: &[Invariant::T1],
         arch: "x86",
-        build: x14,
+        build: Make::Own(x14),
     },
     Exhibit {
         id: "X15",
         title: "the last put of a root yields while it zaps, and the notifier does not see the root",
         breaks: &[Invariant::T1],
         arch: "x86",
-        build: x15,
+        build: Make::Own(x15),
     },
     Exhibit {
         id: "X16",
         title: "the last put of a root zaps it without a break",
         breaks: &[Invariant::P3],
         arch: "x86",
-        build: x16,
+        build: Make::Own(x16),
     },
     Exhibit {
         id: "X19",
         title: "a reference is put back by two: the worker that was given it, and the walker of invalid roots",
         breaks: &[Invariant::R2, Invariant::T5, Invariant::R1, Invariant::R4],
         arch: "x86",
-        build: x19,
+        build: Make::Own(x19),
     },
     Exhibit {
         id: "X23",
         title: "a fault installs into a root that was invalidated and zapped",
         breaks: &[Invariant::R5],
         arch: "x86",
-        build: x23,
+        build: Make::Own(x23),
     },
     Exhibit {
         id: "X21",
         title: "roots are zapped by workers on any processor, where somebody waits for it",
         breaks: &[Invariant::P6],
         arch: "x86",
-        build: x21,
+        build: Make::Own(x21),
     },
     Exhibit {
         id: "X22",
         title: "a root is destroyed when the last vCPU leaves it, and built anew when the guest comes back",
         breaks: &[Invariant::N3],
         arch: "x86",
-        build: x22,
+        build: Make::Own(x22),
     },
     Exhibit {
         id: "X24",
         title: "a fault asks the root's page whether it is valid, and some roots have none",
         breaks: &[Invariant::R5],
         arch: "x86",
-        build: x24,
+        build: Make::Own(x24),
     },
     Exhibit {
         id: "X37",
         title: "leaves zapped below an invalid root are flushed",
         breaks: &[Invariant::N3],
         arch: "x86",
-        build: x37,
+        build: Make::Own(x37),
     },
     Exhibit {
         id: "X39",
         title: "an eager split goes into roots that are being torn down",
         breaks: &[Invariant::R5],
         arch: "x86",
-        build: x39,
+        build: Make::Own(x39),
     },
     Exhibit {
         id: "X40",
         title: "readers take references to invalid roots, and split in them",
         breaks: &[Invariant::R5],
         arch: "x86",
-        build: x40,
+        build: Make::Own(x40),
     },
 ];
+
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
 
 const LIMITS: Limits = Limits { steps: 6000, leaks: mmu_sim::explore::Leaks::OfTheVm, ..Limits::DEFAULT };
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use mmu_core::{Bytes, Format, Gpa};
 use mmu_sim::engine::{Bed, Host, LockId, Var, Wake};
-use mmu_sim::explore::{Explorable, Invariant, LeafState, Leaks, Limits, Scenario, SmallVm, read, write};
+use mmu_sim::explore::{Explorable, Invariant, LeafState, Leaks, Limits, Mutation, Scenario, SmallVm, read, write};
 use mmu_sim::protocols::aging::{AgingPath, AgingPolicy};
 use mmu_sim::protocols::fault::{FastPath, FaultHooks, FaultPolicy, Faults, WriteTracking};
 use mmu_sim::protocols::iter::{FlushDebt, Yield};
@@ -20,7 +20,7 @@ use mmu_sim::protocols::zap::{ZapLock, ZapPolicy, zap_leafs};
 use mmu_sim::workload::GuestWork;
 
 use super::super::formats::{power, power_with_flags, x86};
-use super::super::{Exhibit, Variant};
+use super::super::{Exhibit, Make, Variant};
 use super::{PAGE, at_most, gpas, plain, unless};
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
@@ -29,44 +29,47 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "the dirty state is cleared while a nested fault has it copied, and comes back with the fault",
         breaks: &[Invariant::D1],
         arch: "power",
-        build: p02,
+        build: Make::Own(p02),
     },
     Exhibit {
         id: "P03",
         title: "a nested fault sets its bits in the tables of the guest above",
         breaks: &[Invariant::P2],
         arch: "power",
-        build: p03,
+        build: Make::Own(p03),
     },
     Exhibit {
         id: "X28",
         title: "write tracking leaves leaves alone that are read-only for the log, and a fault makes them writable",
         breaks: &[Invariant::T2],
         arch: "x86",
-        build: x28,
+        build: Make::Own(x28),
     },
     Exhibit {
         id: "X29",
         title: "nested faults share the lock, and the list that they take chain entries from",
         breaks: &[Invariant::T1, Invariant::T5],
         arch: "x86",
-        build: x29,
+        build: Make::Own(x29),
     },
     Exhibit {
         id: "X44",
         title: "a VM that ever ran a nested guest is aged under the lock for ever",
         breaks: &[Invariant::N3],
         arch: "x86",
-        build: x44,
+        build: Make::Own(x44),
     },
     Exhibit {
         id: "X45",
         title: "who has a chain locked can lose the processor, and others spin",
         breaks: &[Invariant::P6],
         arch: "x86",
-        build: x45,
+        build: Make::Own(x45),
     },
 ];
+
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
 
 /// Shadow tables are left at the end: the nested guest does not go.
 const LIMITS: Limits = Limits { leaks: Leaks::Ignored, ..Limits::DEFAULT };

@@ -2,12 +2,12 @@
 
 use mmu_core::{Format, Gpa, Hpa};
 use mmu_sim::engine::{Bed, ExitReason, Host, VcpuId};
-use mmu_sim::explore::{Explorable, Invariant, Leaks, Limits, Scenario, SmallVm, read};
+use mmu_sim::explore::{Explorable, Invariant, Leaks, Limits, Mutation, Scenario, SmallVm, read};
 use mmu_sim::protocols::tags::{Erat, LpidGuest, SecondaryThreads, SharedTlb, TagRead, TaggedGuest, ThreadPolicy};
 use mmu_sim::workload::GuestWork;
 
 use super::super::formats::{arm, power};
-use super::super::{Exhibit, Variant};
+use super::super::{Exhibit, Make, Variant};
 use super::gpas;
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
@@ -16,30 +16,33 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "the VMID that is invalidated was read before the guest got another one",
         breaks: &[Invariant::T1],
         arch: "arm64",
-        build: a20,
+        build: Make::Own(a20),
     },
     Exhibit {
         id: "P05",
         title: "threads of a core are taken to share a TLB, and one of two is not flushed",
         breaks: &[Invariant::T1],
         arch: "power",
-        build: p05,
+        build: Make::Own(p05),
     },
     Exhibit {
         id: "P06",
         title: "the ERAT is forgotten when a guest comes back to a processor",
         breaks: &[Invariant::T1],
         arch: "power",
-        build: p06,
+        build: Make::Own(p06),
     },
     Exhibit {
         id: "P07",
         title: "threads of a core but the first run a guest under the LPID that the last one left there",
         breaks: &[Invariant::T9],
         arch: "power",
-        build: p07,
+        build: Make::Own(p07),
     },
 ];
+
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
 
 const LIMITS: Limits = Limits { leaks: Leaks::Ignored, ..Limits::DEFAULT };
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use mmu_core::{Bytes, Format, Gpa, GpaRange, PageSize};
 use mmu_sim::engine::LockMode;
 use mmu_sim::experiment::Populate;
-use mmu_sim::explore::{Explorable, Invariant, LeafState, Limits, Scenario, SmallVm, Wait, read};
+use mmu_sim::explore::{Explorable, Invariant, LeafState, Limits, Mutation, Scenario, SmallVm, Wait, read};
 use mmu_sim::protocols::aging::{AgingLock, AgingPolicy, TestedRange, clear_young, test_young};
 use mmu_sim::protocols::fault::FaultPolicy;
 use mmu_sim::protocols::teardown::forget;
@@ -15,7 +15,7 @@ use mmu_sim::protocols::vcpu;
 use mmu_sim::protocols::vm::{Destruction, FailedCreation, create, free_tables};
 
 use super::super::formats::{Arm, arm};
-use super::super::{Exhibit, Variant};
+use super::super::{Exhibit, Make, Variant};
 use super::{PAGE, TABLE, gpas, plain, thread, unless};
 
 pub(super) const EXHIBITS: &[Exhibit] = &[
@@ -24,58 +24,61 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "a walk that starts inside a block steps by whole blocks from there, past what begins the next one",
         breaks: &[Invariant::P1],
         arch: "arm64",
-        build: a03,
+        build: Make::Own(a03),
     },
     Exhibit {
         id: "A04",
         title: "the end of a walk is counted from its rounded start, and comes a page too early",
         breaks: &[Invariant::P1],
         arch: "arm64",
-        build: a04,
+        build: Make::Own(a04),
     },
     Exhibit {
         id: "A06",
         title: "who asks whether a page is young is answered about no page",
         breaks: &[Invariant::D5],
         arch: "arm64",
-        build: a06,
+        build: Make::Own(a06),
     },
     Exhibit {
         id: "A08",
         title: "what a root entry covers is unmapped without a break",
         breaks: &[Invariant::P3],
         arch: "arm64",
-        build: a08,
+        build: Make::Own(a08),
     },
     Exhibit {
         id: "A23",
         title: "tables are destroyed with breaks while others still find them",
         breaks: &[Invariant::T5],
         arch: "arm64",
-        build: a23,
+        build: Make::Own(a23),
     },
     Exhibit {
         id: "A24",
         title: "a VM that could not be made keeps its tables",
         breaks: &[Invariant::R3],
         arch: "arm64",
-        build: a24,
+        build: Make::Own(a24),
     },
     Exhibit {
         id: "A26",
         title: "a table that became empty is freed while a walker without the lock is in it",
         breaks: &[Invariant::T5, Invariant::R1],
         arch: "arm64",
-        build: a26,
+        build: Make::Own(a26),
     },
     Exhibit {
         id: "A29",
         title: "the tables of a nested guest are emptied while a vCPU is loaded, all under the lock",
         breaks: &[Invariant::P6],
         arch: "arm64",
-        build: a29,
+        build: Make::Own(a29),
     },
 ];
+
+/// Mutations that none of these scenarios notices, and why.
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
 
 /// Small pages in so many tables, one in each.
 fn sparse(name: &str, tables: u64, stride: u64) -> Scenario<Arm> {
