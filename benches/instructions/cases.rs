@@ -6,10 +6,9 @@ use mmusim::core::tlb::{Input, Lookup, Port, Tag, Tlb, TlbEntry};
 use mmusim::core::walk::walk;
 use mmusim::sim::engine::{Sim, Stopped};
 use mmusim::sim::experiment::build;
-use mmusim::sim::protocols::{memslot, notifier};
 use mmusim::{
-    Access, Arch, ByteUnits, Bytes, Cycles, Gpa, GpaRange, GuestPaging, Gva, Hpa, Machine, Mix, PageSize, PatternSpec,
-    Perms, Platform, Populate, Seed, Target, VmSpec, Workload, arch, strategies,
+    Access, Arch, ByteUnits, Bytes, Cycles, Gpa, GuestPaging, Gva, Hpa, Machine, Mix, PageSize, PatternSpec,
+    Perms, Platform, Populate, Seed, VmSpec, Workload, arch,
 };
 
 use super::scatter::Scatter;
@@ -277,17 +276,6 @@ fn guest(bytes: u64, rounds: u64) {
 fn zap(strategy: usize, gib: u64) {
     let memory = gib.GiB();
     let mut sim = sim(&spec(memory, 8, GuestPaging::Flat, Workload::Idle));
-    let strategy = strategies()[strategy];
-    sim.spawn("zap", Cycles::ZERO, move |host| {
-        Box::pin(async move {
-            match strategy.target {
-                Target::Range => {
-                    let all = GpaRange::new(Gpa::new(0), Bytes(memory));
-                    notifier::invalidate_range(&host, all, &strategy.policy).await;
-                }
-                Target::Root => memslot::zap_all_fast(&host, &strategy.policy).await.expect("room for a root"),
-            }
-        })
-    });
+    super::zap::spawn(&mut sim, memory, strategy);
     finish(sim);
 }

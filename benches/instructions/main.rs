@@ -28,6 +28,8 @@ mod sum;
 #[path = "../shared/tree.rs"]
 mod tree;
 mod valgrind;
+#[path = "../shared/zap.rs"]
+mod zap;
 
 use std::process::ExitCode;
 

@@ -13,11 +13,12 @@ use mmusim::power::{BasePage, Radix};
 use mmusim::sim::engine::{Sim, Stopped};
 use mmusim::sim::experiment::build;
 use mmusim::sim::protocols::aging::{AgingPolicy, clear_young};
-use mmusim::sim::protocols::{memslot, notifier};
+use mmusim::sim::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind, Tracking, disable, enable, get_dirty_log};
+use mmusim::sim::protocols::notifier;
 use mmusim::x86::{EptConfig, WalkLength};
 use mmusim::{
     Arch, ByteUnits, Bytes, Cycles, Gpa, GpaRange, GuestPaging, Hpa, Level, Machine, Mix, PageSize, PatternSpec, Perms,
-    Platform, Populate, Seed, Target, Threads, VmSpec, Workload, arch, strategies,
+    Platform, Populate, Seed, Threads, VmSpec, Workload, arch, strategies,
 };
 
 use super::scatter::Scatter;
@@ -27,7 +28,7 @@ pub const FORMATS: [&str; 3] = ["ept", "arm64", "radix"];
 /// What is done with them.
 pub const WORK: [&str; 6] = ["build", "age", "protect", "zap", "steps", "free"];
 /// What the host does while vCPUs run.
-pub const HOSTS: [&str; 3] = ["none", "zap", "age"];
+pub const HOSTS: [&str; 4] = ["none", "zap", "age", "log"];
 /// Zaps by name, number among the strategies, and the largest guest that is worth the time.
 pub const ZAPS: [(&str, usize, u64); 4] = [
     ("range, never yields", 0, 256 << 40),
@@ -49,11 +50,16 @@ pub enum Case {
     Words { ours: &'static str },
 }
 
-/// Seconds, and simulated vCPU cycles or words.
+/// What a case came to.
 #[derive(Clone, Copy)]
 pub struct Measured {
     pub seconds: f64,
+    /// Simulated vCPU cycles, or words.
     pub cycles: u64,
+    /// Of a run of the engine, seconds in which vCPUs ran, their doings were applied, and the host ran.
+    pub phases: [f64; 3],
+    /// Of a run of the engine.
+    pub windows: u64,
 }
 
 impl Measured {
@@ -65,7 +71,8 @@ impl Measured {
 
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.seconds, self.cycles)
+        let Self { seconds, cycles, phases: [vcpus, applying, host], windows } = self;
+        write!(f, "{seconds} {cycles} {vcpus} {applying} {host} {windows}")
     }
 }
 
@@ -73,9 +80,13 @@ impl FromStr for Measured {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (seconds, cycles) = text.split_once(' ').ok_or("two figures")?;
-        let seconds = seconds.parse().map_err(|_| format!("{seconds}: no seconds"))?;
-        Ok(Self { seconds, cycles: cycles.parse().map_err(|_| format!("{cycles}: no cycles"))? })
+        let float = |text: &str| text.parse::<f64>().map_err(|_| format!("{text}: no seconds"));
+        let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text}: no number"));
+        let [seconds, cycles, vcpus, applying, host, windows] = *text.split(' ').collect::<Vec<_>>() else {
+            return Err(format!("{text}: six figures"));
+        };
+        let phases = [float(vcpus)?, float(applying)?, float(host)?];
+        Ok(Self { seconds: float(seconds)?, cycles: number(cycles)?, phases, windows: number(windows)? })
     }
 }
 
@@ -137,7 +148,7 @@ impl Case {
 fn timed(body: impl FnOnce() -> u64) -> Measured {
     let start = Instant::now();
     let cycles = black_box(body());
-    Measured { seconds: start.elapsed().as_secs_f64(), cycles }
+    Measured { seconds: start.elapsed().as_secs_f64(), cycles, phases: [0.0; 3], windows: 0 }
 }
 
 // ---- table memory ----
@@ -272,18 +283,7 @@ fn finish<A: Arch>(sim: &mut Sim<A>) {
 
 fn zap(memory: u64, strategy: usize) -> Measured {
     let mut sim = sim(&vm(memory, 8, Workload::Idle));
-    let strategy = strategies()[strategy];
-    sim.spawn("zap", Cycles::ZERO, move |host| {
-        Box::pin(async move {
-            match strategy.target {
-                Target::Range => {
-                    let all = GpaRange::new(Gpa::new(0), Bytes(memory));
-                    notifier::invalidate_range(&host, all, &strategy.policy).await;
-                }
-                Target::Root => memslot::zap_all_fast(&host, &strategy.policy).await.expect("room for a root"),
-            }
-        })
-    });
+    super::zap::spawn(&mut sim, memory, strategy);
     timed(|| {
         finish(&mut sim);
         memory
@@ -325,13 +325,32 @@ fn busy(vcpus: usize, host: &'static str, threads: usize, window: u64) -> Measur
                 })
             });
         }
+        "log" => {
+            let slot = GpaRange::new(Gpa::new(0), Bytes(16.GiB()));
+            let log = DirtyLog::new(slot, sim.new_var(0), PageSize::SIZE_4K, LogKind::Bitmap);
+            let policy = DirtyPolicy { tracking: Tracking::Scan, ..DirtyPolicy::X86_PML };
+            sim.spawn("log", Cycles(10_000), move |host| {
+                Box::pin(async move {
+                    enable(&host, &log, &policy).await.expect("flags that tell of writes");
+                    for _ in 0..8 {
+                        host.sleep(Cycles(span / 8)).await;
+                        black_box(get_dirty_log(&host, &log, &policy).await.expect("a log that is on"));
+                    }
+                    disable(&host, &log, &policy, PageSize::SIZE_4K).await.expect("a log that is on");
+                })
+            });
+        }
         _ => {}
     }
     if threads > 1 {
         sim.set_threads(Threads::Pool);
     }
-    timed(|| {
+    sim.time_phases();
+    let measured = timed(|| {
         finish(&mut sim);
         sim.vcpu_stats().iter().map(|vcpu| vcpu.finished.0).sum()
-    })
+    });
+    let times = sim.phase_times();
+    let phases = [times.vcpus, times.applying, times.host].map(|phase| phase.as_secs_f64());
+    Measured { phases, windows: sim.windows(), ..measured }
 }

@@ -344,14 +344,15 @@ proptest! {
         prop_assert!(assoc.is_empty() && ops.iter().all(|(_, key)| assoc.peek(key).is_none()));
     }
 
-    /// Two levels against two lists: every look-up ends at the same level, and the counters agree.
+    /// Two levels against two lists: every look-up ends at the same level, and the counters agree. Under exclusion a page moves between them.
     #[test]
     fn hierarchy_equals_two_lists(
-        lru: bool, wide: bool,
+        lru: bool, wide: bool, exclusive: bool,
         ops in prop::collection::vec((0u8..20, 0u64..60, 0u32..2, 0u16..2), 0..600),
     ) {
         let policy = if lru { Replacement::Lru } else { Replacement::Fifo };
-        let mut spec = spec(Inclusion::NonInclusive, None, TagRules::default());
+        let inclusion = if exclusive { Inclusion::Exclusive } else { Inclusion::NonInclusive };
+        let mut spec = spec(inclusion, None, TagRules::default());
         let (ways1, ways2) = if wide { (18, 20) } else { (2, 4) };
         spec.l1[0].shape = Shape::new(2 * ways1, ways1).unwrap().replaced_by(policy).unwrap();
         spec.l2[0].shape = Shape::new(8 * ways2, ways2).unwrap().replaced_by(policy).unwrap();
@@ -388,11 +389,22 @@ proptest! {
             counts[2] += u64::from(level == 2);
             counts[3] += u64::from(level == 0);
             if level == 0 {
-                tlb.fill(Port::Load, tag(asid, vmid, 0), input, page(n << 12));
+                if n % 3 == 0 {
+                    tlb.fill(Port::Load, tag(asid, vmid, 0), input, page(n << 12));
+                } else {
+                    tlb.fill_missed(Port::Load, tag(asid, vmid, 0), input, page(n << 12));
+                }
+            }
+            if exclusive {
+                l2.0.retain(|entry| entry.0 != key);
+            } else if level == 0 {
                 l2.insert(key, 0, 8, ways2 as usize, lru);
             }
             if level != 1 {
-                l1.insert(key, 0, 2, ways1 as usize, lru);
+                let evicted = l1.insert(key, 0, 2, ways1 as usize, lru);
+                if let Some((gone, _)) = evicted.filter(|_| exclusive) {
+                    l2.insert(gone, 0, 8, ways2 as usize, lru);
+                }
             }
         }
         let [one, two] = [tlb.l1()[0].stats(), tlb.l2()[0].stats()];

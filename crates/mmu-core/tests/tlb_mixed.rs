@@ -128,6 +128,47 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Under exclusion nothing that data ports bring is in two levels, what was filled is found at once, and every array finds all it holds:
+    /// its sizes are counted right whatever moved.
+    #[test]
+    fn exclusive_levels_stay_whole(accesses in prop::collection::vec(access(), 1..300), loads: bool) {
+        let [l1, l2] = levels();
+        let (inclusion, rules) = (Inclusion::Exclusive, TagRules::default());
+        let spec = TlbSpec { l1, l2, inclusion, rules, l2_hit_extra: Cycles(7), l2_hit_extra_fetch: Cycles(7) };
+        let mut tlb = Tlb::new(&spec, 0).unwrap();
+        let ports = if loads { &Port::ALL[..1] } else { &Port::ALL[..] };
+        for (port, size, page) in accesses {
+            let (port, page_size) = (ports[port % ports.len()], SIZES[size]);
+            let input = Input::Combined(Gva::new((size as u64) << 44 | page << page_size.shift() | 0x8));
+            let entry = TlbEntry::new(Hpa::new(page << 40), page_size, Perms::RW);
+            match tlb.lookup(port, Tag::default(), input) {
+                Lookup::Miss if page % 2 == 0 => tlb.fill(port, Tag::default(), input, entry),
+                Lookup::Miss => tlb.fill_missed(port, Tag::default(), input, entry),
+                Lookup::L1(found) | Lookup::L2(found) => prop_assert_eq!(found, entry),
+            }
+            let again = tlb.lookup(port, Tag::default(), input);
+            prop_assert!(again.entry() == Some(&entry), "{:?} of {:?}", again, input);
+            let mut held = Vec::new();
+            for array in tlb.l1().iter().chain(&tlb.l2()) {
+                for (key, entry) in array.entries() {
+                    prop_assert_eq!(array.peek(Tag::default(), key.input()), Some(entry), "{}", array.name());
+                    held.push(key.input().raw());
+                }
+            }
+            // Loads and stores have first levels of their own for small pages.
+            if loads {
+                let all = held.len();
+                held.sort_unstable();
+                held.dedup();
+                prop_assert_eq!(held.len(), all, "in one level each");
+            }
+        }
+    }
+}
+
 /// Translations of two sizes for one address stand side by side until one is invalidated; a look-up that matches both is a conflict.
 #[test]
 fn sizes_that_overlap_are_found() {

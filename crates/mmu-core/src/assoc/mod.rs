@@ -28,6 +28,7 @@
 
 mod index;
 mod order;
+mod removal;
 mod replacement;
 mod row;
 mod shape;
@@ -39,7 +40,7 @@ pub use index::Index;
 use index::Indexer;
 use order::{Chains, Lists, NONE, Stamps, packed};
 pub use replacement::Replacement;
-use replacement::SplitMix;
+use replacement::{SplitMix, nru};
 use row::Row;
 pub use shape::{Shape, ShapeError};
 
@@ -144,6 +145,8 @@ enum OnHit {
     List,
     /// Something else, or nothing.
     Else,
+    /// Sets the way's mark in a narrow set, if it has none.
+    Mark,
 }
 
 /// Whose way a new entry takes.
@@ -245,6 +248,7 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             true if stamped || skewed => OnHit::Stamp,
             true if narrow => OnHit::Order,
             true => OnHit::List,
+            false if narrow && policy == Replacement::Nru => OnHit::Mark,
             false => OnHit::Else,
         };
         let in_order = matches!(policy, Replacement::Lru | Replacement::Fifo);
@@ -375,6 +379,21 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         self.overwrite((at.set * self.stride) + way, key, value)
     }
 
+    /// The same for callers who ask what had to leave.
+    #[inline(always)]
+    pub fn exchange_at(&mut self, at: Missed, key: K, value: V) -> Option<(K, V)> {
+        let now = self.stamps.tick();
+        let way = self.stamps.renew_oldest_of_eight(at.set, self.set_shift, now);
+        self.rows.get_mut(at.set as usize)?.set_print_of_eight(way, at.print);
+        let cell = self.cells.get_mut(((at.set * self.stride) + way) as usize)?;
+        let old = std::mem::replace(cell, Cell { tag: key.tag(), rest: key.rest(), value });
+        if old.tag == K::EMPTY {
+            self.live += 1;
+            return None;
+        }
+        Some((K::join(old.tag, old.rest), old.value))
+    }
+
     #[inline(always)]
     fn overwrite(&mut self, slot: u32, key: K, value: V) -> u64 {
         let Some(cell) = self.cells.get_mut(slot as usize) else { return K::EMPTY };
@@ -426,6 +445,12 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             let (set, way) = self.set_and_way(slot.index() as u32);
             if let Some(row) = self.rows.get_mut(set as usize) {
                 row.touch(way);
+            }
+        } else if self.on_hit == OnHit::Mark {
+            let (set, way) = self.set_and_way(slot.index() as u32);
+            // A way that has its mark is no news: never have all of them one.
+            if let Some(row) = self.rows.get_mut(set as usize).filter(|row| row.marks >> way & 1 == 0) {
+                row.marks = nru::touch(row.marks, way, self.shape.ways());
             }
         } else {
             self.touch_elsewhere(slot.index() as u32);
@@ -489,52 +514,6 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         self.overwrite(set * self.stride + way, key, value)
     }
 
-    /// Removes what a probe with this key finds, all of it, and returns how many entries that were.
-    pub fn invalidate(&mut self, key: &K) -> u64 {
-        self.retain_tagged(key, |stored, _| !key.accepts(stored.rest()))
-    }
-
-    /// Keeps the entries for which `keep` says so (it may change their values) and returns how many went.
-    /// Looks at every entry.
-    pub fn retain(&mut self, mut keep: impl FnMut(&K, &mut V) -> bool) -> u64 {
-        if self.live == 0 {
-            return 0;
-        }
-        let before = self.live;
-        for slot in 0..self.cells.len() as u32 {
-            self.keep_or_drop(slot, &mut keep);
-        }
-        u64::from(before - self.live)
-    }
-
-    /// [`retain`](Self::retain) restricted to entries with this key's [`Key::tag`]: looks at one set only.
-    pub fn retain_tagged(&mut self, key: &K, mut keep: impl FnMut(&K, &mut V) -> bool) -> u64 {
-        if self.live == 0 {
-            return 0;
-        }
-        let (before, tag) = (self.live, key.tag());
-        let mut keep = |stored: &K, value: &mut V| stored.tag() != tag || keep(stored, value);
-        if let Layout::Narrow = &self.layout {
-            let first = self.indexer.set(key.number()) << self.set_shift;
-            for slot in first..first + self.shape.ways() {
-                self.keep_or_drop(slot, &mut keep);
-            }
-        } else {
-            let mut slot = self.chains().map_or(NONE, |chains| chains.first(tag));
-            while slot != NONE {
-                let after = self.chains().map_or(NONE, |chains| chains.after(slot));
-                self.keep_or_drop(slot, &mut keep);
-                slot = after;
-            }
-        }
-        u64::from(before - self.live)
-    }
-
-    /// Empties the structure and returns how many entries it held. Replacement state of emptied ways does not matter.
-    pub fn clear(&mut self) -> u64 {
-        self.retain(|_, _| false)
-    }
-
     /// All entries, set by set.
     pub fn iter(&self) -> impl Iterator<Item = (K, &V)> {
         let full = self.cells.iter().filter(|cell| cell.tag != K::EMPTY);
@@ -560,15 +539,6 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
             _ => row.find(row::print(key.tag()), check)?,
         };
         Some(Slot::new(first + way))
-    }
-
-    #[inline]
-    fn keep_or_drop(&mut self, slot: u32, keep: &mut impl FnMut(&K, &mut V) -> bool) {
-        let cell = &mut self.cells[slot as usize];
-        let tag = cell.tag;
-        if tag != K::EMPTY && !keep(&K::join(tag, cell.rest), &mut cell.value) {
-            self.drop_slot(tag, slot);
-        }
     }
 }
 

@@ -11,17 +11,17 @@ use super::key::{Cut, GROUPED};
 use super::spec::{ArrayError, ArraySpec, ArrayStats, Coalesce, LargerPages, MAX_SIZES};
 use super::{CombinedByGpa, Input, Kind, Tag, TagRules, TlbEntry, TlbKey};
 use crate::addr::{Gpa, PageSize};
-use crate::assoc::{Inserted, Key, Missed, SetAssoc, Shape, Slot};
+use crate::assoc::{Inserted, Key, SetAssoc, Shape, Slot};
 
 const NO_CLASS: u8 = u8::MAX;
 
 /// One page size of an array.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
-struct Class {
+pub(super) struct Class {
     cut: Cut,
     page_shift: u32,
     /// Entries of this size.
-    count: u32,
+    pub(super) count: u32,
 }
 
 impl Class {
@@ -62,16 +62,16 @@ pub(super) enum Known {
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct TlbArray {
     name: String,
-    store: SetAssoc<TlbKey, Stored>,
+    pub(super) store: SetAssoc<TlbKey, Stored>,
     ask: Ask,
     /// The one class to ask for.
-    sole: Cut,
+    pub(super) sole: Cut,
     /// Whether pages of that class go in without more ado.
-    plain: bool,
-    classes: [Class; MAX_SIZES],
-    class_count: u8,
+    pub(super) plain: bool,
+    pub(super) classes: [Class; MAX_SIZES],
+    pub(super) class_count: u8,
     /// Bit `i`: class `i` has entries.
-    present: u8,
+    pub(super) present: u8,
     /// Class that stores a page of this shift.
     #[serde(with = "super::saved::one")]
     by_shift: [u8; 64],
@@ -271,7 +271,7 @@ impl TlbArray {
     }
 
     /// Works out what look-ups ask for, after the set of classes with entries has changed.
-    fn prepare(&mut self) {
+    pub(super) fn prepare(&mut self) {
         let class = &self.classes[self.present.trailing_zeros() as usize % MAX_SIZES];
         self.sole = class.cut;
         self.plain = self.present.is_power_of_two()
@@ -343,73 +343,15 @@ impl TlbArray {
         }
         let key = self.sole.key(input, context);
         let (key, entry) = (key.with_reach(entry.reach()), entry.without_gpa());
-        if known == Known::Unknown && self.store.replace(&key, entry) {
-            self.stats.fills += 1;
-            return;
+        if known == Known::Absent || !self.replace_sole(&key, entry) {
+            self.put_sole(&key, entry);
         }
-        self.put_sole(&key, entry);
     }
 
     /// Which of its page sizes have entries, as bits.
     #[inline(always)]
     pub(super) fn present(&self) -> u8 {
         self.present
-    }
-
-    /// The shift of its pages, if all are of one size and it needs no more of them than their translation.
-    pub(super) fn sole_shift(&self) -> Option<u32> {
-        self.plain.then_some(self.sole.class() as u32)
-    }
-    /// Whether [`use_or_miss`](Self::use_or_miss) and [`put_missed`](Self::put_missed) work here.
-    pub(super) fn is_swift(&self) -> bool {
-        self.store.is_swift()
-    }
-
-    /// The key of an address among pages of [`sole_shift`](Self::sole_shift).
-    #[inline(always)]
-    pub(super) fn sole_key(&self, input: Input, context: u64) -> TlbKey {
-        self.sole.key(input, context)
-    }
-
-    /// Where such a key is found; counts a use.
-    #[inline(always)]
-    pub(super) fn use_sole(&mut self, key: &TlbKey) -> Option<Slot> {
-        self.store.use_of(key)
-    }
-
-    /// The same in a swift array; where nothing is found, says where that was.
-    #[inline(always)]
-    pub(super) fn use_or_miss(&mut self, key: &TlbKey) -> Result<Slot, Missed> {
-        self.store.use_or_miss(key)
-    }
-
-    /// Puts an entry of that size in under such a key, which has its reach and was missed there.
-    #[inline(always)]
-    pub(super) fn put_missed(&mut self, at: Missed, key: &TlbKey, entry: Stored) {
-        let old = self.store.displace_at(at, *key, entry);
-        self.count_put(old);
-    }
-
-    #[inline(always)]
-    fn put_sole(&mut self, key: &TlbKey, entry: Stored) {
-        let old = self.store.displace(*key, entry);
-        self.count_put(old);
-    }
-
-    /// Counts an entry of the one size that is there, in the place of what had this tag.
-    #[inline(always)]
-    fn count_put(&mut self, old: u64) {
-        self.stats.fills += 1;
-        if old == TlbKey::EMPTY {
-            self.count_filled();
-        } else {
-            self.stats.evictions += 1;
-        }
-    }
-
-    #[cold]
-    fn count_filled(&mut self) {
-        self.classes[self.present.trailing_zeros() as usize % MAX_SIZES].count += 1;
     }
 
     #[inline(never)]
@@ -464,7 +406,7 @@ impl TlbArray {
     }
 
     /// One entry less of a class.
-    fn forget_in(classes: &mut [Class], present: &mut u8, key_class: u64) {
+    pub(super) fn forget_in(classes: &mut [Class], present: &mut u8, key_class: u64) {
         if let Some(index) = classes.iter().position(|class| class.cut.class() == key_class) {
             classes[index].count -= 1;
             if classes[index].count == 0 {
@@ -499,20 +441,6 @@ impl TlbArray {
         let counted = self.stats.invalidations;
         self.invalidate(&Select::block(&key, self.rules));
         self.stats.invalidations = counted;
-    }
-
-    /// The same where all entries are of one size and none is a group.
-    // PERF: what an invalidation asks beside the key is not asked here: with this and `Lists::nth_last` an exclusive second-level hit went
-    // from 2,274 instructions to 1,887 (without link-time optimization).
-    fn take_sole(&mut self, input: Input, context: u64) {
-        let taken = self.store.invalidate(&self.sole.key(input, context));
-        for _ in 0..taken {
-            let classes = &mut self.classes[..self.class_count as usize];
-            Self::forget_in(classes, &mut self.present, self.sole.class());
-        }
-        if self.present == 0 {
-            self.prepare();
-        }
     }
 
     /// Removes what the selection reaches and returns how many entries that touched.

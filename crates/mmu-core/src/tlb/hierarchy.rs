@@ -70,14 +70,14 @@ impl Lookup {
 
 /// The arrays of one level, and which of them each port asks.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-struct Arrays {
-    all: Vec<TlbArray>,
+pub(super) struct Arrays {
+    pub(super) all: Vec<TlbArray>,
     routes: [Vec<u8>; 3],
     /// The array that stores the pages of a shift, by port.
     #[serde(with = "super::saved")]
     homes: [[u8; 64]; 3],
     /// Look-ups of a port that found nothing here.
-    missed: [u64; 3],
+    pub(super) missed: [u64; 3],
 }
 
 /// One array of a level of a [`Tlb`], to be looked at.
@@ -158,8 +158,14 @@ impl Arrays {
         self.all.get_mut(self.homes[port as usize][shift as usize & 63] as usize)
     }
 
+    /// The same if all it holds are pages of this size, as which they are stored.
+    #[inline(always)]
+    pub(super) fn sole_home(&mut self, port: Port, shift: u32) -> Option<&mut TlbArray> {
+        self.home(port, shift).filter(|array| array.sole_shift() == Some(shift))
+    }
+
     #[inline]
-    fn put(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) -> Put {
+    pub(super) fn put(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) -> Put {
         match self.home(port, entry.size.shift()) {
             Some(array) => Put::Stored(array.put(input, context, entry, known)),
             None => Put::NoPlace,
@@ -180,7 +186,7 @@ impl Arrays {
         self.all.iter_mut().map(|array| array.invalidate(select)).sum()
     }
 
-    fn take(&mut self, port: Port, input: Input, context: u64) {
+    pub(super) fn take(&mut self, port: Port, input: Input, context: u64) {
         for &array in &self.routes[port as usize] {
             self.all[array as usize].take(input, context);
         }
@@ -230,7 +236,7 @@ fn guess_of(key: &TlbKey) -> usize {
 }
 
 /// What became of a translation offered to a level.
-enum Put {
+pub(super) enum Put {
     Stored(Option<(TlbKey, TlbEntry)>),
     NoPlace,
 }
@@ -260,9 +266,9 @@ impl Put {
 /// ```
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Tlb {
-    l1: Arrays,
-    l2: Arrays,
-    inclusion: Inclusion,
+    pub(super) l1: Arrays,
+    pub(super) l2: Arrays,
+    pub(super) inclusion: Inclusion,
     rules: TagRules,
     l2_hit_extra: [Cycles; 3],
     // PERF: spares most first-level hits the search. A hint is checked against the array before it is believed, and
@@ -272,7 +278,7 @@ pub struct Tlb {
     /// What the last search found.
     // PERF: results of the search go this way, so that those of a hint stay in the host's registers.
     #[serde(skip)]
-    found: Stored,
+    pub(super) found: Stored,
     // PERF: spares most second-level hits the search. They are checked as hints are.
     #[serde(skip, default = "no_guesses")]
     guesses: Box<[Slot; GUESSES]>,
@@ -303,9 +309,9 @@ fn no_guesses() -> Box<[Slot; GUESSES]> {
 
 /// The arrays that answer a port while all its translations are of one size.
 #[derive(Clone, Copy, Debug)]
-struct Pair {
-    l1: u8,
-    l2: u8,
+pub(super) struct Pair {
+    pub(super) l1: u8,
+    pub(super) l2: u8,
 }
 
 impl Pair {
@@ -315,7 +321,7 @@ impl Pair {
 
 /// Where a search ended; the entry is in [`Tlb::found`].
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Searched {
+pub(super) enum Searched {
     L1,
     L2,
     Nowhere,
@@ -362,7 +368,7 @@ impl Tlb {
                 return Lookup::L1(entry.unpack());
             }
         }
-        let pair = self.pairs[port as usize];
+        let (pair, excludes) = (self.pairs[port as usize], self.excludes(port));
         let (l1, l2) = (self.l1.all.get_mut(pair.l1 as usize), self.l2.all.get_mut(pair.l2 as usize));
         let (Some(l1), Some(l2)) = (l1, l2) else {
             return match self.search(port, input, context) {
@@ -380,6 +386,12 @@ impl Tlb {
             Err(missed) => missed,
         };
         self.l1.missed[port as usize] += 1;
+        if excludes {
+            return match self.second_exclusive(port, pair, missed, &key) {
+                Searched::L2 => Lookup::L2(self.found.unpack()),
+                _ => Lookup::Miss,
+            };
+        }
         let guess = &mut self.guesses[guess_of(&key)];
         if let Some(entry) = l2.find_again(*guess, &key) {
             l1.put_missed(missed, &key, entry);
@@ -426,7 +438,7 @@ impl Tlb {
 
     /// Notes that an array may have got its first page of a size or lost its last.
     #[cold]
-    fn unpair(&mut self) {
+    pub(super) fn unpair(&mut self) {
         self.pairs = [Pair::NONE; 3];
         self.stale = true;
     }
@@ -434,9 +446,6 @@ impl Tlb {
     /// The pair of a port as things are: every other array it asks is empty, and what the second level holds goes to the
     /// first unchanged.
     fn pair(&self, port: Port) -> Option<Pair> {
-        if self.inclusion == Inclusion::Exclusive {
-            return None;
-        }
         let (l1, shift) = self.l1.sole(port)?;
         let (l2, second_shift) = self.l2.sole(port)?;
         let home = self.l1.homes[port as usize].get(shift as usize).copied();
@@ -456,10 +465,10 @@ impl Tlb {
             self.hint(port, input, slot, array, &key);
             return Searched::L1;
         }
-        let Some((array, _, entry)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
+        let Some((array, slot, entry)) = self.l2.find(port, input, context) else { return Searched::Nowhere };
         self.found = entry;
         if self.excludes(port) {
-            self.move_up(port, input, context, entry.unpack());
+            self.move_up(port, input, context, (array, slot));
         } else {
             let shift = self.l2.all.get(array as usize).map_or(0, |array| array.page_shift(entry));
             if self.l1.put_quietly(port, input, context, shift, entry, Known::Absent) {
@@ -467,12 +476,6 @@ impl Tlb {
             }
         }
         Searched::L2
-    }
-
-    #[inline(never)]
-    fn move_up(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry) {
-        self.l2.take(port, input, context);
-        self.put_l1_exclusive(port, input, context, entry, Known::Absent);
     }
 
     /// Puts the result of a walk in. An entry with the same page, tag and reach is replaced; one that differs in reach
@@ -491,10 +494,7 @@ impl Tlb {
     fn fill_known(&mut self, port: Port, tag: Tag, input: Input, entry: TlbEntry, known: Known) {
         let context = self.rules.context(tag, input.kind());
         if self.inclusion != Inclusion::NonInclusive {
-            if self.inclusion == Inclusion::Inclusive {
-                self.unpair();
-            }
-            return self.fill_related(port, input, context, entry);
+            return self.fill_related(port, input, context, entry, known);
         }
         let (shift, entry) = (entry.size.shift(), Stored::pack(&entry));
         let second = self.l2.put_quietly(port, input, context, shift, entry, known);
@@ -504,41 +504,23 @@ impl Tlb {
         }
     }
 
-    /// Whether what this port brings is in one level only.
-    fn excludes(&self, port: Port) -> bool {
-        self.inclusion == Inclusion::Exclusive && port != Port::Fetch
-    }
-
     #[inline(never)]
-    fn fill_related(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry) {
+    fn fill_related(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) {
         if self.excludes(port) {
-            self.l2.take(port, input, context);
-            return self.put_l1_exclusive(port, input, context, entry, Known::Unknown);
+            return self.fill_exclusive(port, input, context, entry, known);
         }
+        let shift = entry.size.shift();
+        let sizes = |arrays: &mut Arrays| arrays.home(port, shift).map(|array| array.present());
+        let before = sizes(&mut self.l2);
         let evicted = self.l2.put(port, input, context, entry, Known::Unknown).evicted();
-        if let Some((key, _)) = evicted.filter(|_| self.inclusion == Inclusion::Inclusive) {
+        let second = sizes(&mut self.l2) != before;
+        let inclusive = self.inclusion == Inclusion::Inclusive;
+        if let Some((key, _)) = evicted.filter(|_| inclusive) {
             self.l1.invalidate(&Select::block(&key, self.rules));
         }
-        self.l1.put_quietly(port, input, context, entry.size.shift(), Stored::pack(&entry), Known::Unknown);
-    }
-
-    fn put_l1_exclusive(&mut self, port: Port, input: Input, context: u64, entry: TlbEntry, known: Known) {
-        match self.l1.put(port, input, context, entry, known) {
-            Put::Stored(None) => {}
-            Put::Stored(Some((key, victim))) => self.demote(port, key, victim),
-            Put::NoPlace => {
-                self.l2.put(port, input, context, entry, Known::Unknown);
-            }
-        }
-    }
-
-    /// Moves what left the first level to the second; of a coalesced group every valid page.
-    fn demote(&mut self, port: Port, key: TlbKey, victim: TlbEntry) {
-        let start = key.input().raw();
-        for index in (0..8).filter(|index| victim.valid >> index & 1 == 1) {
-            let page = if key.is_grouped() { victim.group_page(index) } else { victim };
-            let address = start + (u64::from(index) << victim.size.shift());
-            self.l2.put(port, Input::of(key.kind(), address), key.context(), page, Known::Unknown);
+        let first = self.l1.put_quietly(port, input, context, shift, Stored::pack(&entry), Known::Unknown);
+        if first || second || inclusive {
+            self.unpair();
         }
     }
 

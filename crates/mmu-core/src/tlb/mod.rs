@@ -23,6 +23,7 @@
 mod array;
 mod caches;
 mod entry;
+mod exclusive;
 mod hierarchy;
 mod invalidate;
 mod key;
@@ -30,6 +31,7 @@ mod latency;
 mod perms;
 mod psc;
 mod saved;
+mod sole;
 mod spec;
 
 pub use array::TlbArray;

@@ -19,6 +19,7 @@
 //! | `srcu` | sleepable RCU out of variables |
 //! | `tap` | recording of what passes between actors and the engine |
 //! | `results` | what a simulation has come to |
+//! | `phases` | where the wall time of a run goes |
 //! | `replies`, `state` | what actors were answered; the state of everything, to be written and read |
 //! | `costs` | the machine's figures in cycles |
 
@@ -35,6 +36,7 @@ mod guest;
 mod host;
 mod lock;
 mod op;
+mod phases;
 mod primary;
 mod processors;
 mod rcu;
@@ -68,6 +70,7 @@ pub(crate) use host::Stage;
 pub use host::{AgeBelowDone, AgeDone, Cmpxchg, EntryRun, GiveWay, Host};
 pub use lock::{LockKind, LockStats};
 pub use op::*;
+pub use phases::PhaseTimes;
 pub use primary::*;
 pub use rcu::RcuStats;
 pub use sim::{ActorFuture, Sim, Stopped, Threads};

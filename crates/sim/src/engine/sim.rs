@@ -28,6 +28,7 @@ use super::actor::ActorState;
 use super::host::{Host, Stage};
 use super::lock::{ActorId, Granted, LockKind};
 use super::op::{Frames, LockId, Reply, Var, VcpuId, WaitQueue};
+use super::phases::PhaseClock;
 use super::primary::{Handover, Memslot, PrimaryMmu, SlotsVersion};
 use super::replies::Noted;
 use super::tap::Tap;
@@ -93,6 +94,7 @@ pub struct Sim<A: Arch> {
     watch: Watch,
     window: Cycles,
     pub(super) windows: u64,
+    pub(super) phases: PhaseClock,
 }
 
 impl<A: Arch> fmt::Debug for Sim<A> {
@@ -126,6 +128,7 @@ impl<A: Arch> Sim<A> {
             watch: Watch::Walks,
             window,
             windows: 0,
+            phases: PhaseClock::default(),
         }
     }
 
@@ -265,9 +268,12 @@ impl<A: Arch> Sim<A> {
         let Some(end) = self.window_end(running) else { return Some(self.stopped()) };
         if running {
             self.run_vcpus(end);
+            self.phases.lap(|times| &mut times.vcpus);
             self.collect();
+            self.phases.lap(|times| &mut times.applying);
         }
         let end = self.run_host(end, running);
+        self.phases.lap(|times| &mut times.host);
         if running {
             self.now = end;
         }

@@ -235,9 +235,6 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     if options.slots == 0 || !(options.tested().0 / page.bytes()).is_multiple_of(options.slots) {
         return Err(option_error("-x", format!("the backing pages of {page} must divide into as many equal memslots")));
     }
-    if options.slots > 1 && options.ring.is_some() {
-        return Err(option_error("-x", "rings are simulated for one memslot: leave --ring out".to_owned()));
-    }
     fits_the_guest(platform, options, &policy)?;
     let spec = vm(options.memory(), options.vcpus, page);
     let tested = GpaRange::new(Gpa::new(options.offset.0), options.tested());

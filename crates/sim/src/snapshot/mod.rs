@@ -212,7 +212,10 @@ mod tests {
     use mmu_core::machine::Machine;
     use mmu_core::{ByteUnits, Bytes, PageSize};
     use serde::Serialize;
+    use serde_wincode::wincode::config::Serialize as _;
+    use serde_wincode::{SerdeCompat, wincode};
 
+    use super::codec::{Bincode1Fixint, Codec};
     use super::schema::{Schema, Unknown};
     use super::*;
     use crate::arch::Arch2;
@@ -236,12 +239,8 @@ mod tests {
         Platform::new(Arch2 { name: "x86", one, two }, &Machine::builtin("intel-granite-rapids-host").unwrap())
     }
 
-    const KINDS: &str = "\nNamed types, with what was seen of them:\n\n";
-
-    /// After a change on purpose: MMUSIM_BLESS=1 cargo test -p mmu-sim --lib layout
-    #[test]
-    fn the_layout_is_the_one_written_down() {
-        let mut schema = Schema::default();
+    /// States of two runs, now and then.
+    fn states<S: Sink<Error: std::fmt::Debug>>(sink: &mut S) {
         let pattern =
             PatternSpec { bytes: 1.MiB(), mix: Mix::Zipf { hundredths: 99 }, writes_percent: 30, accesses: 3_000 };
         let vm = VmSpec {
@@ -262,10 +261,51 @@ mod tests {
             while turns < 600 && run.turn().unwrap() {
                 turns += 1;
                 if turns % 7 == 0 {
-                    run.sim().write_state(&mut schema).unwrap().unwrap();
+                    run.sim().write_state(sink).unwrap().unwrap();
                 }
             }
         }
+    }
+
+    /// Compares each part of a state as two encoders write it.
+    struct TwoEncoders {
+        parts: u64,
+        bytes: usize,
+    }
+
+    impl Sink for TwoEncoders {
+        type Error = String;
+
+        fn put(&mut self, part: &impl Serialize) -> Result<(), String> {
+            fn other<T: Serialize>(part: &T) -> Result<Vec<u8>, String> {
+                let config = wincode::config::DefaultConfig::default().disable_preallocation_size_limit();
+                SerdeCompat::<T>::serialize(part, config).map_err(|error| error.to_string())
+            }
+            let mut own = Vec::new();
+            Bincode1Fixint::write(part, &mut own)?;
+            if own != other(part)? {
+                return Err(format!("{} bytes of part {} differ", own.len(), self.parts));
+            }
+            self.parts += 1;
+            self.bytes += own.len();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn another_encoder_writes_the_same_bytes() {
+        let mut both = TwoEncoders { parts: 0, bytes: 0 };
+        states(&mut both);
+        assert!(both.parts > 1_000 && both.bytes > 1 << 20, "{} parts, {} bytes", both.parts, both.bytes);
+    }
+
+    const KINDS: &str = "\nNamed types, with what was seen of them:\n\n";
+
+    /// After a change on purpose: MMUSIM_BLESS=1 cargo test -p mmu-sim --lib layout
+    #[test]
+    fn the_layout_is_the_one_written_down() {
+        let mut schema = Schema::default();
+        states(&mut schema);
         let (words, _) = LAYOUT.split_once(KINDS).unwrap();
         let text = format!("{words}{KINDS}{schema}");
         if option_env!("MMUSIM_BLESS").is_some() {

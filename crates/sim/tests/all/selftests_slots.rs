@@ -73,18 +73,18 @@ const MOST: u16 = mmu_sim::selftests::memslot_perf::MOST_SLOTS;
 
 fn logs_in_slots<A: Arch>(platform: &Platform<A>) {
     let page = platform.arch.two().geometry().page_size(Level::LAST).bytes();
-    let report = |slots, manual| {
+    let report = |slots, manual, ring| {
         let defaults = dirty_log_perf::Options::default();
         let bytes_per_vcpu = Bytes(64 * page);
-        let options = dirty_log_perf::Options { bytes_per_vcpu, vcpus: 2, slots, manual, ..defaults };
+        let options = dirty_log_perf::Options { bytes_per_vcpu, vcpus: 2, slots, manual, ring, ..defaults };
         let report = dirty_log_perf::run(platform, &options).unwrap();
         holds(&report);
         report
     };
-    for manual in [Manual::On, Manual::Off] {
-        let (one, four) = (report(1, manual), report(4, manual));
+    for (manual, ring) in [(Manual::On, None), (Manual::Off, None), (Manual::Off, Some(1024))] {
+        let (one, four) = (report(1, manual, ring), report(4, manual, ring));
         let reported = |report: &SelftestReport| report.figures["units of 4K reported"];
-        assert!((reported(&one) - reported(&four)).abs() < f64::EPSILON, "{manual:?} on {}", one.arch);
+        assert!((reported(&one) - reported(&four)).abs() < f64::EPSILON, "{manual:?}, {ring:?} on {}", one.arch);
         assert!(four.phases[1].cycles > one.phases[1].cycles, "four memslot updates take longer than one");
     }
 }

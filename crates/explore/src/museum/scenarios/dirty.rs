@@ -126,7 +126,7 @@ fn g12(variant: Variant) -> Box<dyn Explorable> {
                 let mut collector = Collector::new(ring);
                 for _ in 0..2 {
                     let pages = collector.collect(&host).await;
-                    found.borrow_mut().extend(pages.into_iter().filter(|&page| page != 1));
+                    found.borrow_mut().extend(pages.into_iter().map(|page| page.offset).filter(|&page| page != 1));
                 }
             })
         });

@@ -7,10 +7,10 @@
 //! ```
 //!
 //! Locking: none for pushing (a ring has one writer) and collecting (one reader); `slots_lock` for resetting, and `mmu_lock` for write around each word of
-//! pages that becomes clean. Flush: once per reset, before user space copies a page. Frees nothing. A vCPU whose ring is soft-full leaves
+//! pages that becomes clean. Flush: of the whole VM, once per reset, before user space copies a page. Frees nothing. A vCPU whose ring is soft-full leaves
 //! for its monitor and does not enter the guest until it was reset: what a fault or a full processor log may still push has room above the limit.
 
-use mmu_core::{Format, Hpa, WalkCaches};
+use mmu_core::{Format, Hpa};
 use serde::{Deserialize, Serialize};
 
 use super::protect::Walk;
@@ -33,10 +33,20 @@ pub enum RingOrder {
 /// `KVM_DIRTY_GFN_F_DIRTY` and `KVM_DIRTY_GFN_F_RESET`.
 const DIRTY: u64 = 1;
 const RESET: u64 = 2;
-/// Words of an entry: its state, and the page in its memslot.
+const FLAGS: u64 = 0xffff_ffff;
+/// Words of an entry (`struct kvm_dirty_gfn`): its state in the low half and its memslot in the high half of one, its page in the memslot.
 const ENTRY_WORDS: u64 = 2;
 /// `KVM_DIRTY_RING_RSVD_ENTRIES`: room for what is pushed between two looks at the limit.
 const RESERVED: u64 = 64;
+
+/// A page that was dirtied, as user space is told.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct DirtyGfn {
+    /// The memslot, counted from the first logged one.
+    pub slot: u32,
+    /// The page in it.
+    pub offset: u64,
+}
 
 /// A vCPU's ring: a handle that the vCPU's thread and the collector have copies of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,14 +99,15 @@ impl DirtyRing {
     }
 
     /// `kvm_dirty_ring_push`. For the vCPU's own thread.
-    pub(super) async fn push<F: Format>(&self, host: &Host<F>, page: u64) {
+    pub(super) async fn push<F: Format>(&self, host: &Host<F>, page: DirtyGfn) {
         let index = host.load(self.dirty_index).await;
         let (state, offset) = self.entry(index);
-        host.write(offset, page).await;
+        host.write(offset, page.offset).await;
+        let dirty = DIRTY | u64::from(page.slot) << 32;
         match self.order {
             // The page is there before user space is told so.
-            RingOrder::ReleaseAcquire => host.write_release(state, DIRTY).await,
-            RingOrder::Relaxed => host.write(state, DIRTY).await,
+            RingOrder::ReleaseAcquire => host.write_release(state, dirty).await,
+            RingOrder::Relaxed => host.write(state, dirty).await,
         }
         host.store(self.dirty_index, index + 1).await;
         let reset = host.load(self.reset_index).await;
@@ -104,8 +115,8 @@ impl DirtyRing {
             index: self.vcpu.0 as u32,
             dirty_index: index as u32,
             reset_index: reset as u32,
-            slot: 0,
-            offset: page,
+            slot: page.slot,
+            offset: page.offset,
         });
     }
 
@@ -153,28 +164,32 @@ impl Collector {
     }
 
     /// Reads what is dirty and marks it for the reset (`dirty_ring_collect_one`). Pages in the order they were pushed.
-    pub async fn collect<F: Format>(&mut self, host: &Host<F>) -> Vec<u64> {
+    pub async fn collect<F: Format>(&mut self, host: &Host<F>) -> Vec<DirtyGfn> {
         let mut pages = Vec::new();
         loop {
             let (state, offset) = self.ring.entry(self.fetch_index);
-            if host.read(state).await != DIRTY {
+            let word = host.read(state).await;
+            if word & FLAGS != DIRTY {
                 return pages;
             }
+            let slot = (word >> 32) as u32;
             if self.ring.order == RingOrder::ReleaseAcquire {
                 // `smp_load_acquire`: the page is read after its state.
                 host.fence(Fence::Read).await;
             }
-            pages.push(host.read(offset).await);
+            pages.push(DirtyGfn { slot, offset: host.read(offset).await });
+            let to_reset = word & !FLAGS | RESET;
             match self.ring.order {
-                RingOrder::ReleaseAcquire => host.write_release(state, RESET).await,
-                RingOrder::Relaxed => host.write(state, RESET).await,
+                RingOrder::ReleaseAcquire => host.write_release(state, to_reset).await,
+                RingOrder::Relaxed => host.write(state, to_reset).await,
             }
             self.fetch_index += 1;
         }
     }
 }
 
-/// Makes collected pages clean and their entries free (`KVM_RESET_DIRTY_RINGS`); how many. User space may copy them from now on.
+/// Makes collected pages clean and their entries free (`KVM_RESET_DIRTY_RINGS`); how many. User space may copy them from now on. `log` is the first of
+/// the logged memslots.
 pub async fn reset_dirty_rings<F: Format>(
     host: &Host<F>,
     log: &DirtyLog,
@@ -188,11 +203,12 @@ pub async fn reset_dirty_rings<F: Format>(
         debt = debt.merge(reset(host, log, policy, ring, &mut pages).await);
     }
     if debt == FlushDebt::Owed {
-        host.flush_range(log.slot, WalkCaches::Keep).await;
+        host.flush_vm().await;
     }
     host.unlock(LockId::SLOTS).await;
-    for &page in &pages {
-        host.reported_dirty(range(log.slot.start, log.page, (page, 1))).await;
+    for page in &pages {
+        let slot = log.nth(page.slot.into()).slot;
+        host.reported_dirty(range(slot.start, log.page, (page.offset, 1))).await;
     }
     for ring in rings {
         host.wake_up(ring.resumed, Wake::All).await;
@@ -206,20 +222,21 @@ async fn reset<F: Format>(
     log: &DirtyLog,
     policy: &DirtyPolicy,
     ring: &DirtyRing,
-    pages: &mut Vec<u64>,
+    pages: &mut Vec<DirtyGfn>,
 ) -> FlushDebt {
     let mut debt = FlushDebt::Clean;
     let mut word = Word::default();
     let mut index = host.load(ring.reset_index).await;
     loop {
         let (state, offset) = ring.entry(index);
-        if host.read(state).await != RESET {
+        let entry = host.read(state).await;
+        if entry & FLAGS != RESET {
             break;
         }
         if ring.order == RingOrder::ReleaseAcquire {
             host.fence(Fence::Read).await;
         }
-        let page = host.read(offset).await;
+        let page = DirtyGfn { slot: (entry >> 32) as u32, offset: host.read(offset).await };
         match ring.order {
             RingOrder::ReleaseAcquire => host.write_release(state, 0).await,
             RingOrder::Relaxed => host.write(state, 0).await,
@@ -229,7 +246,7 @@ async fn reset<F: Format>(
         pages.push(page);
         if !word.takes(page) {
             debt = debt.merge(clean(host, log, policy, word).await);
-            word = Word { first: page, bits: 1 };
+            word = Word::of(page);
         }
     }
     let dirty = host.load(ring.dirty_index).await;
@@ -241,19 +258,27 @@ async fn reset<F: Format>(
     debt.merge(clean(host, log, policy, word).await)
 }
 
-/// Up to 64 neighbouring pages.
+/// Up to 64 neighbouring pages of a memslot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Word {
+    slot: u32,
     first: u64,
     bits: u64,
 }
 
 impl Word {
+    const fn of(page: DirtyGfn) -> Self {
+        Self { slot: page.slot, first: page.offset, bits: 1 }
+    }
+
     /// Adds a page if it is near enough, in front of the others too.
-    fn takes(&mut self, page: u64) -> bool {
+    fn takes(&mut self, DirtyGfn { slot, offset: page }: DirtyGfn) -> bool {
         if self.bits == 0 {
-            *self = Word { first: page, bits: 1 };
+            *self = Self::of(DirtyGfn { slot, offset: page });
             return true;
+        }
+        if slot != self.slot {
+            return false;
         }
         if page >= self.first {
             let delta = page - self.first;
@@ -265,7 +290,7 @@ impl Word {
         let back = self.first - page;
         let fits = back < u64::from(self.bits.leading_zeros());
         if fits {
-            *self = Word { first: page, bits: self.bits << back | 1 };
+            *self = Word { slot, first: page, bits: self.bits << back | 1 };
         }
         fits
     }
@@ -280,7 +305,7 @@ async fn clean<F: Format>(host: &Host<F>, log: &DirtyLog, policy: &DirtyPolicy, 
     let root = host.root().await;
     let mut walk = Walk::new(host, policy, ZapLock::Write, Yield::Never);
     let len = u64::from(64 - word.bits.leading_zeros());
-    walk.masked(root, range(log.slot.start, log.page, (word.first, len)), word.bits).await;
+    walk.masked(root, range(log.nth(word.slot.into()).slot.start, log.page, (word.first, len)), word.bits).await;
     let debt = walk.debt;
     host.unlock(LockId::MMU).await;
     debt
@@ -291,14 +316,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbouring_pages_make_one_word() {
+    fn neighbouring_pages_of_a_slot_make_one_word() {
+        let page = |offset| DirtyGfn { slot: 1, offset };
         let mut word = Word::default();
-        assert!([100, 163, 130].into_iter().all(|page| word.takes(page)));
-        assert_eq!(word, Word { first: 100, bits: 1 | 1 << 63 | 1 << 30 });
-        assert!(!word.takes(164) && !word.takes(99));
-        let mut word = Word { first: 100, bits: 0b11 };
-        assert!(word.takes(40), "60 pages in front of two");
-        assert_eq!(word, Word { first: 40, bits: 1 | 0b11 << 60 });
-        assert!(!word.takes(37));
+        assert!([100, 163, 130].into_iter().all(|offset| word.takes(page(offset))));
+        assert_eq!(word, Word { slot: 1, first: 100, bits: 1 | 1 << 63 | 1 << 30 });
+        assert!(!word.takes(page(164)) && !word.takes(page(99)));
+        assert!(!word.takes(DirtyGfn { slot: 0, offset: 101 }), "of another slot");
+        let mut word = Word { slot: 1, first: 100, bits: 0b11 };
+        assert!(word.takes(page(40)), "60 pages in front of two");
+        assert_eq!(word, Word { slot: 1, first: 40, bits: 1 | 0b11 << 60 });
+        assert!(!word.takes(page(37)));
     }
 }

@@ -6,7 +6,7 @@
 
 use mmu_core::{Format, Gpa};
 
-use super::ring::DirtyRing;
+use super::ring::{DirtyGfn, DirtyRing};
 use super::{DirtyLog, flush_modification_log, mark_page_dirty};
 use crate::engine::{ExitReason, Host, VcpuId};
 use crate::protocols::fault::{FaultHooks, Faults, Logging, PfRet};
@@ -17,7 +17,7 @@ use crate::protocols::vcpu::Ran;
 pub struct LoggedSlot {
     /// The slot, or the first of several.
     pub log: DirtyLog,
-    /// How many slots there are: as large as the first one, one behind the other ([`DirtyLog::nth`]). With a ring there is one.
+    /// How many slots there are: as large as the first one, one behind the other ([`DirtyLog::nth`]).
     pub slots: u64,
     /// The vCPU's ring, if pages go there instead of the bitmap.
     pub ring: Option<DirtyRing>,
@@ -29,17 +29,26 @@ impl LoggedSlot {
         Self { log, slots: 1, ring: None }
     }
 
-    /// The slot of an address; the first one for addresses in none.
-    fn log_of(&self, gpa: Gpa) -> DirtyLog {
+    /// The number of the slot of an address; the first one's for addresses in none.
+    fn slot_of(&self, gpa: Gpa) -> u64 {
         let distance = gpa.raw().saturating_sub(self.log.slot.start.raw()) / self.log.slot.bytes.0.max(1);
-        if distance < self.slots { self.log.nth(distance) } else { self.log }
+        if distance < self.slots { distance } else { 0 }
+    }
+
+    /// The log of an address.
+    fn log_of(&self, gpa: Gpa) -> DirtyLog {
+        self.log.nth(self.slot_of(gpa))
     }
 
     /// Notes a page that has been written.
     async fn note<F: Format>(&self, host: &Host<F>, gpa: Gpa) {
-        match (self.ring, self.log.page_of(gpa)) {
-            (None, _) => mark_page_dirty(host, &self.log_of(gpa), gpa).await,
-            (Some(ring), Some(page)) => ring.push(host, page).await,
+        let log = self.log_of(gpa);
+        match (self.ring, log.page_of(gpa)) {
+            (None, _) => mark_page_dirty(host, &log, gpa).await,
+            (Some(ring), Some(offset)) => {
+                let slot = self.slot_of(gpa) as u32;
+                ring.push(host, DirtyGfn { slot, offset }).await;
+            }
             (Some(_), None) => {}
         }
     }

@@ -1,0 +1,21 @@
+//! A zap of everything, for benches.
+
+use mmusim::sim::engine::Sim;
+use mmusim::sim::protocols::{memslot, notifier};
+use mmusim::{Arch, Bytes, Cycles, Gpa, GpaRange, Target, strategies};
+
+/// Spawns a host actor that zaps all of a guest of so many bytes by one of the strategies of `compare zap`.
+pub fn spawn<A: Arch>(sim: &mut Sim<A>, memory: u64, strategy: usize) {
+    let strategy = strategies()[strategy];
+    sim.spawn("zap", Cycles::ZERO, move |host| {
+        Box::pin(async move {
+            match strategy.target {
+                Target::Range => {
+                    let all = GpaRange::new(Gpa::new(0), Bytes(memory));
+                    notifier::invalidate_range(&host, all, &strategy.policy).await;
+                }
+                Target::Root => memslot::zap_all_fast(&host, &strategy.policy).await.expect("room for a root"),
+            }
+        })
+    });
+}
