@@ -7,8 +7,8 @@ use mmusim::core::walk::walk;
 use mmusim::sim::engine::{Sim, Stopped};
 use mmusim::sim::experiment::build;
 use mmusim::{
-    Access, Arch, ByteUnits, Bytes, Cycles, Gpa, GuestPaging, Gva, Hpa, Machine, Mix, PageSize, PatternSpec,
-    Perms, Platform, Populate, Seed, VmSpec, Workload, arch,
+    Access, Arch, ByteUnits, Bytes, Cycles, Gpa, GuestPaging, Gva, Hpa, Machine, Mix, PageSize, PatternSpec, Perms,
+    Platform, Populate, Seed, VmSpec, Workload, arch,
 };
 
 use super::scatter::Scatter;

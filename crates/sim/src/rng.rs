@@ -15,7 +15,33 @@ pub struct Seed(pub u64);
 
 /// One component's stream of random numbers.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(from = "Position", into = "Position")]
 pub struct Rng(ChaCha8Rng);
+
+/// A place in a stream, to be saved.
+#[derive(Serialize, Deserialize)]
+struct Position {
+    seed: [u8; 32],
+    stream: u64,
+    /// Words of 32 bits drawn so far, the low half first.
+    words: [u64; 2],
+}
+
+impl From<Rng> for Position {
+    fn from(Rng(rng): Rng) -> Self {
+        let words = rng.get_word_pos();
+        Self { seed: rng.get_seed(), stream: rng.get_stream(), words: [words as u64, (words >> 64) as u64] }
+    }
+}
+
+impl From<Position> for Rng {
+    fn from(Position { seed, stream, words: [low, high] }: Position) -> Self {
+        let mut rng = ChaCha8Rng::from_seed(seed);
+        rng.set_stream(stream);
+        rng.set_word_pos(u128::from(high) << 64 | u128::from(low));
+        Self(rng)
+    }
+}
 
 impl Rng {
     /// Stream number `stream` of `seed`.

@@ -7,13 +7,13 @@ use std::rc::Rc;
 use mmu_core::{Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Level, PageSize};
 
 use super::phases::Phases;
-use super::{Phase, SelftestError, SelftestReport};
+use super::{Phase, SelftestError, SelftestReport, option_error};
 use crate::arch::Arch;
 use crate::engine::{Apply, GuestPaging, Host, ReschedCheck, RunBelow, Sim, Var, VcpuId, Watch};
 use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use crate::protocols::dirty_log::ring::{Collector, DirtyRing, reset_dirty_rings};
 use crate::protocols::dirty_log::vcpu::{LoggedSlot, run};
-use crate::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind, Manual, clear_dirty_log, get_dirty_log};
+use crate::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind, Manual, Tracking, clear_dirty_log, get_dirty_log};
 use crate::protocols::fault::{FaultPolicy, Faults};
 use crate::protocols::iter::{TdpIter, skip_run};
 use crate::protocols::nested::Shadow;
@@ -183,22 +183,35 @@ pub(super) async fn count_leaves<F: Format>(host: &Host<F>, root: Hpa, range: Gp
     leaves
 }
 
+/// Pages that a scan finds dirty are in no ring: KVM has none on POWER.
+pub(super) fn check_rings(policy: &DirtyPolicy, remedy: &str) -> Result<(), SelftestError> {
+    if policy.tracking == Tracking::Scan {
+        let what =
+            format!("dirty flags are scanned for here, which fills no dirty ring (KVM_CAP_DIRTY_LOG_RING): {remedy}");
+        return Err(option_error("dirty ring", what));
+    }
+    Ok(())
+}
+
 /// Who reads the log.
 pub(super) struct Reader {
     log: DirtyLog,
     policy: DirtyPolicy,
     rings: Vec<DirtyRing>,
     collectors: Vec<Collector>,
+    /// How often it has read.
+    pub(super) reads: u64,
 }
 
 impl Reader {
     pub(super) fn new(log: DirtyLog, policy: DirtyPolicy, rings: &[DirtyRing]) -> Self {
         let collectors = rings.iter().copied().map(Collector::new).collect();
-        Self { log, policy, rings: rings.to_vec(), collectors }
+        Self { log, policy, rings: rings.to_vec(), collectors, reads: 0 }
     }
 
     /// Reads the log once and makes its pages clean; how many they were.
     pub(super) async fn read<F: Format>(&mut self, host: &Host<F>) -> u64 {
+        self.reads += 1;
         if self.log.kind == LogKind::Rings {
             for collector in &mut self.collectors {
                 collector.collect(host).await;

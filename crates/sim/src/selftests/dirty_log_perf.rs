@@ -3,7 +3,7 @@
 use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Level, PageSize};
 use serde::{Deserialize, Serialize};
 
-use super::dirty_bed::{Bed, Reader, Thread, Timed, vm};
+use super::dirty_bed::{Bed, Reader, Thread, Timed, check_rings, vm};
 use super::{SelftestError, SelftestReport, finish, option_error, supported_page};
 use crate::arch::Arch;
 use crate::engine::{Host, LockMode, VcpuId};
@@ -236,6 +236,9 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
         return Err(option_error("-x", format!("the backing pages of {page} must divide into as many equal memslots")));
     }
     fits_the_guest(platform, options, &policy)?;
+    if options.ring.is_some() {
+        check_rings(&policy, "give --tracking write-protect")?;
+    }
     let spec = vm(options.memory(), options.vcpus, page);
     let tested = GpaRange::new(Gpa::new(options.offset.0), options.tested());
     let kind = if options.ring.is_some() { LogKind::Rings } else { LogKind::Bitmap };

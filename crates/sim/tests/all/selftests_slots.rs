@@ -4,7 +4,7 @@ use crate::common::{arm64, power, x86};
 use mmu_core::{Bytes, Format, Level};
 use mmu_sim::arch::Arch;
 use mmu_sim::experiment::Platform;
-use mmu_sim::protocols::dirty_log::Manual;
+use mmu_sim::protocols::dirty_log::{Manual, Tracking};
 use mmu_sim::selftests::memslot_perf::{Checks, Options, SlotQuirk, SubTest, run};
 use mmu_sim::selftests::{SelftestReport, dirty_log_perf};
 
@@ -73,10 +73,11 @@ const MOST: u16 = mmu_sim::selftests::memslot_perf::MOST_SLOTS;
 
 fn logs_in_slots<A: Arch>(platform: &Platform<A>) {
     let page = platform.arch.two().geometry().page_size(Level::LAST).bytes();
-    let report = |slots, manual, ring| {
+    let report = |slots, manual, ring: Option<u64>| {
         let defaults = dirty_log_perf::Options::default();
         let bytes_per_vcpu = Bytes(64 * page);
-        let options = dirty_log_perf::Options { bytes_per_vcpu, vcpus: 2, slots, manual, ring, ..defaults };
+        let tracking = ring.map(|_| Tracking::WriteProtect);
+        let options = dirty_log_perf::Options { bytes_per_vcpu, vcpus: 2, slots, manual, ring, tracking, ..defaults };
         let report = dirty_log_perf::run(platform, &options).unwrap();
         holds(&report);
         report
@@ -94,6 +95,8 @@ fn dirty_log_perf_test_logs_memory_in_several_slots() {
     logs_in_slots(&x86());
     logs_in_slots(&arm64());
     logs_in_slots(&power());
+    let scanned = dirty_log_perf::Options { ring: Some(1024), bytes_per_vcpu: Bytes(64 << 16), ..Default::default() };
+    assert!(dirty_log_perf::run(&power(), &scanned).unwrap_err().to_string().starts_with("dirty ring: "));
     let odd = dirty_log_perf::Options { slots: 3, bytes_per_vcpu: Bytes(64 << 12), ..Default::default() };
     assert!(dirty_log_perf::run(&x86(), &odd).unwrap_err().to_string().starts_with("-x: "));
 }
