@@ -4,13 +4,17 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use mmusim::predict::calibrate::{Calibration, calibrate};
-use mmusim::predict::score::read;
+use mmusim::predict::calibrate::{Calibration, calibrate, searched};
+use mmusim::predict::fit::fit;
+use mmusim::predict::score::{Measured, read};
+use mmusim::{Machine, MachineError};
 
 use crate::CliError;
 use crate::args::EXIT_CODES;
 use crate::machine::sheet;
 use crate::output::Output;
+use crate::platform::{Formats, formats};
+use crate::predict::MEMORY;
 
 /// `machine calibrate`.
 #[derive(Args, Debug)]
@@ -22,6 +26,10 @@ pub struct MachineCalibrate {
     /// The sheet to begin with: one of the same or the most similar core
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub base: String,
+    /// Search as well for what no plateau says: memory, costs of walks, the second-level TLB, paging-structure caches, shares of caches; takes
+    /// minutes
+    #[arg(long)]
+    pub search: bool,
     /// Write the sheet to a file, which appears when it is complete [default: standard output]
     #[arg(long, short, value_name = "FILE.toml")]
     pub output: Option<PathBuf>,
@@ -39,11 +47,26 @@ pub(crate) fn run(args: &MachineCalibrate) -> Result<(), CliError> {
     let rows = read(&text).map_err(|error| CliError::input(format!("{file}: {error}")))?;
     let (base, sheet) = sheet(&format!("--base {}", args.base), &args.base)?;
     let made = calibrate(&sheet, &rows).map_err(|what| CliError::input(format!("{base} with {file}: {what}")))?;
+    let made = if args.search { search(made, &rows)? } else { made };
     let mut output = Output::open(args.output.as_deref())?;
     output.write(&made.text)?;
     output.finish()?;
     eprint!("{}", told(&made));
     Ok(())
+}
+
+/// Fits the calibrated sheet's other constants to the rows.
+fn search(made: Calibration, rows: &[Measured]) -> Result<Calibration, CliError> {
+    let told =
+        |errors: Vec<MachineError>| CliError::input(errors.first().map_or_else(String::new, ToString::to_string));
+    let machine = Machine::from_toml(&made.text).map_err(told)?;
+    let found = match &formats(&machine, MEMORY)? {
+        Formats::X86(pair) => fit(&machine, (pair.one, pair.two), rows, 1),
+        Formats::Arm64(pair) => fit(&machine, (pair.one, pair.two), rows, 1),
+        Formats::Power(pair) => fit(&machine, (pair.one, pair.two), rows, 1),
+    };
+    let found = found.map_err(|error| CliError::input(format!("{}: {error}", machine.name)))?;
+    searched(made, &found).map_err(CliError::input)
 }
 
 fn told(made: &Calibration) -> String {

@@ -104,3 +104,34 @@ fn a_machine_calibrated_by_its_own_curves_is_the_same_machine() {
     fails(&["machine", "calibrate", "--from", &toml, "--base", "ibm-power9"], 2, &["own.toml", "file of measurements"]);
     fails(&["machine", "calibrate", "--from", &csv, "--base", "ibm-power99"], 2, &["--base ibm-power99"]);
 }
+
+#[test]
+fn families_are_left_out_one_after_the_other() {
+    let scratch = Scratch::new("leave-out");
+    let [csv, toml] = ["own.csv", "own.toml"].map(|name| scratch.path(name));
+    let curves = [("zero4k", "8,48,256,2048"), ("packed64_thp", "8,256,2048"), ("munmap_1t", "1,33,64,512")];
+    std::fs::write(&csv, measured(&curves).replace("chase,munmap", "shoot,munmap")).unwrap();
+    let json: Value = serde_json::from_str(&data(&["predict", "--against", &csv, "--leave-out", "--json"])).unwrap();
+    let families: Vec<&str> = json["cross_validation"]["families"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|family| family["family"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        families,
+        ["lines 64 bytes apart, 2M", "one frame, 4K", "shootdowns, all at once", "shootdowns, page by page"]
+    );
+    assert_eq!(json["bands"]["A"]["left_out"]["points"], 6);
+    let table = data(&["predict", "--against", &csv, "--leave-out"]);
+    assert!(table.contains("walk.reference_cycles") && table.contains("said by nothing else"), "{table}");
+    let args =
+        ["machine", "calibrate", "--search", "--from", &csv, "--base", "intel-granite-rapids-host", "--output", &toml];
+    let output = common::mmusim(&args);
+    let said = common::talk(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("set   walk.reference_cycles: as it was, 6 (found by search"), "{said}");
+    assert!(said.contains("left  fetch.beyond_cycles: no row says it"), "{said}");
+    assert!(data(&["machine", "check", &toml]).contains("fine"));
+    fails(&["predict", "--curve", "dense4k", "--points", "8", "--leave-out"], 2, &["--against"]);
+}

@@ -43,8 +43,31 @@ fn cases_nobody_published_are_run_too() {
 #[test]
 fn a_report_without_reproductions_is_the_same_every_day() {
     let text = data(&["validation", "--no-reproductions"]);
-    assert!(text.contains("| x86-64, 4 levels | EPT, 5 levels | 29 |") && !text.contains("Date:"));
+    assert!(
+        text.contains(
+            "| intel-granite-rapids-host | 4 levels | 5 levels | 4K over 4K | 29, 4 of the guest's | 29 | equal |"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("| 64x4 | 1536x12 | 4K | 100000 | 50579, 49421 | 15219, 34202 |"), "{text}");
+    assert!(!text.contains("different") && !text.contains("Date:"), "{text}");
     assert!(data(&["validation", "--no-reproductions", "--date", "2026-01-01"]).contains("Date: 2026-01-01."));
+}
+
+#[test]
+fn a_report_shows_curves_and_their_plots() {
+    let scratch = Scratch::new("validation");
+    let [csv, report, plots] = ["own.csv", "report.md", "plots"].map(|name| scratch.path(name));
+    let rows = "bench,variant,n,unit,ns_median,core_cycles_median\nchase,dense4k,8,per_load,1.28,5\nchase,dense4k,64,per_load,1.28,5\n\
+                chase,dense4k,256,per_load,3.1,10\n";
+    std::fs::write(&csv, rows).unwrap();
+    data(&["validation", "--no-reproductions", "--against", &csv, "--svg", &plots, "--output", &report]);
+    let text = std::fs::read_to_string(&report).unwrap();
+    assert!(text.contains("| A | 3 | 6.67 % | 20.00 % | 2.00 % |"), "{text}");
+    assert!(text.contains("![curves chase](plots/curves-chase.svg)"), "{text}");
+    let svg = std::fs::read_to_string(format!("{plots}/curves-chase.svg")).unwrap();
+    assert!(svg.contains("dense4k, predicted"), "{svg}");
+    fails(&["validation", "--leave-out"], 2, &["--against"]);
 }
 
 #[test]

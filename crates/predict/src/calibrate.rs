@@ -1,12 +1,13 @@
 //! Figures of a sheet that measurements say directly: the core's clock, latencies at plateaus, the first-level TLB's reach at its knee,
 //! costs that are one event's duration.
 //!
-//! The sheet's text is edited, not rewritten: what is not touched keeps its place and its source, what is set says where it is from. Nothing is
-//! fitted by trial: figures that take a search (organisation of the second-level TLB, paging-structure caches, costs of references of a
-//! walk, latency of memory) are left, and named.
+//! The sheet's text is edited, not rewritten: what is not touched keeps its place and its source, what is set says where it is from.
+//! [`calibrate`] fits nothing by trial: figures that take a search (organisation of the second-level TLB, paging-structure caches, costs of
+//! references of a walk, latency of memory) are left, and named. [`searched`] sets those that a [fit](crate::fit) has found.
 
 use mmu_core::machine::Machine;
 
+use crate::fit::Fit;
 use crate::score::Measured;
 
 /// A figure that was set or confirmed.
@@ -97,6 +98,73 @@ pub fn calibrate(sheet: &str, rows: &[Measured]) -> Result<Calibration, String> 
     Machine::from_toml(&text).map_err(errors)?;
     Ok(Calibration { text, set: work.set, left: work.left })
 }
+
+/// Sets what a search has found and plateaus do not say, in a sheet that [`calibrate`] made.
+///
+/// # Errors
+/// The text is no valid sheet.
+pub fn searched(made: Calibration, fit: &Fit) -> Result<Calibration, String> {
+    let Calibration { text, set, left } = made;
+    let lines = text.lines().map(str::to_owned).collect();
+    let left = left.into_iter().filter(|left| !NOT_TOLD.iter().any(|(place, _)| *place == left.place)).collect();
+    let mut work = Work { lines, rows: &[], set, left };
+    let from = "found by search, all curves";
+    for fitted in &fit.constants {
+        let known = work.set.iter().any(|figure| figure.place == fitted.place);
+        let Some(value) = fitted.value.as_ref().filter(|_| !known) else {
+            if fitted.value.is_none() {
+                work.leave(&fitted.place, &format!("no row says it: {}", fitted.from));
+            }
+            continue;
+        };
+        let place = fitted.place.clone();
+        work.put_at(spots(&place), &place, &as_sheets_have_it(&place, value, fit), from);
+    }
+    work.leave("cost", "costs inside a hypervisor cannot be seen from its guest, nor without one");
+    let text = work.lines.join("\n") + "\n";
+    Machine::from_toml(&text)
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    Ok(Calibration { text, set: work.set, left: work.left })
+}
+
+/// Section, what marks the inline table, and key of a place of a fit.
+fn spots(place: &str) -> (&str, Option<String>, &str) {
+    match place {
+        "cache.memory" => ("cache", Some("memory = {".to_owned()), "latency_ns"),
+        "psc.0.entries" => ("psc", Some("tables = 0".to_owned()), "entries"),
+        "tlb.0.l2 organisation" => ("tlb", Some("name = \"l2\"".to_owned()), "ways"),
+        _ => {
+            let (section, rest) = place.split_once('.').unwrap_or(("", place));
+            match rest.rsplit_once('.') {
+                Some((name, key)) => (section, Some(format!("name = \"{name}\"")), key),
+                None => (section, None, rest),
+            }
+        }
+    }
+}
+
+/// A value as a sheet writes it: whole where it counts, in quotes where it is a word, memory in nanoseconds.
+fn as_sheets_have_it(place: &str, value: &str, fit: &Fit) -> String {
+    let number = value.parse::<f64>();
+    match (place, number) {
+        ("cache.memory", Ok(cycles)) => format!("{:.1}", cycles / fit.setting.machine.clock.ghz()),
+        ("tlb.0.l2 organisation", _) => value.split(' ').next().unwrap_or(value).to_owned(),
+        (_, Err(_)) => format!("\"{value}\""),
+        (_, Ok(number)) if WHOLE.iter().any(|key| place.ends_with(key)) => format!("{number:.0}"),
+        (_, Ok(_)) => value.to_owned(),
+    }
+}
+
+/// Keys whose values are counts or whole cycles.
+const WHOLE: [&str; 7] = [
+    "latency_cycles",
+    "l2_hit_extra_cycles",
+    "l2_hit_extra_fetch_cycles",
+    "reference_cycles",
+    "in_flight",
+    "fill_buffers",
+    "entries",
+];
 
 struct Work<'a> {
     lines: Vec<String>,
@@ -237,8 +305,12 @@ impl Work<'_> {
             .filter(|part| !part.is_empty())
             .collect::<Vec<_>>()
             .join(".");
-        let Some(found) = self.find(section, name, key) else {
-            return self.leave(&place, "the base sheet does not have it");
+        self.put_at((section, name.map(|name| format!("name = \"{name}\"")), key), &place, value, from);
+    }
+
+    fn put_at(&mut self, (section, mark, key): (&str, Option<String>, &str), place: &str, value: &str, from: &str) {
+        let Some(found) = self.find(section, mark.as_deref(), key) else {
+            return self.leave(place, &format!("the base sheet does not have it; the rows say {value} ({from})"));
         };
         let line = &self.lines[found.line];
         let was = line[found.from..found.to].to_owned();
@@ -250,13 +322,13 @@ impl Work<'_> {
             self.lines[found.line] = before;
             let what = errors.first().map_or_else(String::new, ToString::to_string);
             let remedy = "measure on a quiet host, choose a base of the same core, or set sizes and ways by hand";
-            return self.leave(&place, &format!("{now} ({from}) makes no valid sheet: {what}; {remedy}"));
+            return self.leave(place, &format!("{now} ({from}) makes no valid sheet: {what}; {remedy}"));
         }
-        self.set.push(Figure { place, was, now, from: from.to_owned() });
+        self.set.push(Figure { place: place.to_owned(), was, now, from: from.to_owned() });
     }
 
     fn number(&self, section: &str, name: Option<&str>, key: &str) -> Option<f64> {
-        let place = self.find(section, name, key)?;
+        let place = self.find(section, name.map(|name| format!("name = \"{name}\"")).as_deref(), key)?;
         self.lines[place.line][place.from..place.to].parse().ok()
     }
 
@@ -282,12 +354,12 @@ impl Work<'_> {
         start..end
     }
 
-    /// The value of a key: of the section, or of the inline table of that name.
-    fn find(&self, section: &str, name: Option<&str>, key: &str) -> Option<Place> {
+    /// The value of a key: of the section, or of the inline table with that mark.
+    fn find(&self, section: &str, mark: Option<&str>, key: &str) -> Option<Place> {
         self.section(section).find_map(|line| {
             let text = code(&self.lines[line]);
-            let start = match name {
-                Some(name) => text.find(&format!("name = \"{name}\""))?,
+            let start = match mark {
+                Some(mark) => text.find(mark)?,
                 None if text.trim_start().starts_with(key) => text.len() - text.trim_start().len(),
                 None => return None,
             };
@@ -376,6 +448,44 @@ mod tests {
             made.left
         );
         assert!(made.text.contains("name = \"l1d-4k\", entries = 96"), "{}", made.text);
+    }
+
+    /// The base, with what a search is said to have found.
+    fn fitted(constants: &[(&str, Option<&str>)]) -> Fit {
+        let fitted = |&(place, value): &(&str, Option<&str>)| crate::fit::Fitted {
+            place: place.to_owned(),
+            value: value.map(str::to_owned),
+            from: "curves",
+        };
+        Fit::of(Machine::from_toml(base()).unwrap(), constants.iter().map(fitted).collect())
+    }
+
+    #[test]
+    fn what_a_search_finds_goes_where_the_sheet_has_it() {
+        let fit = fitted(&[
+            ("cache.memory", Some("390.00")),
+            ("cache.l3.replacement", Some("lru")),
+            ("cache.l1d.latency_cycles", Some("9.00")),
+            ("tlb.0.l2 organisation", Some("16 ways, hashed")),
+            ("tlb.inclusion", Some("non-inclusive")),
+            ("psc.0.entries", Some("64")),
+            ("walk.in_flight", Some("9.00")),
+            ("software_ns.unmap_page", Some("12.50")),
+            ("fetch.beyond_cycles", None),
+            ("surroundings.used", Some("2 GiB")),
+        ]);
+        let made = searched(calibrate(base(), &rows()).unwrap(), &fit).unwrap();
+        let machine = Machine::from_toml(&made.text).unwrap_or_else(|errors| panic!("{errors:?}\n{}", made.text));
+        assert!((machine.caches.memory.0 as f64 / machine.clock.ghz() - 100.0).abs() < 1.0, "390 cycles at 3.9 GHz");
+        assert_eq!(machine.caches.levels[0].latency.0, 4, "what a plateau says is not searched for");
+        assert_eq!(machine.translation.tlb.l2[0].shape.ways(), 16);
+        assert_eq!(machine.translation.psc.levels[0].shape.entries(), 64);
+        assert_eq!(machine.walk.in_flight, 9);
+        assert!((machine.software_ns["unmap_page"] - 12.5).abs() < 1e-9);
+        let left = |place: &str| made.left.iter().find(|left| left.place == place).map(|left| left.why.as_str());
+        assert!(left("fetch.beyond_cycles").unwrap().contains("no row says it"));
+        assert!(left("surroundings.used").unwrap().contains("2 GiB"));
+        assert!(left("psc").is_none(), "{:?}", made.left);
     }
 
     #[test]

@@ -5,19 +5,21 @@
 //! exceed every cache are measured on a stretch of a round: nothing is met twice in it anyway.
 
 use mmu_core::assoc::SetAssoc;
-use mmu_core::machine::{Machine, WalkSpec};
+use mmu_core::machine::Machine;
 use mmu_core::tlb::{Input, Kind, LatencyCache, Lookup, Port, ServedBy, Tag, TlbEntry, TranslationCaches, Vmid};
 use mmu_core::walk::{NestedCursor, Stage, Step};
 use mmu_core::{Access, AccessKind, Format, Gpa, Gva, Hpa, PageSize, Privilege, Purpose};
 
 use crate::curve::{Curve, Form};
-use crate::layout::{Layout, LayoutError};
+use crate::layout::{Layout, LayoutError, Surroundings};
 use crate::order::{Order, scatter};
 
 /// Most cache levels, memory among them.
 pub const SERVERS: usize = 6;
+/// Most places where the front end finds a jump, beyond them among them.
+pub const JUMPS: usize = 8;
 
-/// What happened in a measured stretch.
+/// What happened in a measured stretch. What it costs is worked out afterwards, so that a latency can change without a new run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counts {
     /// Accesses of the chase.
@@ -34,14 +36,8 @@ pub struct Counts {
     pub walk_served: [u64; SERVERS],
     /// References to data likewise.
     pub data_served: [u64; SERVERS],
-    /// Cycles of walks.
-    pub walk_cycles: u64,
-    /// Cycles of data.
-    pub data_cycles: u64,
-    /// Cycles of second-level look-ups.
-    pub l2_cycles: u64,
-    /// Thousandths of cycles of following jumps.
-    pub jump_millicycles: u64,
+    /// Jumps by the place where the front end found them, nearest first, those found nowhere last.
+    pub jumps: [u64; JUMPS],
 }
 
 impl std::ops::AddAssign for Counts {
@@ -51,10 +47,9 @@ impl std::ops::AddAssign for Counts {
         self.walks += other.walks;
         self.stage1 += other.stage1;
         self.stage2 += other.stage2;
-        self.walk_cycles += other.walk_cycles;
-        self.data_cycles += other.data_cycles;
-        self.l2_cycles += other.l2_cycles;
-        self.jump_millicycles += other.jump_millicycles;
+        for (jumps, more) in self.jumps.iter_mut().zip(other.jumps) {
+            *jumps += more;
+        }
         for server in 0..SERVERS {
             self.walk_served[server] += other.walk_served[server];
             self.data_served[server] += other.data_served[server];
@@ -67,9 +62,23 @@ const DATA: u64 = 0x1000_0000_0000;
 /// First address of the list that says which page is next, in curves whose pages hold nothing.
 const LIST: u64 = 0x0800_0000_0000;
 
-/// Bytes of small frames that a guest has had in use, among which those of a benchmark lie scattered. D: with this many the second
-/// stage's tables take the room in the caches that `dense4k` shows from 2,560 to 16,384 pages.
-const USED: u64 = 4 << 30;
+/// How long points beyond [`MEASURED`] are run.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Effort {
+    /// As long as an answer takes.
+    Whole,
+    /// A third of that, to compare machines with each other.
+    Third,
+}
+
+impl Effort {
+    const fn of(self, steps: u64) -> u64 {
+        match self {
+            Effort::Whole => steps,
+            Effort::Third => steps / 3,
+        }
+    }
+}
 
 /// How long a point is run.
 const WARM_UP: u64 = 350_000;
@@ -85,54 +94,27 @@ struct Run<F1: Format, F2: Format> {
     servers: usize,
     port: Port,
     tag: Tag,
-    walk: WalkSpec,
-    jumps: Vec<(SetAssoc<u64, ()>, u64)>,
-    beyond: u64,
+    jumps: Vec<SetAssoc<u64, ()>>,
     counts: Counts,
-}
-
-/// A jump's cycles in thousandths.
-fn milli(cycles: f64) -> u64 {
-    (cycles * 1000.0) as u64
 }
 
 /// Runs one point.
 pub(crate) fn run<F1: Format, F2: Format>(
     machine: &Machine,
     formats: (F1, F2),
-    curve: &Curve,
-    n: u64,
+    around: Surroundings,
+    (curve, n): (&Curve, u64),
+    effort: Effort,
     seed: u64,
 ) -> Result<Counts, LayoutError> {
-    let place = Place::new(curve, n, seed);
-    let mut layout = Layout::new(formats, place.bytes(), curve.host_page.unwrap_or(machine.stages.host_page), seed)?;
-    place.map(&mut layout)?;
-    let (one, two) = (layout.one.geometry(), layout.two.geometry());
-    let caches = machine.translation_caches(one, two, seed);
-    let caches = caches.map_err(|error| LayoutError::Tables(error.to_string()))?;
-    let fetch = machine.fetch.as_ref();
-    let mut run = Run {
-        caches,
-        layout,
-        memory: machine.latency_cache(seed),
-        servers: machine.caches.levels.len(),
-        port: if curve.fetches() { Port::Fetch } else { Port::Load },
-        tag: Tag { vmid: Vmid(1), ..Tag::default() },
-        walk: machine.walk,
-        jumps: fetch.map_or_else(Vec::new, |fetch| {
-            fetch.levels.iter().map(|level| (SetAssoc::new(level.shape, seed), milli(level.cycles))).collect()
-        }),
-        // A machine whose front end is not described follows a jump in each cycle.
-        beyond: milli(fetch.map_or(1.0, |fetch| fetch.beyond)),
-        counts: Counts::default(),
-    };
+    let (mut run, place) = Run::new(machine, formats, around, curve, n, seed)?;
     let order = Order::new(place.points(), seed);
     let round = place.points();
     let (warm_up, measured) = if round <= MEASURED {
         let rounds = |least: u64| round * least.div_ceil(round);
         (rounds(LEAST.max(2 * round)), rounds(LEAST))
     } else {
-        (WARM_UP.max((round + round / 4).min(LONGEST_WARM_UP)), MEASURED)
+        (effort.of(WARM_UP.max((round + round / 4).min(LONGEST_WARM_UP))), effort.of(MEASURED))
     };
     for step in 0..warm_up {
         run.step(&place, &order, step)?;
@@ -144,6 +126,17 @@ pub(crate) fn run<F1: Format, F2: Format>(
     Ok(run.counts)
 }
 
+/// The first walk of all, with nothing in any cache.
+pub(crate) fn cold_walk<F1: Format, F2: Format>(
+    machine: &Machine,
+    formats: (F1, F2),
+    curve: &Curve,
+) -> Result<Counts, LayoutError> {
+    let (mut run, place) = Run::new(machine, formats, Surroundings::default(), curve, 1, 0)?;
+    run.walk(place.address(0))?;
+    Ok(run.counts)
+}
+
 /// What a point touches, and where it lies.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -152,14 +145,32 @@ struct Place {
     data: u64,
 }
 
-/// Where the lines of points lie that are `stride` bytes apart: those of neighbouring pages in neighbouring sets.
+/// Where the lines of points lie that are `stride` bytes apart: those of 64 pages in turn in 64 sets, in another order for each 64, so that
+/// pages that lie side by side do not share the sets of larger caches.
 fn apart(x: u64, stride: u64) -> u64 {
-    x * stride + if stride.is_multiple_of(4096) { (x % 64) * 64 } else { 0 }
+    let turn = (x / 64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
+    x * stride + if stride.is_multiple_of(4096) { ((x % 64) ^ turn) * 64 } else { 0 }
+}
+
+/// Where the data begins: somewhere in the lower half of 47 bits, as far down as its span needs it, on a boundary of its regions.
+fn begin(curve: &Curve, n: u64, seed: u64) -> u64 {
+    let region = match curve.form {
+        Form::Regions { region_shift, .. } => region_shift.max(30),
+        _ => 30,
+    };
+    let span = match curve.form {
+        Form::Regions { .. } => n << region,
+        Form::Zero => n << curve.page.shift(),
+        Form::Dense => n << 12,
+        Form::Packed { stride } | Form::Jumps { stride } => n.saturating_mul(stride),
+    };
+    let room = (1u64 << 47).saturating_sub(DATA.saturating_add(span).saturating_add(1 << region)).max(1);
+    DATA + (((scatter(seed, 16, 5) << 30) % room) >> region << region)
 }
 
 impl Place {
     fn new(curve: &Curve, n: u64, seed: u64) -> Self {
-        Self { curve: *curve, n, data: DATA + (scatter(seed, 16, 5) << 30) }
+        Self { curve: *curve, n, data: begin(curve, n, seed) }
     }
 
     /// Accesses of one round.
@@ -180,7 +191,7 @@ impl Place {
     }
 
     /// Bytes of memory that it takes, tables included.
-    fn bytes(&self) -> u64 {
+    fn bytes(&self, around: Surroundings) -> u64 {
         let data = match self.curve.form {
             Form::Packed { stride } | Form::Jumps { stride } => (self.n.saturating_mul(stride) >> 12).max(1),
             _ if self.is_one_frame() => 1,
@@ -192,7 +203,7 @@ impl Place {
             _ => self.curve.pages(self.n) / 128 + 64,
         };
         // A guest has memory that the benchmark does not use.
-        ((data + tables) << 12).max(USED) * 2
+        ((data + tables) << 12).max(around.used) * 2
     }
 
     /// The address that is touched by visiting point `x`.
@@ -243,6 +254,37 @@ impl Place {
 }
 
 impl<F1: Format, F2: Format> Run<F1, F2> {
+    fn new(
+        machine: &Machine,
+        formats: (F1, F2),
+        around: Surroundings,
+        curve: &Curve,
+        n: u64,
+        seed: u64,
+    ) -> Result<(Self, Place), LayoutError> {
+        let place = Place::new(curve, n, seed);
+        let host_page = curve.host_page.unwrap_or(machine.stages.host_page);
+        let mut layout = Layout::new(formats, place.bytes(around), host_page, around, seed)?;
+        place.map(&mut layout)?;
+        let (one, two) = (layout.one.geometry(), layout.two.geometry());
+        let caches = machine.translation_caches(one, two, seed);
+        let caches = caches.map_err(|error| LayoutError::Tables(error.to_string()))?;
+        let fetch = machine.fetch.as_ref();
+        let run = Self {
+            caches,
+            layout,
+            memory: machine.latency_cache(seed),
+            servers: machine.caches.levels.len(),
+            port: if curve.fetches() { Port::Fetch } else { Port::Load },
+            tag: Tag { vmid: Vmid(1), ..Tag::default() },
+            jumps: fetch.map_or_else(Vec::new, |fetch| {
+                fetch.levels.iter().map(|level| SetAssoc::new(level.shape, seed)).collect()
+            }),
+            counts: Counts::default(),
+        };
+        Ok((run, place))
+    }
+
     fn step(&mut self, place: &Place, order: &Order, step: u64) -> Result<(), LayoutError> {
         if place.is_one_frame() {
             self.next_in_list(place, step % place.points())?;
@@ -253,34 +295,32 @@ impl<F1: Format, F2: Format> Run<F1, F2> {
             Lookup::L1(entry) => entry.translate(input(gva)),
             Lookup::L2(entry) => {
                 self.counts.l1_misses += 1;
-                self.counts.l2_cycles += self.caches.tlb.l2_hit_extra(self.port).0;
                 entry.translate(input(gva))
             }
             Lookup::Miss => {
                 self.counts.l1_misses += 1;
                 self.counts.walks += 1;
-                self.counts.l2_cycles += self.caches.tlb.l2_hit_extra(self.port).0;
                 self.walk(gva)?
             }
         };
         // Instructions come from a cache of their own, ahead of time.
         if self.port == Port::Fetch {
-            self.counts.jump_millicycles += self.jump(gva >> 6);
+            let place = self.jump(gva >> 6);
+            self.counts.jumps[place.min(JUMPS - 1)] += 1;
         }
         if self.port == Port::Load {
             let served = self.memory.access(at);
             self.counts.data_served[self.server(served.by)] += 1;
-            self.counts.data_cycles += served.latency.0;
         }
         Ok(())
     }
 
-    /// Follows the jump in a line of code; returns thousandths of cycles.
-    fn jump(&mut self, line: u64) -> u64 {
-        let mut found = self.beyond;
-        for (level, cycles) in self.jumps.iter_mut().rev() {
+    /// Follows the jump in a line of code; returns the number of the place where it was found.
+    fn jump(&mut self, line: u64) -> usize {
+        let mut found = self.jumps.len();
+        for (number, level) in self.jumps.iter_mut().enumerate().rev() {
             if level.lookup(&line).is_some() {
-                found = *cycles;
+                found = number;
             } else {
                 level.displace(line, ());
             }
@@ -313,12 +353,10 @@ impl<F1: Format, F2: Format> Run<F1, F2> {
         let (one, two) = (layout.one, layout.two);
         let mut cursor = NestedCursor::new(one, layout.guest_root, two, layout.host_root, gva, access);
         let mut cached = self.caches.for_walk(self.tag, Kind::Combined);
-        let mut cycles = self.walk.fixed;
         let found = loop {
             match cursor.step(layout, &mut cached) {
                 Step::Read(reference) => {
                     let served = self.memory.access(reference.at);
-                    cycles += self.walk.reference(served.latency);
                     let server = match served.by {
                         ServedBy::Cache(n) => n as usize,
                         ServedBy::Memory => self.servers,
@@ -337,7 +375,6 @@ impl<F1: Format, F2: Format> Run<F1, F2> {
                 }
             }
         };
-        self.counts.walk_cycles += cycles.0;
         let gpa = cursor.first_stage().map_or(0, |mapped| mapped.output.raw() | gva & (mapped.size.bytes() - 1));
         let entry = TlbEntry::new(found.page(), found.size, found.perms).through(Gpa::new(gpa));
         self.caches.tlb.fill(self.port, self.tag, input(gva), entry);

@@ -88,9 +88,23 @@ impl GuestWords {
 /// Bytes of a block in which the guest's allocator keeps what it cannot move, tables above all (Linux: a pageblock is as
 /// large as a huge page, `include/linux/pageblock-flags.h`).
 const PAGEBLOCK: u64 = 2 << 20;
-/// Logarithm of how many of a block's frames somebody else has for each that a benchmark gets. D: a quarter is what `pde_2M` shows
-/// from 1,024 regions on.
-const SPREAD: u32 = 2;
+
+/// What a benchmark finds around it and cannot choose: the guest's memory after it has run for a while.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Surroundings {
+    /// Bytes of small frames that the guest has had in use, among which those of a benchmark lie scattered.
+    pub used: u64,
+    /// Logarithm of how many frames of a [block](PAGEBLOCK) of tables there are for each that a benchmark gets; the others are somebody else's.
+    pub spread: u32,
+}
+
+impl Default for Surroundings {
+    /// D: with 4 GiB in use the second stage's tables take the room in the caches that `dense4k` shows from 2,560 to 16,384 pages; a quarter
+    /// of a block is what `pde_2M` shows from 1,024 regions on.
+    fn default() -> Self {
+        Self { used: 4 << 30, spread: 2 }
+    }
+}
 
 /// Where the guest's frames come from.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +119,7 @@ struct Frames {
     tables: u64,
     /// Bytes of huge frames handed out.
     huge: u64,
+    spread: u32,
     seed: u64,
 }
 
@@ -119,7 +134,7 @@ impl Frames {
     /// A frame for what stays where it is, tables above all: near the last one as far as a block goes.
     fn table(&mut self) -> Gpa {
         let frames = (PAGEBLOCK / self.unit.bytes()).max(1).trailing_zeros();
-        let spread = SPREAD.min(frames);
+        let spread = self.spread.min(frames);
         let own = frames - spread;
         let (block, within) = (self.tables >> own, self.tables & ((1 << own) - 1));
         self.tables += 1;
@@ -162,10 +177,17 @@ pub(crate) struct Layout<F1: Format, F2: Format> {
 
 impl<F1: Format, F2: Format> Layout<F1, F2> {
     /// A guest with room for so many bytes of small frames and as many of huge ones, mapped by host pages of `host_page`.
-    pub(crate) fn new((one, two): (F1, F2), bytes: u64, host_page: PageSize, seed: u64) -> Result<Self, LayoutError> {
+    pub(crate) fn new(
+        (one, two): (F1, F2),
+        bytes: u64,
+        host_page: PageSize,
+        around: Surroundings,
+        seed: u64,
+    ) -> Result<Self, LayoutError> {
         let unit = one.geometry().granule();
         let half = bytes.next_power_of_two().max(host_page.bytes()).max(64.MiB());
-        let frames = Frames { unit, bits: (half / unit.bytes()).trailing_zeros(), small: 0, tables: 0, huge: 0, seed };
+        let bits = (half / unit.bytes()).trailing_zeros();
+        let frames = Frames { unit, bits, small: 0, tables: 0, huge: 0, spread: around.spread, seed };
         let leaf = two.geometry().level_of(host_page).ok_or(LayoutError::HostPage(host_page))?;
         let pool = RamRange { start: Hpa::new(16.TiB()), bytes: (half / 64).max(1.GiB()).next_power_of_two() };
         let tables = |error: &dyn fmt::Display| LayoutError::Tables(error.to_string());

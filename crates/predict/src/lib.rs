@@ -12,6 +12,7 @@
 //! | [`software`] | costs of events put together from the sheet: shootdowns, faults, atomics |
 //! | [`score`] | predictions against a file of measurements: errors by band, knees, order |
 //! | [`calibrate`] | figures of a sheet that measurements say directly |
+//! | [`fit`] | figures that take a search, and families of curves predicted from the others |
 //!
 //! # Not here
 //!
@@ -21,13 +22,15 @@
 pub mod calibrate;
 pub mod chase;
 pub mod curve;
+pub mod fit;
 mod layout;
 mod order;
 mod overlap;
 pub mod prediction;
+mod price;
 pub mod score;
 pub mod software;
 
 pub use curve::{Curve, CurveError, Form};
-pub use layout::LayoutError;
-pub use prediction::{Events, PredictError, Prediction, predict, predict_all};
+pub use layout::{LayoutError, Surroundings};
+pub use prediction::{Events, PredictError, Prediction, cold_walk, predict, predict_all};

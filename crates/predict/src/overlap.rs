@@ -15,12 +15,14 @@ use mmu_core::machine::Machine;
 
 use crate::chase::Counts;
 use crate::curve::{Curve, Form};
+use crate::price::Price;
 
 /// Chases from which on memory is as fast as it gets.
 const BUSY: u32 = 3;
 
 /// Cycles of an access while `curve.chains` chases run, from what one chase alone shows.
-pub(crate) fn cycles(machine: &Machine, curve: &Curve, counts: &Counts, alone: f64) -> f64 {
+pub(crate) fn cycles(machine: &Machine, curve: &Curve, counts: &Counts, price: &Price) -> f64 {
+    let alone = price.alone();
     if curve.chains <= 1 {
         return alone;
     }
@@ -29,10 +31,10 @@ pub(crate) fn cycles(machine: &Machine, curve: &Curve, counts: &Counts, alone: f
     let beyond = machine.caches.levels.len().min(counts.walk_served.len() - 1);
     let (walk_waits, data_waits) = (per(counts.walk_served[beyond]), per(counts.data_served[beyond]));
     let spared = memory - latency(machine, curve.chains);
-    let (walk, data) = (per(counts.walk_cycles) - spared * walk_waits, per(counts.data_cycles) - spared * data_waits);
+    let (walk, data) = (price.walk - spared * walk_waits, price.data - spared * data_waits);
     // The walker holds the load's place until its page is known and the load is made again.
-    let load = alone - per(counts.walk_cycles) - memory * data_waits;
-    let busy = per(counts.walks) * load + per(counts.walk_cycles) - memory * walk_waits;
+    let load = alone - price.walk - memory * data_waits;
+    let busy = per(counts.walks) * load + price.walk - memory * walk_waits;
     let near = machine.caches.levels.first().map_or(0.0, |level| level.latency.0 as f64);
     let filled = walk + data - near * (per(counts.walk_served[0]) + per(counts.data_served[0]));
     [

@@ -8,9 +8,10 @@ use mmu_core::machine::Machine;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::chase::{self, Counts};
-use crate::curve::{Curve, CurveError, Form};
-use crate::layout::LayoutError;
+use crate::chase::{self, Counts, Effort};
+use crate::curve::{Curve, CurveError};
+use crate::layout::{LayoutError, Surroundings};
+use crate::price::Price;
 use crate::{overlap, software};
 
 /// What happens on one access, on average.
@@ -99,14 +100,6 @@ impl From<LayoutError> for PredictError {
 const ACCESSES: u64 = 16_384;
 const PLACEMENTS: u64 = 8;
 
-/// Cycles of the chase itself besides its loads: where pages hold nothing, the next address is worked out from the list.
-fn own_cycles(curve: &Curve) -> f64 {
-    match curve.form {
-        Form::Zero | Form::Regions { .. } => 2.0,
-        _ => 0.0,
-    }
-}
-
 /// Predicts one point of a curve, or the cost of an event, on a machine whose guests and hypervisors use these formats.
 /// The same seed gives the same answer.
 ///
@@ -144,7 +137,10 @@ pub fn predict_all<F1: Format, F2: Format>(
     };
     let chases: Vec<(Curve, u64)> =
         asked.iter().zip(points).filter_map(chase).collect::<BTreeSet<_>>().into_iter().collect();
-    let run = |(curve, n): &(Curve, u64)| placements(machine, formats, curve, *n, seed);
+    let around = Surroundings::default();
+    let run = |(curve, n): &(Curve, u64)| {
+        placements(machine, formats, around, (curve, *n), (PLACEMENTS, Effort::Whole), seed)
+    };
     let counted: BTreeMap<_, _> = chases.iter().copied().zip(chases.par_iter().map(run).collect::<Vec<_>>()).collect();
     let answer = |(asked, &(name, n)): (Result<Asked, PredictError>, &(&str, u64))| match asked? {
         Asked::Event(prediction) => Ok(prediction),
@@ -154,6 +150,23 @@ pub fn predict_all<F1: Format, F2: Format>(
         }
     };
     asked.into_iter().zip(points).map(answer).collect()
+}
+
+/// References of a walk for a page of this curve on a machine without caches of translations: to the guest's tables, and to the hypervisor's.
+///
+/// # Errors
+/// Formats without the page sizes of the curve.
+pub fn cold_walk<F1: Format, F2: Format>(
+    machine: &Machine,
+    formats: (F1, F2),
+    curve: &Curve,
+) -> Result<(u64, u64), PredictError> {
+    let mut bare = machine.clone();
+    bare.translation.nested = None;
+    bare.translation.psc.levels.clear();
+    bare.translation.psc.guest_physical = None;
+    let counts = chase::cold_walk(&bare, formats, curve)?;
+    Ok((counts.stage1, counts.stage2))
 }
 
 /// What a point asks for.
@@ -179,29 +192,35 @@ fn asked(machine: &Machine, name: &str, n: u64) -> Result<Asked, PredictError> {
     Ok(Asked::Chase(curve))
 }
 
-/// One chase in several places.
-fn placements<F1: Format, F2: Format>(
+/// One chase in several places, at most so many.
+pub(crate) fn placements<F1: Format, F2: Format>(
     machine: &Machine,
     formats: (F1, F2),
-    curve: &Curve,
-    n: u64,
+    around: Surroundings,
+    chase: (&Curve, u64),
+    (most, effort): (u64, Effort),
     seed: u64,
 ) -> Result<Counts, LayoutError> {
     let mut counts = Counts::default();
-    for placement in 0..(ACCESSES / n.max(1)).clamp(1, PLACEMENTS) {
-        counts += chase::run(machine, formats, curve, n, seed.wrapping_add(placement))?;
+    for placement in 0..(ACCESSES / chase.1.max(1)).clamp(1, most) {
+        counts += chase::run(machine, formats, around, chase, effort, seed.wrapping_add(placement))?;
     }
     Ok(counts)
 }
 
 fn point(machine: &Machine, name: &str, curve: &Curve, n: u64, counts: &Counts) -> Prediction {
-    let events = events(machine, counts);
-    let alone = own_cycles(curve) + events.l2_tlb_cycles + events.walk_cycles + events.data_cycles + events.jump_cycles;
-    let cycles = overlap::cycles(machine, curve, counts, alone);
-    Prediction { curve: name.to_owned(), n, cycles, ns: cycles / machine.clock.ghz(), events: Some(events) }
+    let price = Price::of(machine, curve, counts);
+    let cycles = overlap::cycles(machine, curve, counts, &price);
+    let events = Some(events(machine, counts, &price));
+    Prediction { curve: name.to_owned(), n, cycles, ns: cycles / machine.clock.ghz(), events }
 }
 
-fn events(machine: &Machine, counts: &Counts) -> Events {
+/// Core cycles of an access whose counts are known.
+pub(crate) fn cycles(machine: &Machine, curve: &Curve, counts: &Counts) -> f64 {
+    overlap::cycles(machine, curve, counts, &Price::of(machine, curve, counts))
+}
+
+fn events(machine: &Machine, counts: &Counts, price: &Price) -> Events {
     let accesses = counts.accesses.max(1) as f64;
     let per = |total: u64| total as f64 / accesses;
     let names = machine.caches.levels.iter().map(|level| level.name.as_str()).chain(["memory"]);
@@ -213,9 +232,9 @@ fn events(machine: &Machine, counts: &Counts) -> Events {
         stage2_references: per(counts.stage2),
         walk_references: by(&counts.walk_served),
         data_references: by(&counts.data_served),
-        l2_tlb_cycles: per(counts.l2_cycles),
-        walk_cycles: per(counts.walk_cycles),
-        data_cycles: per(counts.data_cycles),
-        jump_cycles: counts.jump_millicycles as f64 / accesses / 1000.0,
+        l2_tlb_cycles: price.l2_tlb,
+        walk_cycles: price.walk,
+        data_cycles: price.data,
+        jump_cycles: price.jumps,
     }
 }

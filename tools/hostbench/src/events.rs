@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::clock::{ticks_per_cycle, timed};
 use crate::sys::{self, Access, Barrier, HUGE, Map, PAGE, Use};
-use crate::{BenchError, Host};
+use crate::{BenchError, Host, victim};
 
 /// Repetitions of something short.
 const MANY: u64 = 20_000;
@@ -14,21 +14,21 @@ const MANY: u64 = 20_000;
 const PAGES: u64 = 4096;
 
 /// A value that was wanted for its price only.
-fn touch(value: u64) {
+pub(crate) fn touch(value: u64) {
     std::hint::black_box(value);
 }
 
 /// Makes nothing for a run, in the form of what makes something.
 #[allow(clippy::unnecessary_wraps)]
-fn nothing(_: u64) -> Result<(), BenchError> {
+pub(crate) fn nothing(_: u64) -> Result<(), BenchError> {
     Ok(())
 }
 
-fn system<T>(what: &'static str, result: std::io::Result<T>) -> Result<T, BenchError> {
+pub(crate) fn system<T>(what: &'static str, result: std::io::Result<T>) -> Result<T, BenchError> {
     result.map_err(|error| BenchError::System(what, error))
 }
 
-fn map(bytes: u64, purpose: Use) -> Result<Map, BenchError> {
+pub(crate) fn map(bytes: u64, purpose: Use) -> Result<Map, BenchError> {
     system("mapping memory", Map::new(bytes, purpose))
 }
 
@@ -111,7 +111,8 @@ const SHOT: [u64; 9] = [1, 4, 16, 32, 33, 34, 64, 128, 512];
 /// Family `shoot`: changing `n` pages, alone and while another processor runs the same process.
 pub(crate) fn shoot(host: &mut Host<'_>) -> Result<(), BenchError> {
     shoot_beside(host, "1t")?;
-    with_busy_neighbour(host, |host| shoot_beside(host, "2t"))
+    with_busy_neighbour(host, |host| shoot_beside(host, "2t"))?;
+    victim::shoot(host)
 }
 
 fn shoot_beside(host: &mut Host<'_>, who: &str) -> Result<(), BenchError> {
@@ -137,6 +138,11 @@ fn shoot_beside(host: &mut Host<'_>, who: &str) -> Result<(), BenchError> {
             let ticks = timed(1, || result = map.forget(range.clone()));
             system("giving memory back", result).map(|()| ticks)
         })?;
+        host.measure(("shoot", &format!("munmap_{who}"), n, "per_call"), nothing, |()| {
+            let mut map = map(n * PAGE, Use::Small)?;
+            write_all(&mut map, n);
+            Ok(timed(1, || drop(map)))
+        })?;
     }
     Ok(())
 }
@@ -146,19 +152,33 @@ fn with_busy_neighbour(
     host: &mut Host<'_>,
     work: impl FnOnce(&mut Host<'_>) -> Result<(), BenchError>,
 ) -> Result<(), BenchError> {
+    let busy = |stopped: &dyn Fn() -> bool| {
+        while !stopped() {
+            std::hint::spin_loop();
+        }
+    };
+    beside(host, busy, work)
+}
+
+/// Does something while another thread of this process does something else on another CPU until it is told to stop; nothing where there
+/// is no other CPU.
+pub(crate) fn beside(
+    host: &mut Host<'_>,
+    other: impl FnOnce(&dyn Fn() -> bool) + Send,
+    work: impl FnOnce(&mut Host<'_>) -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
     let Some(cpu) = host.cpus.1 else {
         (host.say)("two threads: left out, there is one CPU");
         return Ok(());
     };
     let (stop, started) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (stop, started) = (&stop, &started);
     thread::scope(|scope| {
-        scope.spawn(|| {
+        scope.spawn(move || {
             // Where it runs matters to the figures, not to their soundness.
             let _ = sys::pin(cpu);
             started.store(true, Ordering::Release);
-            while !stop.load(Ordering::Relaxed) {
-                std::hint::spin_loop();
-            }
+            other(&|| stop.load(Ordering::Relaxed));
         });
         while !started.load(Ordering::Acquire) {
             sys::yield_cpu();
@@ -287,7 +307,8 @@ pub(crate) fn membarrier(host: &mut Host<'_>) -> Result<(), BenchError> {
         return Ok(());
     }
     barriers(host, "1t")?;
-    with_busy_neighbour(host, |host| barriers(host, "2t"))
+    with_busy_neighbour(host, |host| barriers(host, "2t"))?;
+    victim::membarrier(host)
 }
 
 fn barriers(host: &mut Host<'_>, who: &str) -> Result<(), BenchError> {

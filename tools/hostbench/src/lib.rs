@@ -7,6 +7,8 @@
 //! | `row` | samples and lines of the file |
 //! | `curves` | families `chase`, `mlp`, `psc`, `itlb`: points of latency curves |
 //! | `events` | families `core`, `vmexit`, `fault`, `shoot`, `atomic`, `clear`, `sched`, `membarrier` |
+//! | `memory` | families `adbits`, `cmo`, `fresh` |
+//! | `victim` | what other threads lose by shootdowns and barriers |
 //!
 //! Nothing needs privileges. Memory and time are bounded: a point whose memory exceeds the limit is left out and named. Samples of a
 //! run are taken one after another on one CPU; every run makes its mappings anew, because where pages lie matters.
@@ -14,8 +16,10 @@
 mod clock;
 mod curves;
 mod events;
+mod memory;
 mod row;
 mod sys;
+mod victim;
 
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
 compile_error!(
@@ -31,8 +35,23 @@ use clock::Clock;
 use row::{Row, write_csv};
 
 /// Families of benchmarks, in the order they run.
-pub const FAMILIES: [&str; 12] =
-    ["core", "vmexit", "chase", "psc", "mlp", "itlb", "fault", "shoot", "atomic", "clear", "sched", "membarrier"];
+pub const FAMILIES: [&str; 15] = [
+    "core",
+    "vmexit",
+    "chase",
+    "psc",
+    "mlp",
+    "itlb",
+    "fault",
+    "adbits",
+    "shoot",
+    "atomic",
+    "clear",
+    "cmo",
+    "sched",
+    "membarrier",
+    "fresh",
+];
 
 /// What is measured, and how long.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -142,6 +161,9 @@ pub fn record(options: &Options, say: &mut dyn FnMut(&str)) -> Result<String, Be
             "shoot" => events::shoot(&mut host)?,
             "atomic" => events::atomic(&mut host)?,
             "clear" => events::clear(&mut host)?,
+            "adbits" => memory::adbits(&mut host)?,
+            "cmo" => memory::cmo(&mut host)?,
+            "fresh" => memory::fresh(&mut host)?,
             "sched" => events::sched(&mut host)?,
             _ => events::membarrier(&mut host)?,
         }

@@ -15,7 +15,7 @@ use hostbench::{FAMILIES, Options, record};
 #[derive(Parser, Debug)]
 #[command(name = "hostbench", version)]
 struct Arguments {
-    /// Families to measure [default: all: core, vmexit, chase, psc, mlp, itlb, fault, shoot, atomic, clear, sched, membarrier]
+    /// Families to measure [default: all: core, vmexit, chase, psc, mlp, itlb, fault, adbits, shoot, atomic, clear, cmo, sched, membarrier, fresh]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     families: Vec<String>,
     /// Points of latency curves (pages, cache lines, regions, jumps) instead of each curve's own

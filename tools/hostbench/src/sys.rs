@@ -87,6 +87,41 @@ impl Map {
         check(unsafe { libc::madvise(at.cast(), (range.end - range.start) as usize, libc::MADV_DONTNEED) })
     }
 
+    /// Tells the system that pages are not used, so that it clears their accessed flags, or that they may be freed, so that it clears both flags.
+    pub(crate) fn disuse(&mut self, range: Range<u64>, how: Disuse) -> io::Result<()> {
+        let at = self.at(range.start, range.end - range.start);
+        // asm-generic/mman-common.h
+        let advice = match how {
+            Disuse::Cold => 20,
+            Disuse::Free => 8,
+        };
+        // SAFETY: the mapping's own range, and `self` is exclusive; pages that are freed read as zeroes, which are words as well.
+        check(unsafe { libc::madvise(at.cast(), (range.end - range.start) as usize, advice) })
+    }
+
+    /// Writes a line of a cache back, or flushes it; completion is up to [`full_barrier`].
+    pub(crate) fn upkeep(&self, offset: u64, what: Upkeep) {
+        let line = self.at(offset, LINE);
+        // SAFETY: maintenance by address changes no memory, and the line is mapped; `upkeep_known` is asked first.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            match what {
+                Upkeep::Flush => asm!("clflush [{0}]", in(reg) line, options(nostack, preserves_flags)),
+                Upkeep::FlushLoosely => asm!("clflushopt [{0}]", in(reg) line, options(nostack, preserves_flags)),
+                Upkeep::WriteBack => asm!("clwb [{0}]", in(reg) line, options(nostack, preserves_flags)),
+            }
+        }
+        // SAFETY: as above; Linux lets user space do both.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            match what {
+                Upkeep::Flush => asm!("dc civac, {0}", "dsb ish", in(reg) line, options(nostack, preserves_flags)),
+                Upkeep::FlushLoosely => asm!("dc civac, {0}", in(reg) line, options(nostack, preserves_flags)),
+                Upkeep::WriteBack => asm!("dc cvac, {0}", in(reg) line, options(nostack, preserves_flags)),
+            }
+        }
+    }
+
     /// Lets pages be read only, or written again.
     pub(crate) fn protect(&mut self, range: Range<u64>, access: Access) -> io::Result<()> {
         let at = self.at(range.start, range.end - range.start);
@@ -120,6 +155,55 @@ pub(crate) enum Access {
     Read,
     /// Loads and stores.
     Write,
+}
+
+/// What the system is told about pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Disuse {
+    /// `MADV_COLD`: they will not be used soon.
+    Cold,
+    /// `MADV_FREE`: what they hold is not needed.
+    Free,
+}
+
+/// Upkeep of a cache line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Upkeep {
+    /// Clean and invalidate, in order with others.
+    Flush,
+    /// Clean and invalidate, in any order.
+    FlushLoosely,
+    /// Clean.
+    WriteBack,
+}
+
+/// Bytes of a cache line, as far as these measurements go.
+pub(crate) const LINE: u64 = 64;
+
+/// Whether the processor has an instruction for it (SDM vol. 2, CPUID leaf 7: EBX bits 23 and 24).
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn upkeep_known(what: Upkeep) -> bool {
+    let bits: u32;
+    // SAFETY: leaf 7 is asked for only where leaf 0 says that it exists; the register that the compiler keeps for itself is put back.
+    unsafe {
+        let most: u32;
+        asm!("mov {0}, rbx", "cpuid", "mov rbx, {0}", out(reg) _, inout("eax") 0_u32 => most, inout("ecx") 0_u32 => _, out("edx") _, options(nostack));
+        if most < 7 {
+            return what == Upkeep::Flush;
+        }
+        asm!("mov {0:r}, rbx", "cpuid", "xchg {0:r}, rbx", out(reg) bits, inout("eax") 7_u32 => _, inout("ecx") 0_u32 => _, out("edx") _, options(nostack));
+    }
+    match what {
+        Upkeep::Flush => true,
+        Upkeep::FlushLoosely => bits >> 23 & 1 == 1,
+        Upkeep::WriteBack => bits >> 24 & 1 == 1,
+    }
+}
+
+/// Whether the processor has an instruction for it: every one does.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn upkeep_known(_what: Upkeep) -> bool {
+    true
 }
 
 impl Drop for Map {

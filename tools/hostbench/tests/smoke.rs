@@ -47,6 +47,38 @@ fn events_are_recorded_without_privileges() {
 }
 
 #[test]
+fn flags_lines_and_first_touches_are_recorded_by_names_that_the_predictor_knows() {
+    let text = record(&small(&["adbits", "cmo", "fresh"]), &mut |_| {}).unwrap();
+    let rows = read(&text).unwrap();
+    let machine = mmu_core::machine::Machine::builtin("intel-granite-rapids-host").unwrap();
+    for row in rows.iter().filter(|row| row.bench != "fresh") {
+        let known = mmu_predict::software::nanoseconds(&machine, &row.variant, row.n);
+        assert!(known.is_some(), "{} in\n{text}", row.variant);
+    }
+    for (event, n) in [("load_after_cold_A0", 512), ("store_AD1", 32), ("clflush_dirty_per_line", 256)] {
+        assert!(rows.iter().any(|row| (row.variant.as_str(), row.n) == (event, n)), "{event} in\n{text}");
+    }
+    let at = |name: &str| rows.iter().find(|row| row.variant == name).unwrap_or_else(|| panic!("{name} in\n{text}"));
+    assert!(at("pass0_p05").ns_median <= at("pass0_p50").ns_median, "{text}");
+    assert!(at("pass1_p95").ns_median <= at("pass1_p99").ns_median, "{text}");
+    assert!(at("pass0_mean_below_30us").n <= at("pass0_p50").n, "{text}");
+}
+
+#[test]
+fn a_victim_notices_that_others_call() {
+    let mut said = String::new();
+    let text = record(&small(&["shoot", "membarrier"]), &mut |point| said += point).unwrap();
+    let rows = read(&text).unwrap();
+    assert!(rows.iter().any(|row| row.variant == "munmap_1t" && row.n == 33), "{text}");
+    // One CPU has nobody to interrupt.
+    if !said.contains("there is one CPU") {
+        for victim in ["dontneed_victim_lost", "dontneed_victim_gaps_x1000"] {
+            assert_eq!(rows.iter().filter(|row| row.variant == victim).count(), 9, "{victim} in\n{text}");
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_is_refused_with_a_remedy() {
     let error = |options: &Options| record(options, &mut |_| {}).unwrap_err().to_string();
     let unknown = error(&small(&["chess"]));

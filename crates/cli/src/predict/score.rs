@@ -8,6 +8,7 @@ use mmusim::Machine;
 use mmusim::predict::score::{Band, Knee, Mean, OrderScore, Scored, knees, order, read};
 use serde_json::json;
 
+use super::leave_out::percent;
 use super::report::write_csv;
 use super::{PredictArgs, points_of};
 use crate::invocation::Invocation;
@@ -92,16 +93,16 @@ pub(super) fn text(
             format!("cannot read: {error}; name a CSV file of measurements"),
         )
     })?;
+    if args.leave_out {
+        let rows = read(&text).map_err(|error| CliError::input(format!("{name}: {error}")))?;
+        return super::leave_out::text(args, machine, file, &rows, invocation);
+    }
     let scores = scores(machine, &text, &name, args.seed)?;
     match (args.json, args.csv) {
         (true, _) => Ok(json(machine, &scores, args.seed, file, invocation)),
         (_, true) => csv(&scores),
         _ => Ok(tables(machine, &scores)),
     }
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.2} %", 100.0 * share)
 }
 
 fn tables(machine: &Machine, scores: &Scores) -> String {

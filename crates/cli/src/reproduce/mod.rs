@@ -19,6 +19,7 @@ use crate::output::Output;
 use crate::platform::{Formats, formats};
 
 pub(crate) use report::markdown;
+pub(crate) use svg::{plots, write_plots};
 
 /// `reproduce`.
 #[derive(Args, Debug)]

@@ -81,6 +81,9 @@ pub(super) fn tables(all: &[Reproduced<'_>]) -> String {
             }
         }
         let _ = writeln!(text, "{}", times.render());
+        if let Some(limits) = experiment.limits {
+            let _ = writeln!(text, "Not explained: {limits}\n");
+        }
     }
     text
 }
@@ -121,7 +124,7 @@ pub(super) fn json(all: &[Reproduced<'_>], invocation: &Invocation) -> String {
                 .collect();
             json!({
                 "id": experiment.id, "title": experiment.title, "command": experiment.command,
-                "source": experiment.source, "machine": machine, "rows": rows,
+                "source": experiment.source, "machine": machine, "limits": experiment.limits, "rows": rows,
             })
         })
         .collect();

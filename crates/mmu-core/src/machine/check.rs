@@ -8,7 +8,7 @@ use super::cost;
 use super::raw::{
     RawArray, RawCacheLevel, RawCaches, RawFetch, RawFetchLevel, RawMachine, RawPscLevel, RawTags, RawTlb,
 };
-use super::{Arch, Clock, FetchLevel, FetchSpec, InvalidateSpec, Machine, MachineError, Stages, WalkSpec};
+use super::{Arch, Clock, FetchLevel, FetchSpec, InvalidateSpec, Machine, MachineError, SocketSpec, Stages, WalkSpec};
 use crate::addr::{Cycles, Level, PageSize};
 use crate::assoc::{Index, Replacement, Shape};
 use crate::tlb::{
@@ -75,6 +75,16 @@ pub(super) fn machine(raw: &RawMachine) -> Result<Machine, Vec<MachineError>> {
         contention_slope: checks.within("contention_slope", &raw.invalidate.contention_slope, 0.0, 100.0),
     };
     let fetch = raw.fetch.as_ref().map(|fetch| fetch_levels(fetch, &mut checks));
+    let sockets = raw.sockets.as_ref().map(|sockets| SocketSpec {
+        number: checks.within("sockets.number", &sockets.number, 1, 64),
+        cores: checks.within("sockets.cores", &sockets.cores, 1, 4096),
+        line_transfer: clock.cycles(checks.within(
+            "sockets.line_transfer_ns",
+            &sockets.line_transfer_ns,
+            1.0,
+            10_000.0,
+        )),
+    });
     let software_ns = raw.software_ns.iter();
     let software_ns = software_ns
         .map(|(name, ns)| (name.clone(), checks.within(&format!("software_ns.{name}"), ns, 0.0, 1e12)))
@@ -93,6 +103,7 @@ pub(super) fn machine(raw: &RawMachine) -> Result<Machine, Vec<MachineError>> {
             invalidate,
             costs,
             fetch,
+            sockets,
             software_ns,
         }),
         _ => {
@@ -178,8 +189,8 @@ fn cache_level(
     let latency = latency(raw.latency_cycles.as_ref(), raw.latency_ns.as_ref(), &span, clock, checks);
     let lines = u64::from(*raw.kib.get_ref()) * 1024 / line_bytes;
     let lines = Spanned::new(raw.kib.span(), u32::try_from(lines).unwrap_or(u32::MAX));
-    let shape = shape(&lines, &raw.ways, Index::Modulo, raw.replacement, checks);
-    (shape.map(|shape| CacheLevelSpec { name: raw.name.clone(), shape, latency }), latency)
+    let shape = shape(&lines, &raw.ways, raw.index, raw.replacement, checks);
+    (shape.map(|shape| CacheLevelSpec { name: raw.name.clone(), shape, latency, fill: raw.fill }), latency)
 }
 
 fn latency(

@@ -171,6 +171,24 @@ pub struct InvalidateSpec {
     pub contention_slope: f64,
 }
 
+/// Several processors' dies in one machine: a cache line that moves between them takes longer than on one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SocketSpec {
+    /// Sockets.
+    pub number: u32,
+    /// Cores of each; threads are placed on the cores of one socket after the other.
+    pub cores: u32,
+    /// Moving a line from one socket to another.
+    pub line_transfer: Cycles,
+}
+
+impl SocketSpec {
+    /// The socket on which the thread of this number runs.
+    pub const fn of(&self, thread: usize) -> u32 {
+        thread as u32 / self.cores % self.number
+    }
+}
+
 /// A described machine.
 ///
 /// ```
@@ -204,6 +222,8 @@ pub struct Machine {
     pub costs: Costs,
     /// How fast jumps are followed, where it is described.
     pub fetch: Option<FetchSpec>,
+    /// Sockets, where there are several.
+    pub sockets: Option<SocketSpec>,
     /// Measured costs of software paths by name, in nanoseconds; whoever predicts such paths knows the names.
     pub software_ns: BTreeMap<String, f64>,
 }

@@ -8,7 +8,7 @@ use toml::Spanned;
 use super::cost::RawCosts;
 use crate::addr::PageSize;
 use crate::assoc::{Index, Replacement};
-use crate::tlb::{Coalesce, CombinedByGpa, Inclusion, LargerPages, Port, Stage2Tag};
+use crate::tlb::{Coalesce, CombinedByGpa, Fill, Inclusion, LargerPages, Port, Stage2Tag};
 
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
@@ -27,8 +27,17 @@ pub(super) struct RawMachine {
     pub(super) invalidate: RawInvalidate,
     pub(super) cost: RawCosts,
     pub(super) fetch: Option<RawFetch>,
+    pub(super) sockets: Option<RawSockets>,
     #[serde(default)]
     pub(super) software_ns: BTreeMap<String, Spanned<f64>>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSockets {
+    pub(super) number: Spanned<u32>,
+    pub(super) cores: Spanned<u32>,
+    pub(super) line_transfer_ns: Spanned<f64>,
 }
 
 #[derive(Deserialize, Debug)]
@@ -78,7 +87,11 @@ pub(super) struct RawCacheLevel {
     pub(super) latency_cycles: Option<Spanned<f64>>,
     pub(super) latency_ns: Option<Spanned<f64>>,
     #[serde(default)]
+    pub(super) index: Index,
+    #[serde(default)]
     pub(super) replacement: Replacement,
+    #[serde(default)]
+    pub(super) fill: Fill,
 }
 
 #[derive(Deserialize, Debug)]

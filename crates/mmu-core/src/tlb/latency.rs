@@ -1,13 +1,26 @@
 //! Latency of memory references by residency: a small model of the data caches.
 //!
 //! Walk latency is where the cycles of translation are, and it depends on which cache holds the table's line. Lines are host-physical,
-//! so that tables and data of all stages share the caches as they do in hardware. Every level that misses is filled;
-//! evictions in one level leave the others alone. Write-back traffic and coherence are not modelled.
+//! so that tables and data of all stages share the caches as they do in hardware. Every level that misses is filled, and
+//! evictions in one level leave the others alone, unless a level says that it holds [victims](Fill::Victims). Write-back traffic and
+//! coherence are not modelled.
 
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{Cycles, Hpa};
-use crate::assoc::{SetAssoc, Shape};
+use crate::assoc::{Inserted, SetAssoc, Shape};
+
+/// What a level of cache holds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fill {
+    /// Every line that a reference missed in it.
+    #[default]
+    Misses,
+    /// What the level before evicts; a line that is found moves back there. Third levels of Intel servers since Skylake-SP and of AMD's Zen
+    /// are like that (Intel optimization manual, Skylake server: "non-inclusive", filled by second-level victims).
+    Victims,
+}
 
 /// One level of cache.
 #[derive(Clone, PartialEq, Debug)]
@@ -18,6 +31,8 @@ pub struct CacheLevelSpec {
     pub shape: Shape,
     /// Load-to-use latency of a hit.
     pub latency: Cycles,
+    /// What it holds; the first level holds misses whatever this says.
+    pub fill: Fill,
 }
 
 /// Description of the caches on the way of a reference.
@@ -55,6 +70,7 @@ pub struct Served {
 struct CacheLevel {
     lines: SetAssoc<u64, ()>,
     latency: Cycles,
+    fill: Fill,
     hits: u64,
 }
 
@@ -63,6 +79,8 @@ struct CacheLevel {
 pub struct LatencyCache {
     line_shift: u32,
     levels: Vec<CacheLevel>,
+    /// Whether any level holds victims.
+    victims: bool,
     memory: Cycles,
     memory_references: u64,
 }
@@ -73,11 +91,17 @@ impl LatencyCache {
         let level = |level: &CacheLevelSpec| CacheLevel {
             lines: SetAssoc::new(level.shape, seed),
             latency: level.latency,
+            fill: level.fill,
             hits: 0,
         };
+        let mut levels: Vec<CacheLevel> = spec.levels.iter().map(level).collect();
+        if let Some(first) = levels.first_mut() {
+            first.fill = Fill::Misses;
+        }
         Self {
             line_shift: spec.line_bytes.max(1).trailing_zeros(),
-            levels: spec.levels.iter().map(level).collect(),
+            victims: levels.iter().any(|level| level.fill == Fill::Victims),
+            levels,
             memory: spec.memory,
             memory_references: 0,
         }
@@ -87,6 +111,9 @@ impl LatencyCache {
     #[inline]
     pub fn access(&mut self, at: Hpa) -> Served {
         let line = at.raw() >> self.line_shift;
+        if self.victims {
+            return self.access_with_victims(line);
+        }
         for (n, level) in self.levels.iter_mut().enumerate() {
             if level.lines.lookup(&line).is_some() {
                 level.hits += 1;
@@ -96,6 +123,40 @@ impl LatencyCache {
         }
         self.memory_references += 1;
         Served { by: ServedBy::Memory, latency: self.memory }
+    }
+
+    /// The same where a level holds what the one before evicts.
+    fn access_with_victims(&mut self, line: u64) -> Served {
+        let found = self.levels.iter_mut().position(|level| level.lines.lookup(&line).is_some());
+        let reached = found.unwrap_or(self.levels.len());
+        let served = if let Some(level) = self.levels.get_mut(reached) {
+            level.hits += 1;
+            if level.fill == Fill::Victims {
+                level.lines.invalidate(&line);
+            }
+            Served { by: ServedBy::Cache(reached as u8), latency: level.latency }
+        } else {
+            self.memory_references += 1;
+            Served { by: ServedBy::Memory, latency: self.memory }
+        };
+        for missed in 0..reached {
+            if self.levels[missed].fill == Fill::Misses {
+                self.fill(missed, line);
+            }
+        }
+        served
+    }
+
+    /// Puts a line into a level that does not have it; what leaves goes on to levels of victims behind.
+    fn fill(&mut self, number: usize, line: u64) {
+        let (mut number, mut line) = (number, line);
+        while let Some(level) = self.levels.get_mut(number) {
+            let Inserted::Evicted(out, ()) = level.lines.insert(line, ()) else { return };
+            (number, line) = (number + 1, out);
+            if self.levels.get(number).is_none_or(|next| next.fill != Fill::Victims) {
+                return;
+            }
+        }
     }
 
     /// Forgets the lines of a stretch of memory (cache maintenance), looking each line up; returns how many were held,
@@ -122,6 +183,7 @@ mod tests {
             name: name.to_owned(),
             shape: Shape::new(lines, 2).unwrap(),
             latency: Cycles(latency),
+            fill: Fill::Misses,
         };
         let levels = vec![level("l1", 2, 5), level("l2", 4, 16)];
         LatencyCache::new(&CacheSpec { line_bytes: 64, levels, memory: Cycles(600), fill_buffers: 10 }, 0)
@@ -136,6 +198,29 @@ mod tests {
         assert_eq!(cache.access(Hpa::new(256)).by, ServedBy::Cache(1));
         let counts: Vec<u64> = cache.references().map(|(_, count)| count).collect();
         assert_eq!(counts, [2, 1, 5]);
+    }
+
+    #[test]
+    fn a_level_of_victims_adds_its_room_to_the_level_before() {
+        let level = |name: &str, lines, latency, fill| CacheLevelSpec {
+            name: name.to_owned(),
+            shape: Shape::new(lines, 0).unwrap(),
+            latency: Cycles(latency),
+            fill,
+        };
+        let round = |fill| {
+            let levels =
+                vec![level("l1", 1, 5, Fill::Victims), level("l2", 4, 16, Fill::Misses), level("l3", 4, 60, fill)];
+            let mut cache =
+                LatencyCache::new(&CacheSpec { line_bytes: 64, levels, memory: Cycles(600), fill_buffers: 10 }, 0);
+            for line in (0..8).chain(0..8) {
+                cache.access(Hpa::new(64 * line));
+            }
+            cache.references().map(|(_, count)| count).collect::<Vec<_>>()
+        };
+        // Eight lines in turn: four and four hold them all together, not each for itself.
+        assert_eq!(round(Fill::Victims), [0, 0, 8, 8]);
+        assert_eq!(round(Fill::Misses), [0, 0, 0, 16]);
     }
 
     #[test]

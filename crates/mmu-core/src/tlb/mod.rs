@@ -40,7 +40,7 @@ pub use entry::{Reach, TlbEntry};
 pub use hierarchy::{Inclusion, LevelArray, Lookup, Tlb, TlbSpec};
 pub use invalidate::{AsidScope, Globals, Invalidate, TableCaches};
 pub use key::{Asid, CombinedByGpa, Input, Kind, RootId, Stage2Tag, Tag, TagRules, TlbKey, Vmid};
-pub use latency::{CacheLevelSpec, CacheSpec, LatencyCache, Served, ServedBy};
+pub use latency::{CacheLevelSpec, CacheSpec, Fill, LatencyCache, Served, ServedBy};
 pub use perms::Perms;
 pub use psc::{PscLevelSpec, PscSet, PscSpec, PscStats};
 pub use spec::{ArrayError, ArraySpec, ArrayStats, Coalesce, LargerPages, Port};

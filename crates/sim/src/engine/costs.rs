@@ -1,7 +1,7 @@
 //! What events cost on one machine, in cycles: the machine sheet's figures as the engine uses them.
 
 use mmu_core::Cycles;
-use mmu_core::machine::{Arch, Machine, WalkSpec};
+use mmu_core::machine::{Arch, Machine, SocketSpec, WalkSpec};
 
 use super::lock::{LockCosts, LockKind};
 
@@ -41,6 +41,8 @@ pub struct Costs {
     pub lock_local: Cycles,
     /// Moving a lock's line between processors.
     pub lock_handoff: Cycles,
+    /// Sockets between which that takes longer, if there are several.
+    pub sockets: Option<SocketSpec>,
     /// What kind of lock `mmu_lock` is.
     pub mmu_lock: LockKind,
 
@@ -133,6 +135,7 @@ impl Costs {
             rcu_grace: sheet.rcu_grace_period,
             lock_local: half(sheet.lock_uncontended),
             lock_handoff: sheet.lock_handoff,
+            sockets: machine.sockets,
             mmu_lock: if machine.arch == Arch::Power { LockKind::Spin } else { LockKind::ReadWrite },
             // A round trip is given; the way there is half of it.
             ipi_latency: half(sheet.ipi_ack),
@@ -161,7 +164,7 @@ impl Costs {
     }
 
     pub(crate) fn lock(&self) -> LockCosts {
-        LockCosts { local: self.lock_local, handoff: self.lock_handoff }
+        LockCosts { local: self.lock_local, handoff: self.lock_handoff, sockets: self.sockets }
     }
 
     /// The longest window that hides no cross-processor event: nothing one processor does reaches another sooner.

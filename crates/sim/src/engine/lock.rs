@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use mmu_core::Cycles;
+use mmu_core::machine::SocketSpec;
 
 use super::op::LockMode;
 
@@ -30,6 +31,18 @@ pub(crate) struct LockCosts {
     pub(crate) local: Cycles,
     /// Moving the lock's line from another processor.
     pub(crate) handoff: Cycles,
+    /// Sockets between which that takes longer.
+    pub(crate) sockets: Option<SocketSpec>,
+}
+
+impl LockCosts {
+    /// Moving a line from one actor's processor to another's. Actors are placed in the order of their numbers, which vCPUs' threads begin.
+    fn between(&self, from: ActorId, to: ActorId) -> Cycles {
+        match self.sockets {
+            Some(sockets) if sockets.of(from) != sockets.of(to) => sockets.line_transfer.max(self.handoff),
+            _ => self.handoff,
+        }
+    }
 }
 
 /// What a lock went through.
@@ -125,8 +138,8 @@ impl SimLock {
     /// Brings the lock's line to an actor's processor: it serves one at a time, readers too. Returns when it is there.
     fn fetch_line(&mut self, actor: ActorId, now: Cycles, costs: LockCosts) -> Cycles {
         let start = now.max(self.line_free);
-        let remote = self.last.replace(actor).is_some_and(|last| last != actor);
-        self.line_free = start + if remote { costs.handoff } else { Cycles::ZERO };
+        let last = self.last.replace(actor).filter(|&last| last != actor);
+        self.line_free = start + last.map_or(Cycles::ZERO, |last| costs.between(last, actor));
         self.line_free
     }
 
@@ -162,7 +175,7 @@ impl SimLock {
 mod tests {
     use super::*;
 
-    const COSTS: LockCosts = LockCosts { local: Cycles(20), handoff: Cycles(100) };
+    const COSTS: LockCosts = LockCosts { local: Cycles(20), handoff: Cycles(100), sockets: None };
 
     #[test]
     fn a_writer_waits_for_readers_and_later_readers_wait_for_it() {
@@ -182,6 +195,22 @@ mod tests {
         assert_eq!(lock.release(2, Cycles(600), COSTS, &mut granted), Some(Cycles(620)));
         assert_eq!(granted, [Granted { actor: 3, at: Cycles(740) }]);
         assert_eq!(lock.stats.longest_wait, Cycles(700));
+    }
+
+    #[test]
+    fn a_line_takes_longer_between_sockets() {
+        let sockets = SocketSpec { number: 2, cores: 2, line_transfer: Cycles(300) };
+        let costs = LockCosts { sockets: Some(sockets), ..COSTS };
+        let mut lock = SimLock::new(LockKind::ReadWrite);
+        let took = [0_usize, 1, 2, 3, 4].map(|actor| {
+            let now = Cycles(10_000 * (actor as u64 + 1));
+            lock.acquire(actor, LockMode::Read, now, costs).unwrap().since(now).0
+        });
+        assert_eq!(
+            took,
+            [20, 120, 320, 120, 320],
+            "0 and 1 are on one socket, 2 and 3 on the other, 4 back on the first"
+        );
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Experiment {
     pub machine: &'static str,
     /// How much less memory a run has by default, so that it takes seconds.
     pub scale: u64,
+    /// What the simulation is known not to explain.
+    pub limits: Option<&'static str>,
     /// The figures.
     pub published: Vec<Published>,
 }
@@ -70,6 +72,7 @@ pub fn experiments() -> Vec<Experiment> {
             source: "20240529180510.2295118-1-jthoughton",
             machine: "intel-sapphire-rapids",
             scale: 512,
+            limits: None,
             published: rows(
                 1.GiB(),
                 "one aging pass",
@@ -83,6 +86,7 @@ pub fn experiments() -> Vec<Experiment> {
             source: "1b6043e8e584, 8351779ce65f",
             machine: "intel-skylake-sp",
             scale: 1,
+            limits: None,
             published: rows(512.GiB(), "longest stretch without a reschedule", [(1, [7.0, 0.1])]),
         },
         Experiment {
@@ -92,6 +96,7 @@ pub fn experiments() -> Vec<Experiment> {
             source: "dirty_log_perf_test, August 2024",
             machine: "intel-sapphire-rapids",
             scale: 16,
+            limits: None,
             published: [
                 rows(4.GiB(), "disable dirty logging", [(64, [14.334, 4.795])]),
                 rows(4.GiB(), "remote flushes", [(64, [131_072.0, 76.0])]),
@@ -106,6 +111,7 @@ pub fn experiments() -> Vec<Experiment> {
             source: "nx_huge_pages_perf_test (proposed 2025)",
             machine: "intel-sapphire-rapids",
             scale: 1,
+            limits: None,
             published: rows(16.GiB(), "maximum fault latency", [(2, [8.50e6, 0.049e6])]),
         },
         Experiment {
@@ -115,6 +121,7 @@ pub fn experiments() -> Vec<Experiment> {
             source: "20210208112250.163568-1-wangyanan55",
             machine: "huawei-kunpeng-920",
             scale: 20,
+            limits: None,
             published: [
                 rows(20.GiB(), "create mappings", [(20, [52.83, 3.70]), (40, [104.56, 3.70])]),
                 rows(20.GiB(), "rebuild mappings", [(40, [103.93, 2.96])]),
@@ -129,6 +136,7 @@ pub fn experiments() -> Vec<Experiment> {
             source: "20221107215644.1895162-1-oliver.upton",
             machine: "arm-neoverse-n1",
             scale: 512,
+            limits: None,
             published: rows(
                 4.GiB(),
                 "iteration 1 dirty memory",
@@ -142,6 +150,7 @@ pub fn experiments() -> Vec<Experiment> {
             source: "20230722022251.3446223-1-rananta",
             machine: "arm-neoverse-v1",
             scale: 1,
+            limits: None,
             published: [rows(1.GiB(), "unmap", [(1, [0.54, 0.13])]), rows(128.GiB(), "unmap", [(1, [64.65, 14.39])])]
                 .concat(),
         },
@@ -152,6 +161,7 @@ pub fn experiments() -> Vec<Experiment> {
             source: "20220119230739.2234394-1-dmatlack",
             machine: "intel-skylake-sp",
             scale: 1,
+            limits: None,
             published: [
                 rows(1.GiB(), "enable dirty logging", [(96, [0.00168, 1.547])]),
                 rows(1.GiB(), "iteration 1 dirty memory", [(96, [2.944, 0.146])]),
@@ -165,6 +175,7 @@ pub fn experiments() -> Vec<Experiment> {
             source: "20221112081714.2169495-1-ricarkol",
             machine: "arm-neoverse-n1",
             scale: 4,
+            limits: None,
             published: rows(
                 1.GiB(),
                 "dirty memory",
