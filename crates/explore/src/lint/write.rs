@@ -8,13 +8,15 @@
 //! | an atomic change of an entry, or a store under a shared lock | the same under a lock that is taken for it alone |
 //! | `kvm_flush_remote_tlbs`: begins | `dsb ishst; tlbi vmalls12e1is` |
 //! | ... ends, when every processor has made it | `dsb ish` |
-//! | the same for a range | `dsb ishst; tlbi ipas2e1is` for each page, then `dsb ish; tlbi vmalle1is; dsb ish` (`__kvm_tlb_flush_vmid_ipa`) |
+//! | the same for one leaf | `dsb ishst; tlbi ipas2e1is`, then `dsb ish; tlbi vmalle1is; dsb ish` (`__kvm_tlb_flush_vmid_ipa`) |
+//! | the same for one leaf | `dsb ishst; tlbi ipas2e1is`, then `dsb ish; tlbi vmalle1is; dsb ish` (`__kvm_tlb_flush_vmid_ipa`) |
+//! | the same for a range | as for the whole guest: there is no instruction for ranges in these traces, so how far one reaches is not judged by them |
 //! | the VM's root | every thread has it loaded |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use mmu_core::{Flush, FlushScope, Hpa, Level};
+use mmu_core::{Flush, FlushScope, Hpa, Level, WalkCaches};
 use mmu_sim::explore::{Happened, Invariant, Trace};
 use serde_json::{Value as Json, json};
 
@@ -66,14 +68,21 @@ fn test(number: usize, trace: &Trace) -> Result<Json, ExportError> {
     Ok(json!({ "id": format!("{} {number}", trace.scenario), "expected": expected, "ops": writer.ops }))
 }
 
+/// The page that an invalidation names, if it is of one leaf.
+fn page_of(flush: Flush) -> Option<u64> {
+    let FlushScope::Range { start, bytes, level } = flush.scope else { return None };
+    let leaf = level.map_or(PAGE, |level| PAGE << (9 * level.index() as u32));
+    (bytes <= leaf && flush.walk_caches == WalkCaches::Keep).then_some(start.raw() / PAGE)
+}
+
 /// Writes one trace.
 struct Writer {
     ops: Vec<Json>,
     /// Tables by address, with their levels.
     tables: BTreeMap<u64, Level>,
     threads: BTreeSet<u32>,
-    /// Tables above start tables, by these.
-    above: BTreeMap<u64, String>,
+    /// By start table: those above it, the highest last, and how many pages it has.
+    above: BTreeMap<u64, (Vec<String>, u64)>,
     /// Events that tell what there was at the beginning.
     begun: usize,
 }
@@ -141,19 +150,18 @@ impl Writer {
     /// Links the pages of a start table below a table of the highest level.
     fn put_below(&mut self, thread: u32, table: Hpa, pages: u64, level: Level) {
         let mut child: Vec<String> = (0..pages).map(|page| name(table.raw() + page * PAGE)).collect();
-        let mut at = level;
+        let (mut at, mut all) = (level, Vec::new());
         while at < TOP {
             let above = format!("above {} {}", name(table.raw()), at.index());
             self.op(thread, &json!(["init_page", above]));
             for (index, page) in child.iter().enumerate() {
                 self.op(thread, &json!(["write", [above, index], { "table": page }, "plain"]));
             }
+            all.push(above.clone());
             child = vec![above];
             at = Level::new(at.index() as u8 + 1);
         }
-        if let Some(top) = child.pop() {
-            self.above.insert(table.raw(), top);
-        }
+        self.above.insert(table.raw(), (all, pages));
     }
 
     /// Everybody has this root loaded.
@@ -162,7 +170,8 @@ impl Writer {
         if level < TOP && !self.above.contains_key(&root.raw()) {
             self.put_below(0, root, 1, level);
         }
-        let top = self.above.get(&root.raw()).cloned().unwrap_or_else(|| name(root.raw()));
+        let above = self.above.get(&root.raw()).and_then(|(above, _)| above.last().cloned());
+        let top = above.unwrap_or_else(|| name(root.raw()));
         self.op(0, &json!(["root_has_lock", [top, 0], "lock"]));
         for thread in self.threads.clone() {
             self.op(thread, &json!(["load_root", "stage2", [top, 0], { "id": u32::from(generation) + 1 }]));
@@ -180,13 +189,27 @@ impl Writer {
             Happened::FlushBegins(flush) => self.flush(thread, flush),
             Happened::FlushEnds(flush) => {
                 self.op(thread, &json!(["dsb", "ish"]));
-                if matches!(flush.scope, FlushScope::Range { .. }) {
+                if page_of(flush).is_some() {
                     self.op(thread, &json!(["tlbi", "vmalle1is"]));
                     self.op(thread, &json!(["dsb", "ish"]));
                 }
             }
-            Happened::Free { table } => self.op(thread, &json!(["release_table", [name(table.raw()), 0]])),
+            Happened::Free { table } => self.free(thread, table),
             Happened::Root { root, generation } => self.load(root, generation),
+        }
+    }
+
+    /// A table goes; a start table with what was put above it.
+    fn free(&mut self, thread: u32, table: Hpa) {
+        let mut pages = 1;
+        if let Some((above, of)) = self.above.remove(&table.raw()) {
+            pages = of;
+            for name in above.iter().rev() {
+                self.op(thread, &json!(["release_table", [name, 0]]));
+            }
+        }
+        for page in 0..pages {
+            self.op(thread, &json!(["release_table", [name(table.raw() + page * PAGE), 0]]));
         }
     }
 
@@ -215,14 +238,9 @@ impl Writer {
 
     fn flush(&mut self, thread: u32, flush: Flush) {
         self.op(thread, &json!(["dsb", "ishst"]));
-        let FlushScope::Range { start, bytes, level } = flush.scope else {
-            return self.op(thread, &json!(["tlbi", "vmalls12e1is"]));
-        };
-        let stride = level.map_or(PAGE, |level| PAGE << (9 * level.index() as u32));
-        let mut at = start.raw();
-        while at < start.raw() + bytes {
-            self.op(thread, &json!(["tlbi", "ipas2e1is", at / PAGE]));
-            at += stride;
+        match page_of(flush) {
+            Some(page) => self.op(thread, &json!(["tlbi", "ipas2e1is", page])),
+            None => self.op(thread, &json!(["tlbi", "vmalls12e1is"])),
         }
     }
 }

@@ -46,13 +46,14 @@ pub fn mutants(schedules: u64, seed: Seed) -> Vec<Mutant> {
 
 fn mutant(topic: &Topic, mutation: Mutation, budget: Budget) -> Mutant {
     let mut mutant = Mutant { topic: topic.name, mutation, tried: Vec::new(), noticed_by: Vec::new(), why: None };
-    let mut casts = Vec::new();
+    let (mut casts, mut mattered) = (Vec::new(), 0);
     for exhibit in topic.rows {
         let report = explored(exhibit, mutation, Some(mutation), budget);
         if report.stats.evaluations.mutated() == 0 {
             continue;
         }
         mutant.tried.push(exhibit.id);
+        mattered += report.stats.evaluations.mattering();
         casts.push(exhibit.scenario(Variant::Fixed).cast());
         // Under weaker memory than it was written for, a scenario may break without any help.
         if let Some(failure) = report.failure
@@ -62,7 +63,7 @@ fn mutant(topic: &Topic, mutation: Mutation, budget: Budget) -> Mutant {
         }
     }
     if mutant.noticed_by.is_empty() {
-        mutant.why = computed(mutation, &casts).map(str::to_owned).or_else(|| {
+        mutant.why = computed(mutation, &casts, mattered).map(str::to_owned).or_else(|| {
             let known = topic.unnoticed.iter().find(|(known, _)| *known == mutation);
             known.map(|(_, why)| (*why).to_owned())
         });
@@ -70,19 +71,27 @@ fn mutant(topic: &Topic, mutation: Mutation, budget: Budget) -> Mutant {
     mutant
 }
 
-/// Why nobody can notice, by who takes part in the scenarios that have such steps.
-fn computed(mutation: Mutation, casts: &[Cast]) -> Option<&'static str> {
-    let flushes = matches!(mutation, Mutation::OmitFlush | Mutation::LateFlush);
+/// Why nobody can notice: by who takes part in the scenarios that have such steps, and by how often a wrong one could have been told.
+fn computed(mutation: Mutation, casts: &[Cast], mattered: u64) -> Option<&'static str> {
     if casts.is_empty() {
         return Some("no step of this kind");
     }
-    if flushes && casts.iter().all(|cast| cast.vcpus == 0) {
-        return Some("no vCPU that could have cached anything");
+    if mattered > 0 {
+        return None;
     }
-    if !flushes && casts.iter().all(|cast| cast.actors == 1) {
-        return Some("one actor: nobody is there to be disturbed");
-    }
-    None
+    Some(match mutation {
+        Mutation::OmitFlush | Mutation::LateFlush if casts.iter().all(|cast| cast.vcpus == 0) => {
+            "no vCPU that could have cached anything"
+        }
+        Mutation::OmitFlush | Mutation::LateFlush => "no vCPU has run before",
+        Mutation::PlainStore => "nobody else changes the entries: no compare-and-swap would have failed",
+        Mutation::StaleRecheck => "no invalidation begins or ends in these scenarios",
+        Mutation::OmitRcu => "no grace period begins while somebody would be in a read section",
+        Mutation::OmitGrace => "nobody is in a read section when a grace period begins",
+        Mutation::OmitLock => "nobody else wants the lock meanwhile",
+        Mutation::RelaxedOrder => "the words of these accesses are nobody else's in these scenarios",
+        Mutation::OmitFence => "one actor: nobody is there to see another order",
+    })
 }
 
 /// The fixed scenario under the memory order that shows `shown`, with `mutation`.

@@ -140,6 +140,11 @@ impl Guest {
         self.mode == Mode::Guest && self.exit.is_none()
     }
 
+    /// Whether it has run guest code, and may have cached something.
+    pub(crate) fn has_run(&self) -> bool {
+        self.entered
+    }
+
     pub(crate) fn enter(&mut self, now: Moment) {
         if !std::mem::replace(&mut self.entered, true) {
             self.floor = now;

@@ -109,11 +109,12 @@ impl std::error::Error for UnknownInvariant {}
 pub struct Evaluations {
     counts: [u64; Invariant::ALL.len()],
     mutated: u64,
+    mattering: u64,
 }
 
 impl Default for Evaluations {
     fn default() -> Self {
-        Self { counts: [0; Invariant::ALL.len()], mutated: 0 }
+        Self { counts: [0; Invariant::ALL.len()], mutated: 0, mattering: 0 }
     }
 }
 
@@ -126,6 +127,7 @@ impl Evaluations {
             *mine += theirs;
         }
         self.mutated += other.mutated;
+        self.mattering += other.mattering;
     }
     pub(crate) fn count_mutated(&mut self) {
         self.mutated += 1;
@@ -133,6 +135,14 @@ impl Evaluations {
     /// How many steps went wrong because of a [`Mutation`](super::Mutation).
     pub fn mutated(&self) -> u64 {
         self.mutated
+    }
+    pub(crate) fn count_mattering(&mut self) {
+        self.mattering += 1;
+    }
+    /// How often that could have been told: somebody else was there to be disturbed by the wrong step. How it is told apart from a harmless one
+    /// depends on the mutation; for accesses that are ordered wrongly executions are counted, not steps.
+    pub fn mattering(&self) -> u64 {
+        self.mattering
     }
     /// How often an invariant was evaluated: one that never was proves nothing.
     pub fn of(&self, invariant: Invariant) -> u64 {

@@ -14,6 +14,7 @@ use super::ghost::Ghost;
 use super::guest::Guest;
 use super::invariant::{Broken, Evaluations, Invariant};
 use super::memory::{MemoryOrder, View};
+use super::mutation::{Disordered, Imagined};
 use super::promises::Promises;
 use super::tally::Tally;
 use super::words::Words;
@@ -69,6 +70,7 @@ pub(crate) struct Hand {
     pub(crate) answers: u64,
     /// The invalidation that it waits for.
     pub(crate) flushing: Option<Flush>,
+    pub(crate) imagined: Imagined,
 }
 
 impl Hand {
@@ -89,6 +91,7 @@ impl Hand {
             view: View::default(),
             answers: 0,
             flushing: None,
+            imagined: Imagined::default(),
         }
     }
 
@@ -205,6 +208,7 @@ pub(crate) struct Lab<A: Arch> {
     /// Nobody could make a step any more.
     pub(crate) nobody_left: bool,
     pub(crate) broken: Option<Broken>,
+    pub(crate) imagined: Disordered,
     pub(crate) record: Option<Vec<Step>>,
     pub(crate) traced: Option<super::traced::Noted>,
 }
@@ -263,6 +267,7 @@ impl<A: Arch> Lab<A> {
             end: None,
             nobody_left: false,
             broken: None,
+            imagined: Disordered::default(),
             record: None,
             traced: None,
             world,
@@ -309,6 +314,7 @@ impl<A: Arch> Lab<A> {
         self.steps = 0;
         self.end = None;
         self.nobody_left = false;
+        self.imagined.clear();
         self.broken = None;
     }
 

@@ -93,6 +93,7 @@ impl<A: Arch> Lab<A> {
     /// A load by the acting actor.
     pub(crate) fn load(&mut self, at: Hpa, order: Order) -> u64 {
         let me = self.me();
+        self.imagine_read(at);
         if let Some(&(_, buffered)) = self.hands[me].buffer.iter().rev().find(|(word, _)| *word == at) {
             return buffered;
         }

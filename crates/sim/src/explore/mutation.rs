@@ -5,13 +5,14 @@
 
 use std::fmt;
 
-use mmu_core::{Flush, FlushScope, WalkCaches};
+use mmu_core::{Flush, FlushScope, Hpa, WalkCaches};
 use serde::{Deserialize, Serialize};
 
+use super::guest::Guest;
 use super::lab::Lab;
 use super::perform::DONE;
 use crate::arch::Arch;
-use crate::engine::{Atomicity, LockId, LockKind, Op, Order, Reply, Var};
+use crate::engine::{Atomicity, LockId, LockKind, LockMode, Op, Order, Reply, Var};
 
 /// What goes wrong.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -73,6 +74,31 @@ impl fmt::Display for Mutation {
     }
 }
 
+/// What an actor would be doing if its operations went right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Imagined {
+    /// Read sections of RCU that it would be in.
+    reading: u32,
+    /// How it would hold `mmu_lock`.
+    holding: Option<LockMode>,
+}
+
+/// Accesses of an execution that are ordered otherwise than they should be, and what others read.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Disordered {
+    loads: Vec<(usize, Hpa)>,
+    stores: Vec<(usize, Hpa)>,
+    reads: Vec<(usize, Hpa)>,
+}
+
+impl Disordered {
+    pub(crate) fn clear(&mut self) {
+        self.loads.clear();
+        self.stores.clear();
+        self.reads.clear();
+    }
+}
+
 /// What became of an operation.
 pub(crate) enum Mutated {
     /// It is not one that goes wrong.
@@ -86,6 +112,7 @@ impl<A: Arch> Lab<A> {
     pub(crate) fn mutated(&mut self, op: Op) -> Mutated {
         let Some(mutation) = self.limits.mutation else { return Mutated::No };
         let me = self.me();
+        self.imagine(mutation, op);
         let instead = match (mutation, op) {
             (Mutation::OmitFlush, Op::Flush(_)) => DONE,
             (Mutation::LateFlush, Op::Flush(flush)) if self.holds_any(me) => {
@@ -142,6 +169,87 @@ impl<A: Arch> Lab<A> {
         };
         self.evaluations.count_mutated();
         Mutated::Performed(instead)
+    }
+
+    /// Takes account of what an operation that goes wrong would have done, and of whether anybody could have told the difference.
+    fn imagine(&mut self, mutation: Mutation, op: Op) {
+        let me = self.me();
+        let others = |lab: &Self, is: fn(&Imagined) -> bool| {
+            lab.hands.iter().enumerate().any(|(number, hand)| number != me && is(&hand.imagined))
+        };
+        let matters = match (mutation, op) {
+            (Mutation::OmitFlush | Mutation::LateFlush, Op::Flush(_)) => self.guests.iter().any(Guest::has_run),
+            (Mutation::PlainStore, Op::Cmpxchg(at, old, _)) => self.words.peek(at) != old,
+            (Mutation::PlainStore, Op::Run(run)) => {
+                matches!(run.atomicity, Atomicity::IfStill(old) if self.words.peek(run.at) != old)
+                    || self.guests.iter().any(Guest::runs)
+            }
+            (Mutation::OmitRcu, Op::RcuLock | Op::RcuUnlock) => {
+                let reading = &mut self.hands[me].imagined.reading;
+                *reading = if op == Op::RcuLock { *reading + 1 } else { reading.saturating_sub(1) };
+                false
+            }
+            (Mutation::OmitRcu, Op::CallRcu(_) | Op::SynchronizeRcu) => others(self, |hand| hand.reading > 0),
+            (Mutation::OmitGrace, Op::CallRcu(_) | Op::SynchronizeRcu) => {
+                self.hands.iter().enumerate().any(|(number, hand)| number != me && hand.rcu_depth > 0)
+            }
+            (Mutation::OmitLock, Op::Lock(LockId::MMU, mode)) => {
+                self.hands[me].imagined.holding = Some(mode);
+                match mode {
+                    LockMode::Write => others(self, |hand| hand.holding.is_some()),
+                    LockMode::Read => others(self, |hand| hand.holding == Some(LockMode::Write)),
+                }
+            }
+            (Mutation::OmitLock, Op::Unlock(LockId::MMU)) => {
+                self.hands[me].imagined.holding = None;
+                false
+            }
+            (
+                Mutation::StaleRecheck,
+                Op::Load(var @ (Var::INVALIDATE_SEQ | Var::IN_PROGRESS | Var::ACTIVE_INVALIDATIONS), _),
+            )
+            | (Mutation::RelaxedOrder, Op::Load(var, Order::Synchronizing)) => {
+                self.imagined.loads.push((me, self.var(var)));
+                false
+            }
+            (Mutation::RelaxedOrder, Op::Store(var, _, Order::Synchronizing)) => {
+                self.imagined.stores.push((me, self.var(var)));
+                false
+            }
+            (Mutation::RelaxedOrder, Op::Write(at, _, Order::Synchronizing)) => {
+                self.imagined.stores.push((me, at));
+                false
+            }
+            // What a fence orders is not known: it counts as soon as somebody else is there.
+            (Mutation::OmitFence, Op::Fence(_)) => self.hands.len() > 1,
+            _ => false,
+        };
+        if matters {
+            self.evaluations.count_mattering();
+        }
+    }
+
+    /// An actor reads a word.
+    pub(crate) fn imagine_read(&mut self, at: Hpa) {
+        if self.limits.mutation == Some(Mutation::RelaxedOrder) {
+            let read = (self.me(), at);
+            self.imagined.reads.push(read);
+        }
+    }
+
+    /// An execution has ended: whether somebody could have told that accesses were ordered otherwise.
+    pub(crate) fn count_imagined(&mut self) {
+        let written = |&(me, at): &(usize, Hpa)| {
+            let index = self.words.index_of(at);
+            let log = self.words.log().iter().skip(self.start as usize);
+            log.into_iter().any(|write| usize::from(write.agent) != me && index.wrapping_sub(write.at) < write.len)
+        };
+        let read = |&(me, at): &(usize, Hpa)| self.imagined.reads.iter().any(|&(who, place)| who != me && place == at);
+        let matters = self.imagined.loads.iter().any(written) || self.imagined.stores.iter().any(read);
+        if matters {
+            self.evaluations.count_mattering();
+        }
+        self.imagined.clear();
     }
 
     /// Performs another operation, which is not one that goes wrong.

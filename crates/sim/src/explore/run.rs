@@ -138,6 +138,7 @@ impl<'s, A: Arch> Runner<'s, A> {
                 lab.end = Some(End::Broken);
             }
         }
+        lab.count_imagined();
         let (digest, outcome) = (lab.digest(), lab.outcome());
         Execution {
             end: lab.end.unwrap_or(End::Finished),

@@ -179,6 +179,10 @@ impl Words {
     fn index(&self, at: Hpa) -> usize {
         (at.raw().wrapping_sub(self.base) / 8) as usize
     }
+    /// The place of a word, as [`Write::at`] counts.
+    pub(crate) fn index_of(&self, at: Hpa) -> u32 {
+        self.index(at) as u32
+    }
     pub(crate) fn address(&self, index: u32) -> Hpa {
         Hpa::new(self.base + 8 * u64::from(index))
     }

@@ -82,7 +82,8 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
 ];
 
 /// Mutations that none of these scenarios notices, and why.
-pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
+pub(super) const UNNOTICED: &[(Mutation, &str)] =
+    &[(Mutation::RelaxedOrder, super::WHOLE), (Mutation::OmitFence, super::FENCES)];
 
 fn a05(variant: Variant) -> Box<dyn Explorable> {
     let folded = variant.choose(FoldedLevels::ByName, FoldedLevels::Known);

@@ -89,6 +89,15 @@ pub(super) fn topic_of(id: &str) -> Option<Topic> {
     topics().into_iter().find(|topic| topic.rows.iter().any(|row| row.id == id))
 }
 
+/// Why no fault misses its fences.
+const FENCES: &str = "the read barrier of a fault orders its look at the sequence before the look-up of the page, and the primary MMU answers by what \
+                      is so now; looks without the lock are repeated under mmu_lock, whose hand-over orders what range_end wrote";
+/// Why entries need not be released where a leaf or an empty table is put in place.
+const WHOLE: &str =
+    "what is released is a leaf or a link to an empty table: there is nothing behind it that a reader could miss";
+/// Why a version of the memslots need not be released.
+const SLOTS: &str = "what is released is the number of a version of the memslots, which are Rust data: whoever reads it finds all of them";
+
 /// A vCPU thread that handles faults by this policy.
 fn thread<F: Format>(policy: FaultPolicy) -> impl Fn(Host<F>, VcpuId) -> ActorFuture + Send + Sync + 'static {
     move |host, id| Box::pin(vcpu::thread(host, id, policy))

@@ -99,7 +99,8 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
 ];
 
 /// Mutations that none of these scenarios notices, and why.
-pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
+pub(super) const UNNOTICED: &[(Mutation, &str)] =
+    &[(Mutation::RelaxedOrder, super::SLOTS), (Mutation::OmitFence, super::FENCES)];
 
 /// One vCPU faults on a page that is being dropped.
 fn fault_and_drop<A: Arch>(arch: A, name: &str, fault: FaultPolicy, notifier: NotifierPolicy) -> Scenario<A> {

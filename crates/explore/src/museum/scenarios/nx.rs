@@ -52,7 +52,7 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
 ];
 
 /// Mutations that none of these scenarios notices, and why.
-pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[(Mutation::OmitFence, super::FENCES)];
 
 async fn thread<F: mmu_core::Format>(host: Host<F>, vcpu: VcpuId, nx: NxPages) {
     let policy = FaultPolicy { split: LazySplit::InPlace, ..FaultPolicy::new(LockMode::Read, PageSize::SIZE_2M) };

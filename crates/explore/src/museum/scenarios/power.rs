@@ -45,7 +45,7 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
 ];
 
 /// Mutations that none of these scenarios notices, and why.
-pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[(Mutation::RelaxedOrder, super::WHOLE)];
 
 const LOCKLESS: AgingPolicy = AgingPolicy { lock: AgingLock::Rcu, ..AgingPolicy::V6_13 };
 

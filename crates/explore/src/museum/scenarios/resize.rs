@@ -143,7 +143,8 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
 ];
 
 /// Mutations that none of these scenarios notices, and why.
-pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
+pub(super) const UNNOTICED: &[(Mutation, &str)] =
+    &[(Mutation::RelaxedOrder, super::WHOLE), (Mutation::OmitFence, super::FENCES)];
 
 /// Memory in host pages of 2 MiB, of which the guest has two small ones mapped.
 pub(super) fn half_mapped(name: &str) -> Scenario<Arm> {

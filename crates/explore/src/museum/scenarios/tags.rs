@@ -41,8 +41,11 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
     },
 ];
 
+/// Why the flush at a roll-over is not missed.
+const OTHERS: &str = "it is for the guests that get the old tags next, and there is one guest";
+
 /// Mutations that none of these scenarios notices, and why.
-pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[(Mutation::OmitFlush, OTHERS), (Mutation::LateFlush, OTHERS)];
 
 const LIMITS: Limits = Limits { leaks: Leaks::Ignored, ..Limits::DEFAULT };
 

@@ -78,7 +78,7 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
 ];
 
 /// Mutations that none of these scenarios notices, and why.
-pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[(Mutation::OmitFence, super::FENCES)];
 
 /// Small pages in so many tables, one in each.
 fn sparse(name: &str, tables: u64, stride: u64) -> Scenario<Arm> {

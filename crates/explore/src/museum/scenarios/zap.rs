@@ -102,7 +102,7 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
 ];
 
 /// Mutations that none of these scenarios notices, and why.
-pub(super) const UNNOTICED: &[(Mutation, &str)] = &[];
+pub(super) const UNNOTICED: &[(Mutation, &str)] = &[(Mutation::OmitFence, super::FENCES)];
 
 /// A guest with a page in each of two tables.
 fn two_tables<A: Arch>(arch: A, name: &str) -> Scenario<A> {

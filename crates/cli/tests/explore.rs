@@ -1,0 +1,78 @@
+//! `explore` from outside.
+
+mod common;
+
+use common::{Scratch, data, fails, mmusim, talk};
+
+fn json(args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&data(args)).unwrap()
+}
+
+#[test]
+fn the_list_names_scenarios_where_they_run_and_strategies() {
+    let text = data(&["explore", "--list"]);
+    for word in ["X20", "x86 arm64 power", "exhaustive", "delays:N", "coverage", "portfolio"] {
+        assert!(text.contains(word), "no {word}: {text}");
+    }
+    let list = json(&["explore", "--list", "--json"]);
+    assert!(list["strategies"].as_array().unwrap().len() >= 10);
+    let x26 = list["scenarios"].as_array().unwrap().iter().find(|row| row["id"] == "X26").unwrap();
+    assert_eq!(x26["runs_on"], serde_json::json!(["x86"]));
+}
+
+#[test]
+fn an_exhaustive_search_says_how_many_states_and_is_the_same_on_any_number_of_threads() {
+    let run = |threads| json(&["explore", "A03", "--strategy", "exhaustive", "--threads", threads, "--json"]);
+    let one = run("1");
+    assert_eq!(one["verdict"], "proved");
+    assert!(one["states"].as_u64().unwrap() > 0 && one["endings"].as_u64().unwrap() > 0, "{one}");
+    assert_eq!(one, run("2"));
+    assert_eq!(one, run("5"));
+}
+
+#[test]
+fn architectures_are_chosen_where_that_means_something() {
+    let text = data(&["explore", "G13", "--arch", "power", "--schedules", "200"]);
+    assert!(text.contains("passed") || text.contains("proved"), "{text}");
+    fails(&["explore", "X26", "--arch", "arm64"], 2, &["X26 means nothing there", "x86 only"]);
+    fails(&["explore", "X26", "--arch", "vax"], 2, &["use x86, arm64 or power"]);
+    fails(&["explore", "X20", "--store-failures", "1"], 2, &["x86", "only if the word is another"]);
+    data(&["explore", "G13", "--arch", "arm64", "--store-failures", "2", "--schedules", "200"]);
+}
+
+#[test]
+fn a_failure_on_another_architecture_is_saved_replayed_and_gone_on_from() {
+    let scratch = Scratch::new("explore");
+    let file = scratch.path("g13.replay");
+    let found = mmusim(&["explore", "G13", "--bug", "G13", "--arch", "arm64", "--save", &file]);
+    assert_eq!(found.status.code(), Some(1), "{}", talk(&found));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("\narch arm64\n"), "{text}");
+    let again = mmusim(&["explore", "--replay", &file]);
+    assert_eq!(again.status.code(), Some(1), "{}", talk(&again));
+    assert!(talk(&again).contains("O1") || talk(&again).contains("T1"), "{}", talk(&again));
+    std::fs::write(&file, text.replace("arch arm64", "arch power")).unwrap();
+    fails(&["explore", "--replay", &file], 2, &["checksum"]);
+    let file = scratch.path("x20.replay");
+    mmusim(&["explore", "X20", "--bug", "X20", "--save", &file]);
+    let on = mmusim(&["explore", "X20", "--bug", "X20", "--continue", &file, "--schedules", "50"]);
+    assert_eq!(on.status.code(), Some(1), "{}", talk(&on));
+}
+
+#[test]
+fn arm_executions_are_written_as_traces_that_the_lint_accepts() {
+    let scratch = Scratch::new("casemate");
+    let file = scratch.path("a01.json");
+    data(&["explore", "A01", "--schedules", "50", "--casemate", &file]);
+    let verdict = data(&["lint", &file]);
+    assert!(verdict.contains("A01 0") && !verdict.contains("DISAGREES"), "{verdict}");
+    fails(&["explore", "X20", "--schedules", "5", "--casemate", &file], 2, &["Arm's tables", "x86"]);
+}
+
+#[test]
+fn whatever_nobody_notices_has_a_reason() {
+    let output = mmusim(&["explore", "--mutants", "--schedules", "300"]);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", talk(&output));
+    assert!(text.contains("why nobody notices") && !text.contains("NOT EXPLAINED"), "{text}");
+}
