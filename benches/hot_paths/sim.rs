@@ -5,6 +5,7 @@ use std::path::Path;
 use mmusim::sim::engine::{Sim, Stopped};
 use mmusim::sim::experiment::build;
 use mmusim::sim::experiment::zap::Target;
+use mmusim::sim::protocols::aging::{AgingPolicy, clear_young};
 use mmusim::sim::protocols::{memslot, notifier};
 use mmusim::trace::TraceReader;
 use mmusim::{
@@ -25,6 +26,7 @@ pub fn all(rounds: &mut Rounds) {
     let platform = Platform::new(arch::x86(&machine, Bytes(1.TiB())).expect("its own architecture"), &machine);
     zaps(rounds, &platform);
     micro_operations(rounds, &platform);
+    visits(rounds, &platform);
     busy(rounds, &platform);
     traces(rounds, &platform);
 }
@@ -90,6 +92,49 @@ fn micro_operations<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {
     };
     rounds.case_on("sim", "micro-operation", MICRO_OPERATIONS, make, finish);
     rounds.goal("sim/micro-operation", 10.0);
+}
+
+/// One operation is one leaf that a protocol visits, where no neighbours are alike for long: a vCPU has touched half of the pages at random.
+fn visits<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {
+    const LEAVES: u64 = 1 << 16;
+    let (mix, bytes) = (Mix::Uniform, LEAVES << 12);
+    let pattern = PatternSpec { bytes, mix, writes_percent: 30, accesses: LEAVES * 7 / 10 };
+    let spec = vm(bytes, 1, GuestPaging::Flat, Workload::Pattern(pattern));
+    let all = GpaRange::new(Gpa::new(0), Bytes(bytes));
+    let touched = || {
+        let mut sim = build(platform, &spec).expect("a legal machine");
+        // Nothing is young when the vCPU begins.
+        sim.spawn("age", Cycles::ZERO, move |host| {
+            Box::pin(async move {
+                clear_young(&host, all, &AgingPolicy::V6_15).await;
+            })
+        });
+        finish(&mut sim);
+        sim
+    };
+    let age = || {
+        let mut sim = touched();
+        let now = sim.now();
+        sim.spawn("age", now, move |host| {
+            Box::pin(async move {
+                let young = clear_young(&host, all, &AgingPolicy::V6_15).await;
+                std::hint::black_box(young);
+            })
+        });
+        sim
+    };
+    rounds.case_on("sim", "visit, aging", LEAVES, age, finish);
+    rounds.goal("sim/visit, aging", 50.0);
+    let zap = || {
+        let mut sim = touched();
+        let now = sim.now();
+        sim.spawn("zap", now, move |host| {
+            Box::pin(async move { notifier::invalidate_range(&host, all, &strategies()[0].policy).await })
+        });
+        sim
+    };
+    rounds.case_on("sim", "visit, zap", LEAVES, zap, finish);
+    rounds.goal("sim/visit, zap", 50.0);
 }
 
 /// One operation is one simulated cycle of one of eight vCPUs that touch a terabyte at random while the host takes ranges away.
