@@ -65,7 +65,8 @@ fn constants_that_curves_say_are_found_again_whatever_the_sheet_has() {
     assert_eq!(value(&found.constants, "walk.reference_cycles"), Some(6.0));
     let page = value(&found.constants, "software_ns.unmap_page").unwrap();
     assert!((page / machine.software_ns["unmap_page"] - 1.0).abs() < 0.05, "{page}");
-    // Nothing here reaches memory or jumps.
+    // Nothing here reaches memory or jumps, nor the third cache.
+    assert!(found.constants.iter().any(|fitted| fitted.place == "cache.l3.kib" && fitted.value.is_none()));
     assert_eq!(value(&found.constants, "fetch.beyond_cycles"), None);
     assert_eq!(found.setting.machine.caches.levels[1].latency.0, 16);
 }

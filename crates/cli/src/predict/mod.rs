@@ -44,7 +44,7 @@ pub struct PredictArgs {
     pub against: Option<PathBuf>,
     /// Leave out one family of rows after the other, fit the sheet's constants to the rest from a neutral beginning, and score the family
     /// left out; takes a quarter of an hour
-    #[arg(long, requires = "against")]
+    #[arg(long, requires = "against", conflicts_with_all = ["curve", "points"])]
     pub leave_out: bool,
     /// Chooses the placement of memory and the order of accesses
     #[arg(long, value_name = "N", default_value_t = 1)]

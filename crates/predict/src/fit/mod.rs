@@ -152,6 +152,8 @@ struct Work<'a, F1: Format, F2: Format> {
 const SWEEPS: u32 = 60;
 /// Rounds over all structures at most.
 const ROUNDS: u32 = 2;
+/// Errors that are closer than this are the same.
+const DIFFERENT: f64 = 1e-9;
 /// A step is small enough at this share of a price.
 const FINE: f64 = 0.004;
 /// How a chase is run while structures are tried, and when they have been chosen.
@@ -230,7 +232,7 @@ impl<'a, F1: Format, F2: Format> Work<'a, F1, F2> {
 
     fn fit(&mut self, rows: &[usize]) -> Result<Fit, LayoutError> {
         let (curves, events): (Vec<usize>, Vec<usize>) = rows.iter().partition(|&&row| self.rows[row].chase.is_some());
-        let (structures, mut machine) = self.fit_structures(&curves)?;
+        let (structures, mut machine, told) = self.fit_structures(&curves)?;
         // Events cost what the sheet says; no run changes them.
         let (_, by_events) = self.fit_prices(&mut machine, &[], &events);
         self.run(&structures, Run::Chosen)?;
@@ -240,9 +242,10 @@ impl<'a, F1: Format, F2: Format> Work<'a, F1, F2> {
         let mut constants: Vec<Fitted> = STRUCTURES
             .iter()
             .zip(&structures)
-            .map(|(structure, &value)| Fitted {
+            .enumerate()
+            .map(|(number, (structure, &value))| Fitted {
                 place: place(&machine, structure.spot),
-                value: (!curves.is_empty()).then(|| structure.values[value].0.to_owned()),
+                value: told.contains(&number).then(|| structure.values[value].0.to_owned()),
                 from: structure.from,
             })
             .collect();
@@ -255,12 +258,13 @@ impl<'a, F1: Format, F2: Format> Work<'a, F1, F2> {
         Ok(Fit { setting: Setting { machine, around }, constants, structures })
     }
 
-    /// Tries every value of every structure, the others as they are, until none is better.
-    fn fit_structures(&mut self, rows: &[usize]) -> Result<(Vec<usize>, Machine), LayoutError> {
+    /// Tries every value of every structure, the others as they are, until none is better. Which structures the rows say comes last.
+    fn fit_structures(&mut self, rows: &[usize]) -> Result<(Vec<usize>, Machine, BTreeSet<usize>), LayoutError> {
+        let mut told = BTreeSet::new();
         let mut best = vec![0; STRUCTURES.len()];
         let mut machine = self.with(&best).machine;
         if rows.is_empty() {
-            return Ok((best, machine));
+            return Ok((best, machine, told));
         }
         let mut least = f64::INFINITY;
         for _ in 0..ROUNDS {
@@ -276,6 +280,9 @@ impl<'a, F1: Format, F2: Format> Work<'a, F1, F2> {
                     let mut with = self.with(&tried).machine;
                     copy_prices(&machine, &mut with);
                     let (error, _) = self.fit_prices(&mut with, &self.counted[&(tried.clone(), Run::Tried)], rows);
+                    if self.differ(rows, &tried, &best) {
+                        told.insert(number);
+                    }
                     if error < least {
                         (least, best, machine) = (error, tried, with);
                     }
@@ -285,7 +292,15 @@ impl<'a, F1: Format, F2: Format> Work<'a, F1, F2> {
                 break;
             }
         }
-        Ok((best, machine))
+        Ok((best, machine, told))
+    }
+
+    /// Whether anything happens otherwise on these rows with other structures.
+    fn differ(&self, rows: &[usize], one: &[usize], other: &[usize]) -> bool {
+        let counts = |structures: &[usize]| self.counted.get(&(structures.to_vec(), Run::Tried));
+        let (Some(one), Some(other)) = (counts(one), counts(other)) else { return false };
+        let chases = rows.iter().filter_map(|&row| self.rows[row].chase);
+        chases.into_iter().any(|(_, chase)| one.get(chase) != other.get(chase))
     }
 
     /// Fits the prices to rows: the error that is left, and which prices the rows say.
@@ -295,7 +310,7 @@ impl<'a, F1: Format, F2: Format> Work<'a, F1, F2> {
         for (number, price) in PRICES.iter().enumerate() {
             let Some(value) = (price.get)(machine) else { continue };
             let moved = [value * 1.5 + 1.0, value * 0.5].map(|moved| self.moved(machine, price, moved, counts, rows));
-            if moved.iter().any(|&error| (error - least).abs() > 1e-9) {
+            if moved.iter().any(|&error| (error - least).abs() > DIFFERENT) {
                 steps.insert(number, (value * 0.5).max(1.0));
             }
         }
