@@ -20,13 +20,13 @@
 //! States are compared by 64 bits. In a search through a million of them the odds that any two are taken for one are about one to
 //! forty million.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 use super::guest::Guest;
 use super::lab::{Lab, Pending};
+use super::limits::{Hardware, Sharing};
 use super::memory::{MemoryOrder, View};
-use super::scenario::{Hardware, Sharing};
 use super::words::{Moment, Words, Write};
 use crate::arch::Arch;
 use mmu_core::{Format, Level};
@@ -87,28 +87,10 @@ impl Hasher for Mix {
     }
 }
 
-/// Keys that are digests already.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Already(u64);
-
-impl Hasher for Already {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0 << 8 | u64::from(byte);
-        }
-    }
-    fn write_u64(&mut self, n: u64) {
-        self.0 = n;
-    }
-}
-
-/// Values by digest; nobody iterates but to merge.
-pub(crate) type ByDigest<V> = HashMap<u64, V, BuildHasherDefault<Already>>;
-/// Digests; nobody iterates but to add them up.
-pub(crate) type Digests = HashSet<u64, BuildHasherDefault<Already>>;
+/// Values by digest.
+pub(crate) type ByDigest<V> = BTreeMap<u64, V>;
+/// Digests.
+pub(crate) type Digests = BTreeSet<u64>;
 
 /// The digest of one value.
 pub(crate) fn of(value: &impl Hash) -> u64 {

@@ -25,37 +25,14 @@ use super::digest::Mix;
 use super::ghost::Store;
 use super::invariant::Invariant;
 use super::lab::{EVERYTHING, Lab, NO_TIME};
+use super::limits::Hardware;
 use super::perform::{WORD_BITS, vcpu_bit};
-use super::scenario::Hardware;
 use super::tags::Kept;
+use super::waiting::{Request, What};
 use super::words::{Life, Moment, Version};
 use crate::arch::Arch;
 use crate::engine::{Exit, ExitReason, GuestCaches, GuestFault};
 use crate::workload::{GuestAccess, GuestStream, GuestWork};
-
-/// Something asked of a vCPU that runs guest code.
-#[derive(Clone, Copy, PartialEq, Hash, Debug)]
-pub(crate) struct Request {
-    pub(crate) what: What,
-    pub(crate) asked_by: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Hash, Debug)]
-pub(crate) enum What {
-    Flush(Flush),
-    Reload,
-    Leave,
-}
-
-impl What {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            What::Flush(_) => "flush",
-            What::Reload => "reload of the root",
-            What::Leave => "kick",
-        }
-    }
-}
 
 /// A part of the address space whose translations were invalidated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

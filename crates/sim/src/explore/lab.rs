@@ -183,7 +183,7 @@ pub(crate) struct Lab<A: Arch> {
     pub(crate) promises: Promises,
     pub(crate) tally: Tally,
     pub(crate) evaluations: Evaluations,
-    pub(crate) limits: super::scenario::Limits,
+    pub(crate) limits: super::limits::Limits,
     pub(crate) ticks: u32,
     pub(crate) failures: u32,
     pub(crate) store_failures: u32,
@@ -218,7 +218,7 @@ const MOST_VARS: usize = 1024;
 
 impl<A: Arch> Lab<A> {
     /// A laboratory with the VM as it is in `world` and `words`; `words` has been filled but not settled.
-    pub(crate) fn new(world: World<A>, mut words: Words, root: Hpa, limits: super::scenario::Limits) -> Self {
+    pub(crate) fn new(world: World<A>, mut words: Words, root: Hpa, limits: super::limits::Limits) -> Self {
         let vars = words.alloc(super::words::WORDS, MOST_VARS);
         words.settle();
         let initial = (world.primary.clone(), world.slots.clone(), root);

@@ -17,7 +17,7 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `scenario` | what a user writes: a small VM, vCPUs, actors |
+//! | `scenario`, `limits` | what a user writes: a small VM, vCPUs, actors; what bounds it |
 //! | `decision` | decisions, agents, what steps touch; the trait of choosers |
 //! | `choosers`, `depth_first` | ways to decide |
 //! | `strategy`, `search`, `sample` | many executions, all or at random; reports |
@@ -50,6 +50,7 @@ mod ghost;
 mod guest;
 mod invariant;
 mod lab;
+mod limits;
 mod memory;
 mod memory_ops;
 mod mutation;
@@ -74,11 +75,9 @@ pub use failure::Failure;
 pub use file::{ReplayError, ReplayFile};
 pub use invariant::{Broken, Evaluations, Invariant, UnknownInvariant};
 pub use lab::Step;
+pub use limits::{Hardware, Leaks, Limits, Sharing, Statistics, Wait, Waiters};
 pub use memory::MemoryOrder;
 pub use mutation::Mutation;
-pub use scenario::{
-    Build, Cast, Ended, Hardware, LeafState, Leaks, Limits, Scenario, Sharing, SmallVm, Statistics, Wait, Waiters,
-    access, read, write,
-};
+pub use scenario::{Build, Cast, Ended, LeafState, Scenario, SmallVm, access, read, write};
 pub use strategy::{Budget, Explorable, Report, Shrinking, Stats, Strategy, UnknownStrategy, Verdict};
 pub use traced::{Happened, Trace};

@@ -5,11 +5,11 @@ use mmu_core::{Bytes, Format, Hpa, HpaRange};
 use super::decision::{Footprint, Kind};
 use super::digest::mixed;
 use super::ghost::Store;
-use super::guest::What;
 use super::invariant::Invariant;
 use super::lab::{Lab, Lock, NO_TIME, Pending};
 use super::mutation::Mutated;
 use super::traced::Happened;
+use super::waiting::What;
 use crate::arch::Arch;
 use crate::engine::{
     ActorState, AgeRun, AgeWrite, Apply, Atomicity, Blockable, DirtyOp, Fence, Frames, Handover, LockId, Op, Order,

@@ -81,7 +81,6 @@ fn learn(known: &mut Known, more: Known) {
         *known = more;
         return;
     }
-    known.reserve(more.len());
     for (state, asleep) in more {
         known.entry(state).and_modify(|known| *known &= asleep).or_insert(asleep);
     }

@@ -6,9 +6,9 @@
 
 use mmu_core::Hpa;
 
-use super::guest::{Request, What};
 use super::invariant::Invariant;
 use super::lab::{EVERYTHING, Lab};
+use super::waiting::{Request, What};
 use super::words::Moment;
 use crate::arch::Arch;
 use crate::engine::{OwnCaches, Reply, Tagged, VcpuId};

@@ -12,7 +12,8 @@ use super::decision::Agent;
 use super::digest::Mix;
 use super::invariant::Invariant;
 use super::lab::{Lab, Pending};
-use super::scenario::{Ended, Statistics};
+use super::limits::Statistics;
+use super::scenario::Ended;
 use super::words::Life;
 use crate::arch::Arch;
 use crate::engine::{LockId, Op, Var};
@@ -81,7 +82,7 @@ impl<A: Arch> Lab<A> {
 
     /// P6: who waits for a lock does not wait for too many steps of who holds it.
     fn check_waits(&mut self, me: usize, op: &Op) {
-        let Some(super::scenario::Wait { steps: bound, of }) = self.limits.wait else { return };
+        let Some(super::limits::Wait { steps: bound, of }) = self.limits.wait else { return };
         for number in 0..self.hands.len() {
             let Pending::Op(Op::Lock(lock, mode)) = self.hands[number].pending else { continue };
             if number == me || !of.include(self.hands[number].name) {

@@ -1,16 +1,39 @@
 //! Locks, rescheduling, and how the host reaches vCPUs: flushes, kicks, entering the guest, and waiting for answers.
 
-use mmu_core::{Delivery, FlushScope, Format, Reach};
+use mmu_core::{Delivery, Flush, FlushScope, Format, Reach};
 
 use super::decision::Kind;
-use super::guest::{Request, What};
 use super::invariant::Invariant;
 use super::lab::{Lab, NO_TIME, Pending};
+use super::limits::Hardware;
 use super::perform::DONE;
-use super::scenario::Hardware;
 use super::traced::Happened;
 use crate::arch::Arch;
 use crate::engine::{Exit, ExitReason, Fence, LockId, LockKind, LockMode, Op, Reply, VcpuId, WaitQueue, Wake};
+
+/// Something asked of a vCPU that runs guest code.
+#[derive(Clone, Copy, PartialEq, Hash, Debug)]
+pub(crate) struct Request {
+    pub(crate) what: What,
+    pub(crate) asked_by: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Hash, Debug)]
+pub(crate) enum What {
+    Flush(Flush),
+    Reload,
+    Leave,
+}
+
+impl What {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            What::Flush(_) => "flush",
+            What::Reload => "reload of the root",
+            What::Leave => "kick",
+        }
+    }
+}
 
 impl<A: Arch> Lab<A> {
     // ---- locks and scheduling ----
