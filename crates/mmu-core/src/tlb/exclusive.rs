@@ -73,12 +73,11 @@ impl Tlb {
     /// Moves a page that left the first level to the second.
     fn demote_page(&mut self, port: Port, evicted: Option<(TlbKey, Stored)>) {
         let Some((key, victim)) = evicted else { return };
-        match self.l2.sole_home(port, victim.shift()) {
-            Some(second) => second.put_under(&key, victim),
-            None => {
-                self.unpair();
-                self.demote(port, key, victim.unpack());
-            }
+        if let Some(second) = self.l2.sole_home(port, victim.shift()) {
+            second.put_under(&key, victim);
+        } else {
+            self.unpair();
+            self.demote(port, key, victim.unpack());
         }
     }
 
