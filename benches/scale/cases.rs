@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hint::black_box;
 use std::str::FromStr;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use mmusim::arm64::{Features, GranuleSupport, Stage2Config};
@@ -290,6 +291,12 @@ fn zap(memory: u64, strategy: usize) -> Measured {
     })
 }
 
+/// Since the first call.
+fn nanoseconds() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
 /// Accesses of all vCPUs together, so that every case simulates about as much.
 const ACCESSES: u64 = 1 << 19;
 
@@ -345,12 +352,12 @@ fn busy(vcpus: usize, host: &'static str, threads: usize, window: u64) -> Measur
     if threads > 1 {
         sim.set_threads(Threads::Pool);
     }
-    sim.time_phases();
+    sim.time_phases(nanoseconds);
     let measured = timed(|| {
         finish(&mut sim);
         sim.vcpu_stats().iter().map(|vcpu| vcpu.finished.0).sum()
     });
     let times = sim.phase_times();
-    let phases = [times.vcpus, times.applying, times.host].map(|phase| phase.as_secs_f64());
+    let phases = [times.vcpus, times.applying, times.host].map(|phase| phase as f64 / 1e9);
     Measured { phases, windows: sim.windows(), ..measured }
 }

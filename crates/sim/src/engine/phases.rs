@@ -1,45 +1,75 @@
-//! Where a run's wall time goes, phase by phase.
-
-use std::time::{Duration, Instant};
+//! Where a run's wall time goes, phase by phase. The clock is the caller's: a simulation has none but its own.
 
 use super::sim::Sim;
 use crate::arch::Arch;
 
-/// Wall time of a run by phase of its windows. It says something about the host that simulates, nothing about what is simulated.
-#[derive(Clone, Copy, Debug, Default)]
+/// Time of a run by phase of its windows, in units of the caller's clock. It says something about the host that simulates, nothing about what is simulated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PhaseTimes {
     /// vCPUs running guest code: the phase that threads share.
-    pub vcpus: Duration,
+    pub vcpus: u64,
     /// What vCPUs did in a window is applied: flags, acknowledgements, exits.
-    pub applying: Duration,
+    pub applying: u64,
     /// Host actors, and threads of vCPUs in the host.
-    pub host: Duration,
+    pub host: u64,
 }
 
-/// Reads the clock at the end of each phase, if somebody asked for it.
+/// Reads the clock at the end of each phase, if there is one.
 #[derive(Default)]
-pub(super) struct PhaseClock(Option<(Instant, PhaseTimes)>);
+pub(super) struct PhaseClock(Option<Running>);
+
+struct Running {
+    clock: fn() -> u64,
+    last: u64,
+    times: PhaseTimes,
+}
 
 impl PhaseClock {
-    /// Wall time since the last phase ended goes to this one.
+    /// Time since the last phase ended goes to this one.
     #[inline]
-    pub(super) fn lap(&mut self, phase: fn(&mut PhaseTimes) -> &mut Duration) {
-        if let Some((last, times)) = &mut self.0 {
-            let now = Instant::now();
-            *phase(times) += now - *last;
+    pub(super) fn lap(&mut self, phase: fn(&mut PhaseTimes) -> &mut u64) {
+        if let Some(Running { clock, last, times }) = &mut self.0 {
+            let now = clock();
+            *phase(times) += now.saturating_sub(*last);
             *last = now;
         }
     }
 }
 
 impl<A: Arch> Sim<A> {
-    /// Takes the wall time of phases from now on: three looks at the clock per window, no change of the result.
-    pub fn time_phases(&mut self) {
-        self.phases = PhaseClock(Some((Instant::now(), PhaseTimes::default())));
+    /// Times phases from now on by `clock`, which never goes back: three looks at it per window, no change of the result.
+    pub fn time_phases(&mut self, clock: fn() -> u64) {
+        self.phases = PhaseClock(Some(Running { clock, last: clock(), times: PhaseTimes::default() }));
     }
 
-    /// Wall time by phase, zero unless [`time_phases`](Self::time_phases) was called.
+    /// Time by phase, zero unless [`time_phases`](Self::time_phases) was called.
     pub fn phase_times(&self) -> PhaseTimes {
-        self.phases.0.map(|(_, times)| times).unwrap_or_default()
+        self.phases.0.as_ref().map(|running| running.times).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// One unit a look.
+    fn looks() -> u64 {
+        static LOOKS: AtomicU64 = AtomicU64::new(0);
+        LOOKS.fetch_add(1, Ordering::Relaxed)
+    }
+
+    #[test]
+    fn each_lap_goes_to_its_phase() {
+        let mut clock = PhaseClock::default();
+        clock.lap(|times| &mut times.host);
+        assert!(clock.0.is_none(), "nobody asked");
+        clock.0 = Some(Running { clock: looks, last: looks(), times: PhaseTimes::default() });
+        clock.lap(|times| &mut times.vcpus);
+        clock.lap(|times| &mut times.applying);
+        clock.lap(|times| &mut times.host);
+        clock.lap(|times| &mut times.host);
+        assert_eq!(clock.0.unwrap().times, PhaseTimes { vcpus: 1, applying: 1, host: 2 });
     }
 }
