@@ -94,7 +94,7 @@ const PAGEBLOCK: u64 = 2 << 20;
 pub struct Surroundings {
     /// Bytes of small frames that the guest has had in use, among which those of a benchmark lie scattered.
     pub used: u64,
-    /// Logarithm of how many frames of a [block](PAGEBLOCK) of tables there are for each that a benchmark gets; the others are somebody else's.
+    /// Logarithm of how many frames of a pageblock of tables there are for each that a benchmark gets; the others are somebody else's.
     pub spread: u32,
 }
 

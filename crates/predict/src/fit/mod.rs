@@ -1,7 +1,7 @@
 //! Constants fitted to measured curves by a search, and what such a fit says about curves that it has not seen.
 //!
 //! A sheet whose constants were chosen with every curve at hand proves little by agreeing with them. [`cross_validate`] leaves out one
-//! [family](family::family) of rows after the other, fits the [constants](constants) to the others from a neutral beginning, and predicts the
+//! [family](family::family) of rows after the other, fits the [constants] to the others from a neutral beginning, and predicts the
 //! family that was left out. What is not fitted stays: what vendors have published (entries of first-level TLBs, sizes of inner caches), the
 //! rules of walks, and the form of the model itself, which its authors chose with all curves in view; no search can take that back.
 //!
