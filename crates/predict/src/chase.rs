@@ -159,10 +159,9 @@ fn begin(curve: &Curve, n: u64, seed: u64) -> u64 {
         _ => 30,
     };
     let span = match curve.form {
+        // Whole gigabytes, so that an address space is enough for all of them wherever they begin.
         Form::Regions { .. } => n << region,
-        Form::Zero => n << curve.page.shift(),
-        Form::Dense => n << 12,
-        Form::Packed { stride } | Form::Jumps { stride } => n.saturating_mul(stride),
+        _ => curve.span(n),
     };
     let room = (1u64 << 47).saturating_sub(DATA.saturating_add(span).saturating_add(1 << region)).max(1);
     DATA + (((scatter(seed, 16, 5) << 30) % room) >> region << region)

@@ -227,6 +227,16 @@ impl Curve {
         }
     }
 
+    /// Bytes from the start of the first page that a point of `n` touches to the end of the last.
+    pub fn span(&self, n: u64) -> u64 {
+        match self.form {
+            Form::Packed { stride } | Form::Jumps { stride } => n.saturating_mul(stride),
+            Form::Dense => n.saturating_mul(SMALL),
+            Form::Zero => n.saturating_mul(self.page.bytes()),
+            Form::Regions { region_shift, .. } => n.saturating_mul(1 << region_shift),
+        }
+    }
+
     /// The largest point that is simulated: 8 GiB of lines side by side, 16 GiB of pages, 32 million translations, regions as many as 46 bits hold.
     pub fn largest(&self) -> u64 {
         match self.form {
@@ -313,6 +323,10 @@ mod tests {
     fn points_have_pages_and_ends() {
         assert_eq!((curve("packed64_4k").pages(65), curve("stride8192_4k").pages(65)), (2, 65));
         assert_eq!((curve("jmp_256").pages(16), curve("jmp_4k").pages(16)), (1, 16));
+        assert_eq!(
+            (curve("zero_2m").span(3), curve("pde_2M_T64").span(3), curve("jmp_256").span(3)),
+            (6 << 20, 6 << 20, 768)
+        );
         assert_eq!(curve("pml4e_512G_T64").largest(), 64);
         assert_eq!(curve("zero1g").largest(), 1 << 15);
     }

@@ -484,9 +484,16 @@ pub(crate) fn full_barrier() {
     }
 }
 
-/// An instruction that leaves a virtual machine: CPUID (SDM vol. 3, 26.1.2).
+/// An instruction that leaves a virtual machine, where user space has one.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn leave_guest() {
+pub(crate) const LEAVE_GUEST: Option<fn()> = Some(leave_guest);
+/// An instruction that leaves a virtual machine: user space has none that always does.
+#[cfg(target_arch = "aarch64")]
+pub(crate) const LEAVE_GUEST: Option<fn()> = None;
+
+/// CPUID (SDM vol. 3, 26.1.2).
+#[cfg(target_arch = "x86_64")]
+fn leave_guest() {
     // SAFETY: leaf 0 exists on every processor; the register that the compiler keeps for itself is put back.
     unsafe {
         asm!("mov {0}, rbx", "cpuid", "mov rbx, {0}", out(reg) _, inout("eax") 0_u32 => _, inout("ecx") 0_u32 => _, out("edx") _, options(nostack));

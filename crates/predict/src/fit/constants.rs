@@ -9,6 +9,7 @@ use mmu_core::{Cycles, Level};
 
 use mmu_core::tlb::Inclusion;
 
+use crate::curve::{Curve, Form};
 use crate::layout::Surroundings;
 
 /// A machine with what is fitted beside its sheet.
@@ -68,6 +69,8 @@ pub struct Structure {
     pub spot: Spot,
     /// What it is, and which rows say it.
     pub from: &'static str,
+    /// Whether a point of a curve can notice it. Where nothing is displaced, ways and replacement do not show.
+    pub noticed: fn(&Curve, u64) -> bool,
     /// Its values by name, the first being where the search begins.
     pub values: &'static [Value],
 }
@@ -250,6 +253,41 @@ pub const PRICES: &[Price] = &[
     software!("interrupted", 1000.0, "barriers: what the victim loses"),
 ];
 
+/// Half of what the fewest ways of a first-level TLB hold side by side; a list of what comes next takes a few more.
+const FEW_PAGES: u64 = 32;
+/// A quarter of the second level's entries.
+const SOME_PAGES: u64 = 512;
+/// Half of the fewest entries for directories, in bytes that they reach.
+const SHORT: u64 = 8 << 21;
+/// An eighth of the lines of the smallest third cache.
+const SOME_LINES: u64 = 16_384;
+
+fn is_spread(curve: &Curve) -> bool {
+    matches!(curve.form, Form::Regions { .. })
+}
+
+fn leaves_first_tlb(curve: &Curve, n: u64) -> bool {
+    is_spread(curve) || curve.pages(n) > FEW_PAGES
+}
+
+fn fills_tlb(curve: &Curve, n: u64) -> bool {
+    is_spread(curve) || curve.pages(n) > SOME_PAGES
+}
+
+fn leaves_directories(curve: &Curve, n: u64) -> bool {
+    is_spread(curve) || curve.span(n) > SHORT
+}
+
+/// Each page has a line of the second stage's tables, and shares one of the guest's.
+fn fills_third_cache(curve: &Curve, n: u64) -> bool {
+    let data = match curve.form {
+        Form::Packed { .. } | Form::Jumps { .. } | Form::Dense => n,
+        Form::Zero | Form::Regions { .. } => 0,
+    };
+    let tables = if is_spread(curve) { 3 * curve.pages(n) + 4 * n } else { 2 * curve.pages(n) };
+    data.saturating_add(tables) > SOME_LINES
+}
+
 fn tlb(setting: &mut Setting, ways: u32, index: Index) {
     if let Some(array) = setting.machine.translation.tlb.l2.first_mut()
         && let Ok(shape) = Shape::new(array.shape.entries(), ways).and_then(|shape| shape.indexed_by(index))
@@ -289,6 +327,7 @@ pub const STRUCTURES: &[Structure] = &[
     Structure {
         spot: inner("tlb", 0, "l2 organisation"),
         from: "pages and one frame from 1,280 to 3,072",
+        noticed: fills_tlb,
         values: &[
             ("16 ways", |setting| tlb(setting, 16, Index::Modulo)),
             ("16 ways, hashed", |setting| tlb(setting, 16, Index::Hashed)),
@@ -298,6 +337,7 @@ pub const STRUCTURES: &[Structure] = &[
     Structure {
         spot: spot("tlb", "inclusion"),
         from: "where walks begin: pages, one frame, jumps",
+        noticed: leaves_first_tlb,
         values: &[
             ("non-inclusive", |setting| setting.machine.translation.tlb.inclusion = Inclusion::NonInclusive),
             ("exclusive", |setting| setting.machine.translation.tlb.inclusion = Inclusion::Exclusive),
@@ -306,6 +346,7 @@ pub const STRUCTURES: &[Structure] = &[
     Structure {
         spot: inner("psc", 0, "entries"),
         from: "directories: regions of 2 MiB, pages and one frame beyond",
+        noticed: leaves_directories,
         values: &[
             ("16", |setting| directories(setting, 16)),
             ("32", |setting| directories(setting, 32)),
@@ -315,6 +356,7 @@ pub const STRUCTURES: &[Structure] = &[
     Structure {
         spot: inner("cache", 2, "kib"),
         from: "the share of the third cache: whatever leaves it",
+        noticed: fills_third_cache,
         values: &[
             ("32768", |setting| outer(setting, 32_768)),
             ("16384", |setting| outer(setting, 16_384)),
@@ -324,6 +366,7 @@ pub const STRUCTURES: &[Structure] = &[
     Structure {
         spot: inner("cache", 2, "replacement"),
         from: "how the third cache is left",
+        noticed: fills_third_cache,
         values: &[
             ("lru", |setting| replaced(setting, 2, Replacement::Lru)),
             ("nru", |setting| replaced(setting, 2, Replacement::Nru)),
@@ -332,6 +375,7 @@ pub const STRUCTURES: &[Structure] = &[
     Structure {
         spot: spot("surroundings", "used"),
         from: "memory that the guest has had in use: pages from 2,560 to 16,384",
+        noticed: leaves_first_tlb,
         values: &[
             ("1 GiB", |setting| setting.around.used = 1 << 30),
             ("4 GiB", |setting| setting.around.used = 4 << 30),
@@ -341,6 +385,7 @@ pub const STRUCTURES: &[Structure] = &[
     Structure {
         spot: spot("surroundings", "spread"),
         from: "frames of tables that are somebody else's: regions of 2 MiB",
+        noticed: leaves_first_tlb,
         values: &[
             ("0", |setting| setting.around.spread = 0),
             ("2", |setting| setting.around.spread = 2),
@@ -348,3 +393,52 @@ pub const STRUCTURES: &[Structure] = &[
         ],
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use arch_x86_ept::{Ept, EptConfig, LongMode, LongModeConfig};
+
+    use super::*;
+    use crate::chase::{Counts, Effort};
+    use crate::prediction::placements;
+
+    fn counts(setting: &Setting, curve: &Curve, n: u64) -> Counts {
+        let one: LongMode = LongModeConfig::new().max_phys_addr(52).build().unwrap();
+        let two: Ept = EptConfig::new().max_phys_addr(52).build().unwrap();
+        placements(&setting.machine, (one, two), setting.around, (curve, n), (1, Effort::Whole), 1).unwrap()
+    }
+
+    /// What a search spares itself would have told it nothing.
+    #[test]
+    fn structures_that_a_point_does_not_notice_change_nothing_there() {
+        let machine = Machine::builtin("intel-granite-rapids-host").unwrap();
+        let neutral = Setting { machine, around: Surroundings::default() };
+        let points = [
+            ("dense4k", 32),
+            ("dense4k", 512),
+            ("dense4k", 5461),
+            ("zero4k", 4096),
+            ("packed64_4k", 15_872),
+            ("packed64_thp", 2048),
+            ("jmp_4k", 512),
+            ("pde_2M_T1024", 16),
+        ];
+        for (name, n) in points {
+            let curve: Curve = name.parse().unwrap();
+            for structure in STRUCTURES.iter().filter(|structure| !(structure.noticed)(&curve, n)) {
+                let of = |value: &Value| {
+                    let mut setting = neutral.clone();
+                    value.1(&mut setting);
+                    counts(&setting, &curve, n)
+                };
+                let first = of(&structure.values[0]);
+                for value in &structure.values[1..] {
+                    assert_eq!(of(value), first, "{name} {n}: {} {}", structure.spot, value.0);
+                }
+            }
+        }
+        let dense: Curve = "dense4k".parse().unwrap();
+        let noticed = |n| STRUCTURES.iter().filter(|structure| (structure.noticed)(&dense, n)).count();
+        assert_eq!((noticed(32), noticed(64), noticed(65_536)), (0, 3, STRUCTURES.len()));
+    }
+}
