@@ -338,6 +338,11 @@ impl<F: Copy> Host<F> {
     pub async fn load(&self, var: Var) -> u64 {
         self.op(Op::Load(var, Order::Relaxed)).await.a
     }
+    /// Loads a variable that belongs to a table, found by the entry that points to the table: what was written before the entry is seen
+    /// without a barrier, for the address depends on it (`sp->...` of `spte_to_child_sp`).
+    pub async fn load_dependent(&self, var: Var) -> u64 {
+        self.op(Op::Load(var, Order::Dependent)).await.a
+    }
     /// Loads a shared variable before everything that follows (`smp_load_acquire`).
     pub async fn load_acquire(&self, var: Var) -> u64 {
         self.op(Op::Load(var, Order::Synchronizing)).await.a

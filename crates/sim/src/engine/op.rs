@@ -114,6 +114,8 @@ pub struct VcpuId(pub usize);
 pub enum Order {
     /// Nothing: `READ_ONCE`, `WRITE_ONCE`.
     Relaxed,
+    /// An address dependency, of loads only: no older than what was written before the table entry that led here (`rcu_dereference`).
+    Dependent,
     /// `smp_load_acquire`: later accesses stay later; `smp_store_release`: earlier accesses stay earlier.
     Synchronizing,
 }

@@ -23,6 +23,12 @@ impl WaitQueues {
         Self(vec![Vec::new(); queues as usize])
     }
 
+    /// So many empty queues again.
+    pub(crate) fn reset(&mut self, queues: u32) {
+        self.0.resize(queues as usize, Vec::new());
+        self.0.iter_mut().for_each(Vec::clear);
+    }
+
     pub(crate) fn create(&mut self) -> WaitQueue {
         self.0.push(Vec::new());
         WaitQueue(self.0.len() as u32 - 1)

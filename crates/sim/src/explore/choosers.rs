@@ -331,6 +331,9 @@ impl<C: Chooser> Chooser for Shared<C> {
     fn only(&mut self, point: Point<'_>) -> Option<()> {
         self.0.borrow_mut().only(point)
     }
+    fn wants_footprints(&self) -> bool {
+        self.0.borrow().wants_footprints()
+    }
     fn wants_state(&self) -> bool {
         self.0.borrow().wants_state()
     }

@@ -173,6 +173,10 @@ pub trait Chooser {
     fn only(&mut self, _point: Point<'_>) -> Option<()> {
         Some(())
     }
+    /// Whether [`Point::footprints`] are wanted when somebody makes a step next; what they are otherwise means nothing.
+    fn wants_footprints(&self) -> bool {
+        false
+    }
     /// Whether [`Point::state`] is wanted when somebody is chosen next. It costs more than a step.
     fn wants_state(&self) -> bool {
         false

@@ -97,6 +97,8 @@ impl Seen {
 pub(crate) struct DepthFirst {
     path: Vec<Turn>,
     depth: usize,
+    /// Turns up to the last one at which somebody is chosen to run.
+    known_to: usize,
     /// Agents asleep at the current place.
     asleep: u64,
     spent: u32,
@@ -113,6 +115,7 @@ impl DepthFirst {
         Self {
             path: Vec::new(),
             depth: 0,
+            known_to: 0,
             asleep: 0,
             spent: 0,
             last: Agent::actor(0),
@@ -129,12 +132,17 @@ impl DepthFirst {
         while let Some(turn) = self.path.last_mut() {
             if turn.is_open() {
                 turn.turn();
+                self.find_known();
                 return true;
             }
             self.path.pop();
         }
         self.complete = true;
         false
+    }
+
+    fn find_known(&mut self) {
+        self.known_to = self.path.iter().rposition(|turn| turn.kind == Kind::Run).map_or(0, |last| last + 1);
     }
 
     fn rewind(&mut self) {
@@ -147,8 +155,14 @@ impl DepthFirst {
         let mut other = Self::new(self.bound, self.seen.as_ref().map(|_| Seen::default()));
         other.path = self.path[..=first].to_vec();
         other.path[first].turn();
+        other.find_known();
         self.path[first].close();
         Some(other)
+    }
+
+    /// Whether there is a turn ahead that was come to before: who is asleep then is written there.
+    fn is_known(&self) -> bool {
+        self.depth < self.known_to
     }
 
     /// Who is asleep after this step: whoever was, and commutes with it.
@@ -201,6 +215,7 @@ impl DepthFirst {
         left &= !first.bit();
         let (kind, chosen, spent, last) = (Kind::Run, u16::from(first.0), self.spent, self.last.0);
         self.path.push(Turn { kind, chosen, left, asleep, tried: 0, spent, last });
+        self.known_to = self.path.len();
         Some(())
     }
 }
@@ -217,7 +232,7 @@ impl Chooser for DepthFirst {
         self.spent += self.price(&point, agent);
         self.last = agent;
         self.depth += 1;
-        if self.bound == Bound::None {
+        if self.bound == Bound::None && !self.is_known() {
             self.step(agent, asleep, point.footprints);
         }
         Some(agent)
@@ -235,15 +250,22 @@ impl Chooser for DepthFirst {
 
     fn only(&mut self, point: Point<'_>) -> Option<()> {
         let agent = agents(point.enabled).next()?;
+        self.last = agent;
+        if self.is_known() {
+            return Some(());
+        }
         if self.asleep & agent.bit() != 0 {
             return None;
         }
-        self.last = agent;
         if self.bound == Bound::None {
             let asleep = self.asleep;
             self.step(agent, asleep, point.footprints);
         }
         Some(())
+    }
+
+    fn wants_footprints(&self) -> bool {
+        self.bound == Bound::None && self.depth + 1 >= self.known_to
     }
 
     fn wants_state(&self) -> bool {

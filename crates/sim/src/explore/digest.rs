@@ -20,13 +20,13 @@
 //! States are compared by 64 bits. In a search through a million of them the odds that any two are taken for one are about one to
 //! forty million.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash, Hasher};
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use super::guest::Guest;
 use super::lab::{Lab, Pending};
 use super::limits::{Hardware, Sharing};
-use super::memory::{MemoryOrder, View};
+use super::memory::MemoryOrder;
 use super::words::{Moment, Words, Write};
 use crate::arch::Arch;
 use mmu_core::{Format, Level};
@@ -87,10 +87,27 @@ impl Hasher for Mix {
     }
 }
 
-/// Values by digest.
-pub(crate) type ByDigest<V> = BTreeMap<u64, V>;
+/// Values by digest. Nothing depends on their order.
+// PERF: a search looks every state up among those of all branches before its own.
+pub(crate) type ByDigest<V> = HashMap<u64, V, BuildHasherDefault<ByItself>>;
 /// Digests.
-pub(crate) type Digests = BTreeSet<u64>;
+pub(crate) type Digests = HashSet<u64, BuildHasherDefault<ByItself>>;
+
+/// The hash of a digest: it is one already.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ByItself(u64);
+
+impl Hasher for ByItself {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = of(&bytes);
+    }
+    fn write_u64(&mut self, digest: u64) {
+        self.0 = digest;
+    }
+}
 
 /// The digest of one value.
 pub(crate) fn of(value: &impl Hash) -> u64 {
@@ -160,7 +177,7 @@ impl<A: Arch> Lab<A> {
                 mix.add(word);
             }
         }
-        mix.add(self.writers());
+        mix.add(self.words.authors());
         self.mix_caches(&mut mix);
         self.mix_actors(&mut mix);
         self.mix_waits(&mut mix);
@@ -178,24 +195,6 @@ impl<A: Arch> Lab<A> {
         }
         mix.add(self.broken.as_ref().map_or(0, |broken| broken.invariant as u64 + 1));
         mix.finish()
-    }
-
-    /// Who wrote each entry last.
-    fn writers(&self) -> u64 {
-        let root = self.format.geometry().root();
-        let mut known: Vec<(u32, u32)> = Vec::new();
-        let mut sum = 0_u64;
-        for write in self.words.log().iter().rev() {
-            let entry =
-                |write: &Write| self.words.frame(self.words.address(write.at)).is_some_and(|frame| frame.level <= root);
-            if write.len == 0 || known.contains(&(write.at, write.len)) || !entry(write) {
-                continue;
-            }
-            let over = known.iter().filter(|&&(at, len)| at < write.at + write.len && write.at < at + len).count();
-            known.push((write.at, write.len));
-            sum = sum.wrapping_add(of(&(write.at, write.len, write.agent, over)));
-        }
-        sum
     }
 
     /// What vCPUs are about to do, and what they may have cached.
@@ -249,7 +248,7 @@ impl<A: Arch> Lab<A> {
         }
     }
 
-    fn mix_view(&self, mix: &mut Mix, view: &View) {
+    fn mix_view(&self, mix: &mut Mix, view: &impl Hash) {
         if self.memory == MemoryOrder::Weak {
             view.hash(mix);
         }

@@ -20,12 +20,13 @@ use mmu_core::{
     Verdict, Walk, WalkCaches,
 };
 
-use super::decision::{Footprint, Kind};
+use super::decision::{Agent, Footprint, Kind};
 use super::digest::Mix;
 use super::ghost::Store;
 use super::invariant::Invariant;
 use super::lab::{EVERYTHING, Lab, NO_TIME};
 use super::limits::Hardware;
+use super::memory::Sight;
 use super::perform::{WORD_BITS, vcpu_bit};
 use super::tags::Kept;
 use super::waiting::{Request, What};
@@ -59,6 +60,8 @@ pub(crate) struct Guest {
     current: Option<GuestAccess>,
     /// Accesses that it has begun of its program.
     taken: u32,
+    /// What its walks wrote, under weak memory.
+    pub(crate) wrote: Sight,
     /// What its exit was, until its thread has seen it.
     pub(crate) exit: Option<Exit>,
     pub(crate) left: Exit,
@@ -92,6 +95,7 @@ impl Guest {
             program: GuestStream::List(program.into_iter()),
             current: None,
             taken: 0,
+            wrote: Sight::default(),
             exit: None,
             left: Exit { reason: ExitReason::Done, at: NO_TIME },
             requests: Vec::new(),
@@ -161,7 +165,7 @@ impl Guest {
     pub(crate) fn mix(&self, mix: &mut Mix, rank: impl Fn(Moment) -> u64) {
         (self.mode, self.taken, self.current.is_some(), self.exit, self.left).hash(mix);
         (&self.requests, self.owed, self.reload, self.kicked, &self.modified, self.caches).hash(mix);
-        (self.root, self.generation, self.tag, self.owner, self.retried, self.entered).hash(mix);
+        (self.root, self.generation, self.tag, self.owner, self.retried, self.entered, &self.wrote).hash(mix);
         mix.add(if self.entered { rank(self.floor) } else { 0 });
         for part in &self.invalidated {
             (part.start, part.end, rank(part.at), part.tables, part.leaves).hash(mix);
@@ -572,8 +576,9 @@ impl<A: Arch> Lab<A> {
 
     /// vCPUs that may use what they have cached without anything coming first.
     pub(crate) fn exposed(&self) -> impl Iterator<Item = usize> + use<A> {
-        let exposed: Vec<usize> = (0..self.guests.len()).filter(|&vcpu| self.is_exposed(vcpu)).collect();
-        exposed.into_iter()
+        let exposed =
+            (0..self.guests.len()).filter(|&vcpu| self.is_exposed(vcpu)).fold(0_u64, |set, vcpu| set | 1 << vcpu);
+        (0..Agent::MOST_VCPUS).filter(move |vcpu| exposed >> vcpu & 1 != 0)
     }
 
     /// Only guest code uses what is cached. A vCPU that is out of the guest is found out when it runs again.

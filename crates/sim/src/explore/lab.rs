@@ -13,10 +13,11 @@ use super::digest::mixed;
 use super::ghost::Ghost;
 use super::guest::Guest;
 use super::invariant::{Broken, Evaluations, Invariant};
-use super::memory::{MemoryOrder, View};
+use super::memory::{MemoryOrder, Sight, View};
 use super::mutation::{Disordered, Imagined};
 use super::promises::Promises;
 use super::tally::Tally;
+use super::waiting::Lock;
 use super::words::Words;
 use crate::arch::Arch;
 use crate::engine::world::World;
@@ -101,25 +102,6 @@ impl Hand {
     }
 }
 
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Lock {
-    pub(crate) kind: LockKind,
-    pub(crate) writer: Option<u8>,
-    /// Readers by actor; one may hold it several times.
-    pub(crate) readers: Vec<u8>,
-    pub(crate) view: View,
-}
-
-impl Lock {
-    pub(crate) fn admits(&self, mode: LockMode) -> bool {
-        let exclusive = mode == LockMode::Write || self.kind == LockKind::Spin;
-        self.writer.is_none() && (!exclusive || self.readers.is_empty())
-    }
-    pub(crate) fn held_by(&self, actor: usize) -> bool {
-        self.writer == Some(actor as u8) || self.readers.contains(&(actor as u8))
-    }
-}
-
 /// A grace period that has not ended: its callbacks, and the readers it waits for.
 #[derive(Clone, Debug)]
 pub(crate) struct Grace {
@@ -164,6 +146,8 @@ pub(crate) struct Lab<A: Arch> {
     pub(crate) words: Words,
     pub(crate) vars: Hpa,
     pub(crate) vars_made: u32,
+    /// Variables with an initial value, and when they got it.
+    pub(crate) births: Vec<(Hpa, super::words::Moment)>,
     pub(crate) guests: Vec<Guest>,
     pub(crate) hands: Vec<Hand>,
     pub(crate) locks: Vec<Lock>,
@@ -174,9 +158,9 @@ pub(crate) struct Lab<A: Arch> {
     pub(crate) generation: u16,
     pub(crate) counters: HostCounters,
     pub(crate) memory: MemoryOrder,
-    pub(crate) sc_view: View,
+    pub(crate) sc_view: Sight,
     /// What was seen when grace periods began: read sections that begin later, and are not waited for, see it too.
-    pub(crate) rcu_view: View,
+    pub(crate) rcu_view: Sight,
     /// When actors began: nobody sees what was before.
     pub(crate) start: super::words::Moment,
     pub(crate) ghost: Ghost,
@@ -230,6 +214,7 @@ impl<A: Arch> Lab<A> {
             words,
             vars,
             vars_made: Var::FIXED as u32,
+            births: Vec::new(),
             guests: Vec::new(),
             hands: Vec::new(),
             locks: Vec::new(),
@@ -240,8 +225,8 @@ impl<A: Arch> Lab<A> {
             generation: 0,
             counters: HostCounters::default(),
             memory: limits.memory,
-            sc_view: View::default(),
-            rcu_view: View::default(),
+            sc_view: Sight::default(),
+            rcu_view: Sight::default(),
             start: 0,
             ghost: Ghost::default(),
             promises: Promises::default(),
@@ -287,18 +272,19 @@ impl<A: Arch> Lab<A> {
         self.root = self.initial.2;
         self.generation = 0;
         self.vars_made = Var::FIXED as u32;
+        self.births.clear();
         self.guests.clear();
         self.hands.clear();
-        self.locks.clear();
-        self.locks.resize(LockId::FIXED, Lock { kind: LockKind::Spin, ..Lock::default() });
+        self.locks.resize(LockId::FIXED, Lock::default());
+        self.locks.iter_mut().for_each(Lock::reset);
         self.locks[LockId::MMU.0 as usize].kind = self.limits.mmu_lock;
         self.locks[LockId::NOTIFIER_SLOTS.0 as usize].kind = LockKind::ReadWrite;
-        self.queues = WaitQueues::new(WaitQueue::FIXED);
+        self.queues.reset(WaitQueue::FIXED);
         self.graces.clear();
         self.grace_number = 0;
         self.counters = HostCounters::default();
-        self.sc_view = View::default();
-        self.rcu_view = View::default();
+        self.sc_view.clear();
+        self.rcu_view.clear();
         self.ghost.reset();
         self.promises.reset();
         self.reset_tally();
@@ -453,8 +439,10 @@ impl<A: Arch> Lab<A> {
             return None;
         }
         let current = Some(self.acting).filter(|acting| set & acting.bit() != 0);
-        for agent in agents(set) {
-            self.footprints[agent.0 as usize] = self.footprint(agent);
+        if self.chooser.as_ref().is_some_and(|chooser| chooser.wants_footprints()) {
+            for agent in agents(set) {
+                self.footprints[agent.0 as usize] = self.footprint(agent);
+            }
         }
         let wanted = !set.is_power_of_two() && self.chooser.as_ref().is_some_and(|chooser| chooser.wants_state());
         let state = wanted.then(|| self.state());

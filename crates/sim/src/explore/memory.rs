@@ -9,8 +9,18 @@
 //! The weak order keeps views: for each word the oldest version that an actor may still read. A release store, or any store after a
 //! write barrier, carries the view of its writer; an acquire load, or any load before a read barrier, takes it over. So missing barriers
 //! are found, on both sides. Loads are never delayed beyond later stores of the same actor (no load buffering), and all agree on the order of writes.
+//!
+//! What orders without a barrier, as the kernel's memory model has it (`tools/memory-model/Documentation/explanation.txt`):
+//!
+//! - a lock hands over what all who held it have seen, readers side by side too;
+//! - atomic read-modify-writes are full barriers, and read the last version, with what that carries;
+//! - entering a guest is a full barrier; a vCPU's thread has seen what its walks wrote, and so has whoever waits for its answer;
+//! - an *address dependency*: what is read through an entry that points to a table is no older than what was written before the entry
+//!   ([`Order::Dependent`]; table words are read in no other way);
+//! - whoever can name a variable that an actor makes sees what it was made with: it was found by a pointer;
+//! - a store is seen by all in the end: an actor finds an older version of a word a few times only.
 
-use mmu_core::Hpa;
+use mmu_core::{Format, Hpa};
 
 use super::decision::Kind;
 use super::invariant::Invariant;
@@ -48,6 +58,9 @@ impl MemoryOrder {
 pub(crate) struct Sight(Vec<(u64, Moment)>);
 
 impl Sight {
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
     fn of(&self, at: Hpa) -> Moment {
         self.0.iter().find(|&&(word, _)| word == at.raw()).map_or(0, |&(_, moment)| moment)
     }
@@ -57,7 +70,7 @@ impl Sight {
             None => self.0.push((at.raw(), moment)),
         }
     }
-    fn join(&mut self, other: &Sight) {
+    pub(crate) fn join(&mut self, other: &Sight) {
         for &(word, moment) in &other.0 {
             self.see(Hpa::new(word), moment);
         }
@@ -72,15 +85,31 @@ pub(crate) struct View {
     pub(crate) acquired: Sight,
     /// What its stores carry since the last write barrier.
     pub(crate) released: Sight,
+    /// What was written before the entries that it has followed to tables.
+    pub(crate) followed: Sight,
+    /// How often it has found an older version, by word.
+    outdated: Vec<(u64, u8)>,
     /// When that barrier was.
     pub(crate) barrier: Moment,
 }
 
 impl View {
-    pub(crate) fn join(&mut self, other: &View) {
-        self.seen.join(&other.seen);
+    /// Whether it has found older versions of the word as often as it can.
+    fn is_patient_no_more(&self, at: Hpa) -> bool {
+        self.outdated.iter().any(|&(word, times)| word == at.raw() && times >= MOST_OUTDATED)
+    }
+
+    /// It found an older version.
+    fn waits_for(&mut self, at: Hpa) {
+        match self.outdated.iter_mut().find(|(word, _)| *word == at.raw()) {
+            Some((_, times)) => *times += 1,
+            None => self.outdated.push((at.raw(), 1)),
+        }
     }
 }
+
+/// Times an actor finds an older version of one word, at most.
+const MOST_OUTDATED: u8 = 4;
 
 /// Versions of a word that a load may choose from, at most.
 const MOST_VERSIONS: usize = 4;
@@ -100,23 +129,63 @@ impl<A: Arch> Lab<A> {
         if !self.weak() {
             return self.words.peek(at);
         }
-        let since = self.hands[me].view.seen.of(at).max(self.start);
+        let view = &self.hands[me].view;
+        let followed = if order == Order::Dependent { view.followed.of(at) } else { 0 };
+        let born = self.births.iter().find(|(var, _)| *var == at).map_or(0, |&(_, moment)| moment);
+        let since = view.seen.of(at).max(followed).max(born).max(self.start);
+        let most = if view.is_patient_no_more(at) { 1 } else { MOST_VERSIONS };
         let (mut versions, mut found) = ([Version::default(); MOST_VERSIONS], 0);
         self.words.versions(at, since, |version| {
-            if found < MOST_VERSIONS {
+            if found < most {
                 versions[found] = version;
                 found += 1;
             }
         });
-        let version = versions[self.pick(Kind::Load, found)];
-        let carried = self.ghost.carried.get((version.from as usize).wrapping_sub(1)).cloned().unwrap_or_default();
+        let chosen = self.pick(Kind::Load, found);
+        let version = versions[chosen];
+        if chosen > 0 {
+            self.hands[me].view.waits_for(at);
+        }
+        self.has_read(at, version, order);
+        version.word
+    }
+
+    /// The acting actor has read this version.
+    fn has_read(&mut self, at: Hpa, version: Version, order: Order) {
+        let me = self.me();
+        let link = order == Order::Dependent && self.is_link(at, version.word);
+        let carried = self.ghost.carried.get((version.from as usize).wrapping_sub(1));
         let view = &mut self.hands[me].view;
         view.seen.see(at, version.from);
-        view.acquired.join(&carried);
-        if order == Order::Synchronizing {
-            view.seen.join(&carried);
+        let Some(carried) = carried else { return };
+        view.acquired.join(carried);
+        if link {
+            view.followed.join(carried);
         }
-        version.word
+        if order == Order::Synchronizing {
+            view.seen.join(carried);
+        }
+    }
+
+    /// The acting actor has read the last version, by an atomic read-modify-write.
+    pub(crate) fn has_read_last(&mut self, at: Hpa) {
+        if !self.weak() || self.hands.get(self.me()).is_none() {
+            return;
+        }
+        let mut last = None;
+        self.words.versions(at, self.start, |version| last = last.or(Some(version)));
+        if let Some(version) = last {
+            self.has_read(at, version, Order::Synchronizing);
+        }
+    }
+
+    /// Whether a table word points to a table.
+    fn is_link(&self, at: Hpa, word: u64) -> bool {
+        let format = &self.format;
+        let entry = |frame: &super::words::Frame| {
+            frame.level <= format.geometry().root() && format.is_mapped(word) && !format.is_leaf(frame.level, word)
+        };
+        self.words.frame(at).is_some_and(entry)
     }
 
     /// A store by the acting actor that it does not wait for.
@@ -135,6 +204,9 @@ impl<A: Arch> Lab<A> {
             return;
         }
         let (me, moment) = (self.me(), self.words.now());
+        if let super::decision::Who::Guest(vcpu) = self.acting.who() {
+            self.guests[vcpu].wrote.see(at, moment);
+        }
         let mut carried = match self.hands.get_mut(me) {
             Some(hand) => {
                 hand.view.seen.see(at, moment);
@@ -180,8 +252,8 @@ impl<A: Arch> Lab<A> {
             view.acquired = acquired;
         }
         if fence == Fence::Full {
-            view.seen.join(&sc_view.seen);
-            sc_view.seen = view.seen.clone();
+            view.seen.join(sc_view);
+            sc_view.clone_from(&view.seen);
         }
         if matches!(fence, Fence::Write | Fence::Full) {
             view.released = view.seen.clone();
@@ -190,9 +262,9 @@ impl<A: Arch> Lab<A> {
     }
 
     /// Takes over what was seen by whoever gave a lock back, or woke the actor.
-    pub(crate) fn join_view(&mut self, actor: usize, other: &View) {
+    pub(crate) fn join_view(&mut self, actor: usize, other: &Sight) {
         if self.weak() {
-            self.hands[actor].view.seen.join(&other.seen);
+            self.hands[actor].view.seen.join(other);
         }
     }
 

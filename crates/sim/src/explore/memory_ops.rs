@@ -31,8 +31,8 @@ impl<A: Arch> Lab<A> {
         let waits_for = readers.map(|(number, _)| Agent::actor(number).bit()).fold(0, |set, bit| set | bit);
         self.grace_number += 1;
         if self.memory == super::MemoryOrder::Weak {
-            let view = self.hands[self.me()].view.clone();
-            self.rcu_view.join(&view);
+            let me = self.me();
+            self.rcu_view.join(&self.hands[me].view.seen);
         }
         self.graces.push(Grace { number: self.grace_number, waits_for, frames, subtree });
         self.grace_number

@@ -6,10 +6,10 @@ use super::decision::{Footprint, Kind};
 use super::digest::mixed;
 use super::ghost::Store;
 use super::invariant::Invariant;
-use super::lab::{Lab, Lock, NO_TIME, Pending};
+use super::lab::{Lab, NO_TIME, Pending};
 use super::mutation::Mutated;
 use super::traced::Happened;
-use super::waiting::What;
+use super::waiting::{Lock, What};
 use crate::arch::Arch;
 use crate::engine::{
     ActorState, AgeRun, AgeWrite, Apply, Atomicity, Blockable, DirtyOp, Fence, Frames, Handover, LockId, Op, Order,
@@ -56,7 +56,23 @@ impl<A: Arch> Lab<A> {
 
     pub(crate) fn footprint_of(&self, actor: usize, pending: Pending) -> Footprint {
         let Footprint { reads, writes } = self.footprint_alone(actor, pending);
-        Footprint { reads: reads | MISC_BIT, writes }
+        let (more, drains) = self.barrier_of(actor, pending);
+        Footprint { reads: reads | MISC_BIT | drains, writes: writes | more | drains }
+    }
+
+    /// What a step touches beside its own words because it is a barrier: the order of full barriers under weak memory, and what waits in
+    /// the store buffer that it drains.
+    fn barrier_of(&self, actor: usize, pending: Pending) -> (u64, u64) {
+        use super::MemoryOrder::{Sequential, StoreBuffer, Weak};
+        let plain = matches!(
+            pending,
+            Pending::Op(Op::Read(_) | Op::ReadRun(..) | Op::Load(..) | Op::Write(..) | Op::Store(..))
+        );
+        match self.memory {
+            Weak if !plain => (FLIGHT_BIT, 0),
+            StoreBuffer if !plain && !self.hands[actor].buffer.is_empty() => (0, WORD_BITS | own_bit(actor)),
+            Sequential | StoreBuffer | Weak => (0, 0),
+        }
     }
 
     fn footprint_alone(&self, actor: usize, pending: Pending) -> Footprint {
@@ -131,7 +147,7 @@ impl<A: Arch> Lab<A> {
             }
             Op::CountSpurious => DONE,
             Op::Now => one(0),
-            Op::Fence(Fence::Full) if self.memory == super::MemoryOrder::StoreBuffer => None,
+            Op::Fence(Fence::Full) if self.memory != super::MemoryOrder::Sequential => None,
             Op::Fence(fence) => {
                 self.fence(fence);
                 DONE
@@ -173,6 +189,7 @@ impl<A: Arch> Lab<A> {
         if initial != 0 {
             let at = self.var(var);
             self.words.write(at, 1, initial, u8::MAX);
+            self.births.push((at, self.words.now()));
         }
         var
     }
@@ -193,9 +210,9 @@ impl<A: Arch> Lab<A> {
             return done;
         }
         match op {
-            Op::Read(at) => one(self.read_word(at, Order::Relaxed)),
+            Op::Read(at) => one(self.read_word(at)),
             Op::ReadRun(at, most, _) => {
-                let word = self.read_word(at, Order::Relaxed);
+                let word = self.read_word(at);
                 let len = if self.format.is_mapped(word) { 1 } else { self.words.alike(at, most.max(1)) };
                 Some(Reply { a: word, b: 0, c: if self.words.peek(at) == word { len } else { 1 } })
             }
@@ -406,6 +423,7 @@ impl<A: Arch> Lab<A> {
             && let Some(exit) = self.guests[vcpu.0].exit.take()
         {
             self.guests[vcpu.0].left = exit;
+            self.hands[actor].view.seen.join(&self.guests[vcpu.0].wrote);
             self.hands[actor].answers = mixed(self.hands[actor].answers, super::digest::of(&exit));
         }
         if matches!(waited, Pending::Flight(_)) {
@@ -431,11 +449,12 @@ impl<A: Arch> Lab<A> {
         found.is_ok()
     }
 
-    pub(crate) fn read_word(&mut self, at: Hpa, order: Order) -> u64 {
+    /// A table word: its address comes from the entry above it.
+    pub(crate) fn read_word(&mut self, at: Hpa) -> u64 {
         if !self.is_word(at) {
             return 0;
         }
-        let word = self.load(at, order);
+        let word = self.load(at, Order::Dependent);
         self.ghost.saw(self.acting, at, word);
         word
     }
@@ -447,6 +466,7 @@ impl<A: Arch> Lab<A> {
             return one(0);
         }
         let found = self.words.peek(at);
+        self.has_read_last(at);
         self.ghost.saw(self.acting, at, found);
         if let Some(new) = new(found) {
             self.commit(at, 1, new, 0, Store::Atomic);
@@ -474,6 +494,10 @@ impl<A: Arch> Lab<A> {
     pub(crate) fn run(&mut self, run: RunOp) -> u64 {
         if !self.is_word(run.at) {
             return run.len;
+        }
+        if run.atomicity != Atomicity::Plain {
+            self.fence(Fence::Full);
+            self.has_read_last(run.at);
         }
         let word = self.words.peek(run.at);
         if let Atomicity::IfStill(old) = run.atomicity
@@ -508,6 +532,9 @@ impl<A: Arch> Lab<A> {
         }
         if new != word {
             self.commit(run.at, n, new, 0, store);
+        }
+        if store == Store::Atomic {
+            self.fence(Fence::Full);
         }
         n
     }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use super::decision::{Actors, Agent, Chooser, Decision};
+use super::decision::{Actors, Agent, Chooser, Decision, Kind};
 use super::invariant::{Broken, Evaluations, Invariant};
 use super::lab::{End, Lab, Pending, Step};
 use super::limits::Leaks;
@@ -67,6 +67,11 @@ impl<'s, A: Arch> Runner<'s, A> {
     /// Evaluations since this was last asked.
     pub(crate) fn take_evaluations(&mut self) -> Evaluations {
         std::mem::take(&mut self.lab.borrow_mut().evaluations)
+    }
+
+    /// Whether nobody could choose who was next in the last execution.
+    pub(crate) fn is_forced(&self) -> bool {
+        self.lab.borrow().trail.iter().all(|decision| decision.kind != Kind::Run)
     }
 
     /// Decisions of the last execution.

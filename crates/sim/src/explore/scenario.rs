@@ -453,7 +453,7 @@ impl<A: Arch> Bed for Build<'_, A> {
     }
     fn new_lock(&mut self, kind: LockKind) -> LockId {
         let mut lab = self.lab.borrow_mut();
-        lab.locks.push(super::lab::Lock { kind, ..Default::default() });
+        lab.locks.push(super::waiting::Lock { kind, ..Default::default() });
         LockId(lab.locks.len() as u32 - 1)
     }
     fn new_wait_queue(&mut self) -> WaitQueue {

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::choosers::Shared;
-use super::decision::Kind;
 use super::depth_first::{Bound, DepthFirst, Known, Seen};
 use super::digest::Digests;
 use super::lab::End;
@@ -145,7 +144,7 @@ impl<A: Arch> Scenario<A> {
                 branch.endings.push(execution.outcome);
             }
             // Where nobody had a choice who is next, nobody was treated unfairly.
-            let fair = runner.trail().iter().all(|decision| decision.kind != Kind::Run);
+            let fair = execution.end == End::Cut && runner.is_forced();
             if let Some(broken) = self.judge(&execution, fair) {
                 branch.found = Some(Found { broken, trail: runner.trail() });
             }

@@ -6,6 +6,7 @@ use super::decision::Kind;
 use super::invariant::Invariant;
 use super::lab::{Lab, NO_TIME, Pending};
 use super::limits::Hardware;
+use super::memory::Sight;
 use super::perform::DONE;
 use super::traced::Happened;
 use crate::arch::Arch;
@@ -35,6 +36,34 @@ impl What {
     }
 }
 
+/// A lock, and who holds it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lock {
+    pub(crate) kind: LockKind,
+    pub(crate) writer: Option<u8>,
+    /// Readers by actor; one may hold it several times.
+    pub(crate) readers: Vec<u8>,
+    /// What those who gave it back have seen.
+    pub(crate) view: Sight,
+}
+
+impl Lock {
+    // PERF: emptied in place; its vectors are those of the last execution.
+    pub(crate) fn reset(&mut self) {
+        self.kind = LockKind::Spin;
+        self.writer = None;
+        self.readers.clear();
+        self.view.clear();
+    }
+    pub(crate) fn admits(&self, mode: LockMode) -> bool {
+        let exclusive = mode == LockMode::Write || self.kind == LockKind::Spin;
+        self.writer.is_none() && (!exclusive || self.readers.is_empty())
+    }
+    pub(crate) fn held_by(&self, actor: usize) -> bool {
+        self.writer == Some(actor as u8) || self.readers.contains(&(actor as u8))
+    }
+}
+
 impl<A: Arch> Lab<A> {
     // ---- locks and scheduling ----
 
@@ -56,14 +85,15 @@ impl<A: Arch> Lab<A> {
         if lock == LockId::MMU {
             self.check_debt();
         }
-        let seen = self.hands[me].view.clone();
-        let lock = &mut self.locks[lock.0 as usize];
+        let Self { locks, hands, .. } = self;
+        let lock = &mut locks[lock.0 as usize];
         if lock.writer == Some(me as u8) {
             lock.writer = None;
         } else if let Some(reader) = lock.readers.iter().position(|&reader| reader == me as u8) {
             lock.readers.swap_remove(reader);
         }
-        lock.view = seen;
+        // Readers give it back side by side: who takes it next sees what all of them have seen.
+        lock.view.join(&hands[me].view.seen);
     }
 
     pub(crate) fn is_wanted(&self, me: usize, lock: LockId) -> bool {
@@ -202,12 +232,15 @@ impl<A: Arch> Lab<A> {
             What::Leave => self.leave(vcpu, ExitReason::Kicked),
         }
         self.evaluations.count(Invariant::T6);
+        self.walks_are_seen(vcpu);
         if let Pending::Flight(left) = &mut self.hands[asked_by].pending {
             *left = left.saturating_sub(1);
         }
     }
 
     pub(crate) fn enter_guest(&mut self, id: VcpuId) -> Option<Reply> {
+        // `smp_store_mb(vcpu->mode, IN_GUEST_MODE)` of Arm, `smp_mb__after_srcu_read_unlock` of x86, `ptesync` of POWER.
+        self.fence(Fence::Full);
         let (me, now) = (self.me(), self.words.tick());
         let (root, generation) = (self.root, self.generation);
         self.hands[me].vcpu = Some(id);
@@ -228,7 +261,13 @@ impl<A: Arch> Lab<A> {
         self.wait(Pending::Guest(id))
     }
 
+    /// An exit and an acknowledgement are barriers: what the vCPU's walks wrote is seen by whoever waits for it.
+    fn walks_are_seen(&mut self, vcpu: usize) {
+        self.sc_view.join(&self.guests[vcpu].wrote);
+    }
+
     pub(crate) fn leave(&mut self, vcpu: usize, reason: ExitReason) {
+        self.walks_are_seen(vcpu);
         let guest = &mut self.guests[vcpu];
         if guest.runs() {
             guest.exit_with(reason);

@@ -92,8 +92,10 @@ pub(crate) struct Words {
     log: Vec<Write>,
     /// What there was before the execution.
     initial: (usize, Vec<Frame>),
-    /// The digest of all words, where somebody asks for it.
-    digest: Option<u64>,
+    /// The digest of all words, and that of who wrote each entry last, where somebody asks for them.
+    digest: Option<(u64, u64)>,
+    /// By cell: who wrote it last, counted from 1; kept with the digest, for cells up to the last one that was written.
+    writers: Vec<u8>,
 }
 
 impl Words {
@@ -107,16 +109,21 @@ impl Words {
             log: Vec::new(),
             initial: (0, Vec::new()),
             digest: None,
+            writers: Vec::new(),
         }
     }
 
     /// From the next execution on, keeps a digest of all words.
     pub(crate) fn keep_digest(&mut self) {
-        self.digest = Some(0);
+        self.digest = Some((0, 0));
     }
     /// What all words amount to, beside what they were at the beginning.
     pub(crate) fn digest(&self) -> u64 {
-        self.digest.unwrap_or(0)
+        self.digest.unwrap_or_default().0
+    }
+    /// What it amounts to who wrote each entry last.
+    pub(crate) fn authors(&self) -> u64 {
+        self.digest.unwrap_or_default().1
     }
 
     /// What there is now is where every execution begins.
@@ -131,9 +138,13 @@ impl Words {
     /// Takes an execution back.
     pub(crate) fn reset(&mut self) {
         while let Some(write) = self.log.pop() {
-            self.cells[write.at as usize..(write.at + write.len) as usize].fill(write.old);
+            let written = write.at as usize..(write.at + write.len) as usize;
+            if let Some(writers) = self.writers.get_mut(written.clone()) {
+                writers.fill(0);
+            }
+            self.cells[written].fill(write.old);
         }
-        self.digest = self.digest.map(|_| 0);
+        self.digest = self.digest.map(|_| (0, 0));
         let (words, frames) = &self.initial;
         self.cells.truncate(*words);
         self.owner.truncate(words / CHUNK);
@@ -242,15 +253,33 @@ impl Words {
             (true, false) => frame.live = frame.live.saturating_sub(len),
             _ => {}
         }
+        let entries = frame.level != WORDS;
+        if self.digest.is_some() {
+            self.account(start, len as usize, (new, step), entries.then_some(agent));
+        }
         for (n, word) in (0..).zip(&mut self.cells[start..start + len as usize]) {
-            let new = new.wrapping_add(step.wrapping_mul(n));
-            if let Some(digest) = &mut self.digest {
-                let place = start as u64 + n;
-                *digest ^= mixed(place, *word) ^ mixed(place, new);
-            }
-            *word = new;
+            *word = new.wrapping_add(step.wrapping_mul(n));
         }
         self.log.push(Write { at: start as u32, len, old, new, agent });
+    }
+
+    /// Brings the digest up to date: cells from `start` on are about to be written, entries by `agent`.
+    fn account(&mut self, start: usize, len: usize, (new, step): (u64, u64), agent: Option<u8>) {
+        let end = start + len;
+        if self.writers.len() < end {
+            self.writers.resize(end, 0);
+        }
+        let (mut digest, mut authors) = self.digest.unwrap_or_default();
+        for (n, (cell, writer)) in (0..).zip(self.cells[start..end].iter().zip(&mut self.writers[start..end])) {
+            let place = start as u64 + n;
+            digest ^= mixed(place, *cell) ^ mixed(place, new.wrapping_add(step.wrapping_mul(n)));
+            if let Some(agent) = agent {
+                let now = agent.wrapping_add(1);
+                authors ^= mixed(place, (*writer).into()) ^ mixed(place, now.into());
+                *writer = now;
+            }
+        }
+        self.digest = Some((digest, authors));
     }
 
     /// A moment that nothing is written in: what is read before it, and after.

@@ -290,6 +290,18 @@ impl<H> Faults<H> {
         }
     }
 
+    /// Finds the page.
+    async fn look_up<F: Format>(&self, host: &Host<F>, gpa: Gpa, access: HostAccess) -> Faultin {
+        // Only the notifier protects the page: no reference is taken.
+        if self.policy.slots == SlotSection::Callers {
+            return faultin_pfn(host, gpa, access, Reference::None).await;
+        }
+        let section = host.srcu_read_lock().await;
+        let found = faultin_pfn(host, gpa, access, Reference::None).await;
+        host.srcu_read_unlock(section).await;
+        found
+    }
+
     /// One attempt, from the snapshot of the sequence to the unlocked lock.
     async fn attempt<F: Format>(&mut self, host: &Host<F>, fault: &GuestFault) -> Attempt
     where
@@ -297,9 +309,8 @@ impl<H> Faults<H> {
     {
         let policy = self.policy;
         let early = self.snapshot(host, SnapshotTime::BeforeLookup).await;
-        // Only the notifier protects the page: no reference is taken.
         let access = if writes(fault.access) { HostAccess::Write } else { HostAccess::Read };
-        let (found, hva) = match faultin_pfn(host, fault.gpa, access, Reference::None).await {
+        let (found, hva) = match self.look_up(host, fault.gpa, access).await {
             Faultin::Page { page, hva } => (page, hva),
             Faultin::Invalid => return Attempt::Retry,
             Faultin::NoSlot => return Attempt::NoSlot,

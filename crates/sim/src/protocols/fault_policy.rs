@@ -198,6 +198,20 @@ pub struct FaultPolicy {
     /// Where huge pages are mapped.
     #[serde(default)]
     pub folded: FoldedLevels,
+    /// How long memslots stay as they are.
+    #[serde(default)]
+    pub slots: SlotSection,
+}
+
+/// How long a fault keeps memslots from being freed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SlotSection {
+    /// As long as it is handled: its caller is in a section of `kvm->srcu`.
+    #[default]
+    Callers,
+    /// While the slot is looked up (P01): an update does not wait for what is made of it.
+    LookUp,
 }
 
 impl FaultPolicy {
@@ -222,6 +236,7 @@ impl FaultPolicy {
             conflict: ConflictAbort::Unhandled,
             frozen: FrozenEntries::LeftAlone,
             folded: FoldedLevels::Known,
+            slots: SlotSection::Callers,
         }
     }
 

@@ -253,7 +253,8 @@ impl NxPages {
         let mark = self.0.marks.borrow().get(&table).copied();
         match mark {
             Some(mark) => {
-                let marked = host.load(mark).await != 0;
+                // `sp->nx_huge_page_disallowed`, of the page that the entry points to.
+                let marked = host.load_dependent(mark).await != 0;
                 // Recovery takes a mark away only together with its place in the map.
                 let unmarked = !marked && self.0.marks.borrow().get(&table) == Some(&mark);
                 self.0.unmarked.set(self.0.unmarked.get() + u64::from(unmarked));

@@ -49,7 +49,7 @@ pub enum Publication {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SequenceBump {
-    /// The sequence moves under `mmu_lock` after the flush.
+    /// The sequence moves under `mmu_lock`, before the slot's mappings go (11362b1befea).
     UnderLock,
     /// It does not (P01, POWER before May 2020); only SRCU protects.
     None,
@@ -221,6 +221,13 @@ async fn wait_for_invalidations<F: Format>(host: &Host<F>) {
 
 /// `kvm_arch_flush_shadow_memslot`
 async fn flush_shadow<F: Format>(host: &Host<F>, range: GpaRange, policy: &SlotPolicy) -> Result<(), SlotError> {
+    if policy.bump == SequenceBump::UnderLock {
+        // Before anything is unmapped: a fault that took the lock earlier has installed what goes below, a later one tries again. The kernel has it
+        // in the section that unmaps (`kvmppc_radix_flush_memslot`), which here may be several.
+        host.lock(LockId::MMU, LockMode::Write).await;
+        host.add(Var::INVALIDATE_SEQ, 1).await;
+        host.unlock(LockId::MMU).await;
+    }
     match policy.zap {
         SlotZap::Fast(zap) => zap_all_fast_locked(host, &zap).await.ok_or(SlotError::NoTable)?,
         SlotZap::Leafs(zap) => {
@@ -233,11 +240,6 @@ async fn flush_shadow<F: Format>(host: &Host<F>, range: GpaRange, policy: &SlotP
             host.unlock(LockId::MMU).await;
         }
         SlotZap::Unmap(unmap) => unmap_range(host, range, unmap).await,
-    }
-    if policy.bump == SequenceBump::UnderLock {
-        host.lock(LockId::MMU, LockMode::Write).await;
-        host.add(Var::INVALIDATE_SEQ, 1).await;
-        host.unlock(LockId::MMU).await;
     }
     Ok(())
 }

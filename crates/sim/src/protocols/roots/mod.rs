@@ -47,7 +47,7 @@ use super::fault::FaultPolicy;
 use super::workqueue::{ProcessorId, Workqueue};
 use super::zap::{ZapLock, ZapPolicy, zap_root};
 use crate::engine::{
-    ActorFuture, Announced, Bed, Cmpxchg, Frames, Host, LockId, LockKind, LockMode, Var, VcpuId, WaitQueue, Wake,
+    ActorFuture, Announced, Bed, Cmpxchg, Fence, Frames, Host, LockId, LockKind, LockMode, Var, VcpuId, WaitQueue, Wake,
 };
 
 /// An address space of the guest: x86 has two, ordinary memory and what system-management mode sees.
@@ -321,7 +321,9 @@ impl<F: Format> Roots<F> {
         host.lock(LockId::SLOTS, LockMode::Write).await;
         host.lock(LockId::MMU, LockMode::Write).await;
         self.invalidate_all(host).await;
-        // KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, waited for: nobody runs on an invalid root from here on.
+        // KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, waited for: nobody runs on an invalid root from here on. Who takes the request sees that the root
+        // is invalid: the smp_wmb of `__kvm_make_request`, with the barrier of `kvm_check_request`.
+        host.fence(Fence::Write).await;
         for &request in &self.0.requests {
             host.store(request, 1).await;
         }
