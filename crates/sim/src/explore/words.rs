@@ -231,7 +231,13 @@ impl Words {
         let end = self.index(frame.first) + frame.words as usize;
         let end = end.min(start + most as usize);
         let first = self.cells[start];
-        self.cells[start..end].iter().take_while(|&&word| word == first).count().max(1) as u64
+        // PERF: a walk asks this of every entry that maps nothing, mostly at the start of an empty table. Whole blocks are compared without a branch for
+        // each word.
+        let cells = &self.cells[start..end];
+        let differs = |block: &[u64]| block.iter().fold(0, |differences, &word| differences | word ^ first) != 0;
+        let blocks = cells.chunks_exact(CHUNK).take_while(|block| !differs(block)).count() * CHUNK;
+        let rest = cells[blocks..].iter().take_while(|&&word| word == first).count();
+        (blocks + rest).max(1) as u64
     }
 
     /// Writes `len` words that are all alike; the caller has read the first.

@@ -238,7 +238,8 @@ fn stresses<A: Arch>(platform: &Platform<A>, quirk: SlotQuirk, refaults: bool) {
     if refaults {
         assert!(per_page > 2.0, "{}: {per_page}", report.arch);
     } else {
-        assert!((per_page - 1.0).abs() < f64::EPSILON, "{}: {per_page}", report.arch);
+        // A fault that is under way when the sequence moves is taken again.
+        assert!((1.0..1.02).contains(&per_page), "{}: {per_page}", report.arch);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use mmu_sim::arch::Arch;
 use mmu_sim::engine::{Bed, Handover, Rescan};
 use mmu_sim::explore::{Explorable, Invariant, Limits, Mutation, Scenario, SmallVm, read};
 use mmu_sim::protocols::aging::{
@@ -12,7 +13,7 @@ use mmu_sim::protocols::notifier::{Notifier, NotifierPolicy, range_end, range_st
 use mmu_sim::protocols::vcpu;
 use mmu_sim::workload::GuestWork;
 
-use super::super::formats::{x86, x86_without_flags};
+use super::super::formats::x86_without_flags;
 use super::super::{Exhibit, Make, Variant};
 use super::{gpas, hvas, plain, thread, unless};
 
@@ -22,7 +23,7 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "aging without a flush: a translation cached as accessed hides later accesses",
         breaks: &[Invariant::D5],
         arch: "x86",
-        build: Make::Own(p11),
+        build: any!(p11),
     },
     Exhibit {
         id: "X42",
@@ -43,7 +44,7 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "zapped entries do not say that their page was accessed",
         breaks: &[Invariant::D1],
         arch: "x86",
-        build: Make::Own(x46),
+        build: any!(x46),
     },
 ];
 
@@ -108,10 +109,10 @@ fn x43(variant: Variant) -> Box<dyn Explorable> {
 }
 
 /// One after another: an access, aging, an access, a look.
-fn p11(variant: Variant) -> Box<dyn Explorable> {
+fn p11<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let flush = variant.choose(YoungFlush::Elided, YoungFlush::IfYoung);
     let policy = AgingPolicy { flush, ..AgingPolicy::V6_12 };
-    Box::new(Scenario::new("P11", x86(), SmallVm::mapped(1)).setup(move |build| {
+    Box::new(Scenario::new("P11", arch, SmallVm::mapped(1)).setup(move |build| {
         let id = build.add_vcpu(vec![read(0)]);
         let hidden = Rc::new(Cell::new(false));
         let seen = hidden.clone();
@@ -132,9 +133,9 @@ fn p11(variant: Variant) -> Box<dyn Explorable> {
 }
 
 /// A page that the guest uses is unmapped from it, and then looked at by reclaim.
-fn x46(variant: Variant) -> Box<dyn Explorable> {
+fn x46<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let handover = variant.choose(Handover::Dirty, Handover::AccessedAndDirty);
-    let scenario = Scenario::new("X46", x86(), SmallVm::mapped(1)).setup(|build| {
+    let scenario = Scenario::new("X46", arch, SmallVm::mapped(1)).setup(|build| {
         let lost = Rc::new(Cell::new(false));
         let found = lost.clone();
         build.spawn("numa balancing", move |host| {

@@ -1,6 +1,7 @@
 //! Dirty logging.
 
 use mmu_core::{Bytes, Gpa, GpaRange, PageSize};
+use mmu_sim::arch::Arch;
 use mmu_sim::engine::{Bed, LockMode, Wake};
 use mmu_sim::experiment::Populate;
 use mmu_sim::explore::{
@@ -39,7 +40,7 @@ pub(super) const EXHIBITS: &[Exhibit] = &[
         title: "an entry of the dirty ring is published by plain stores",
         breaks: &[Invariant::N2],
         arch: "arm64",
-        build: Make::Own(g12),
+        build: any!(g12 on Arm64, Power),
     },
 ];
 
@@ -105,9 +106,9 @@ fn a28(variant: Variant) -> Box<dyn Explorable> {
 }
 
 /// A vCPU pushes the second page into its ring; user space reads the ring meanwhile.
-fn g12(variant: Variant) -> Box<dyn Explorable> {
+fn g12<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let order = variant.choose(RingOrder::Relaxed, RingOrder::ReleaseAcquire);
-    let scenario = Scenario::new("G12", arm(), SmallVm::mapped(2)).state(LeafState::Protected).setup(move |build| {
+    let scenario = Scenario::new("G12", arch, SmallVm::mapped(2)).state(LeafState::Protected).setup(move |build| {
         let vcpu = build.add_vcpu(vec![write(4096)]);
         let (bitmap, full) = (build.new_var(1), build.new_wait_queue());
         let Some(rings) = DirtyRing::create(build, 128, Tracking::WriteProtect, order, full) else { return };
