@@ -34,6 +34,8 @@ mod tlb;
 #[path = "../shared/tree.rs"]
 mod tree;
 mod walk;
+#[path = "../shared/zap.rs"]
+mod zap;
 
 use rounds::Rounds;
 

@@ -6,7 +6,7 @@ use mmusim::sim::engine::{Sim, Stopped};
 use mmusim::sim::experiment::build;
 use mmusim::sim::experiment::zap::Target;
 use mmusim::sim::protocols::aging::{AgingPolicy, clear_young};
-use mmusim::sim::protocols::{memslot, notifier};
+use mmusim::sim::protocols::notifier;
 use mmusim::trace::TraceReader;
 use mmusim::{
     Arch, ByteUnits, Bytes, Cycles, Gpa, GpaRange, GuestPaging, Machine, Mix, PageSize, PatternSpec, Platform,
@@ -15,7 +15,7 @@ use mmusim::{
 
 use super::rounds::Rounds;
 
-const TRACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sqlite3.mmut.xz");
+const TRACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/traces/sqlite3.mmut.zst");
 /// References replayed: the start-up and most of the queries.
 const REFERENCES: u64 = 4_000_000;
 const MICRO_OPERATIONS: u64 = 1 << 20;
@@ -53,20 +53,10 @@ fn zaps<A: Arch>(rounds: &mut Rounds, platform: &Platform<A>) {
     let idle = vm(1.TiB(), 8, GuestPaging::Flat, Workload::Idle);
     let all = strategies();
     for (name, target) in [("zap 1 TiB, range", Target::Range), ("zap 1 TiB, root", Target::Root)] {
-        let strategy = *all.iter().rfind(|strategy| strategy.target == target).expect("both targets are there");
+        let strategy = all.iter().rposition(|strategy| strategy.target == target).expect("both targets are there");
         let make = || {
             let mut sim = build(platform, &idle).expect("a legal machine");
-            sim.spawn("zap", Cycles::ZERO, move |host| {
-                Box::pin(async move {
-                    match target {
-                        Target::Range => {
-                            let all = GpaRange::new(Gpa::new(0), Bytes(1.TiB()));
-                            notifier::invalidate_range(&host, all, &strategy.policy).await;
-                        }
-                        Target::Root => memslot::zap_all_fast(&host, &strategy.policy).await.expect("room for a root"),
-                    }
-                })
-            });
+            super::zap::spawn(&mut sim, 1.TiB(), strategy);
             sim
         };
         rounds.case_on("sim", name, 1, make, finish);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::hint::black_box;
 use std::str::FromStr;
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mmusim::arm64::{Features, GranuleSupport, Stage2Config};
 use mmusim::core::image::RamRange;
@@ -45,8 +45,10 @@ pub enum Case {
     Tables { format: &'static str, work: &'static str },
     /// A zap of everything.
     Zap { memory: u64, strategy: usize },
-    /// Random accesses to a terabyte; window 0 is the machine's.
-    Busy { vcpus: usize, host: &'static str, threads: usize, window: u64 },
+    /// Random accesses to a terabyte.
+    Busy { vcpus: usize, host: &'static str, threads: usize },
+    /// vCPUs and a zapping host after the same pages, in windows of at least so many cycles.
+    Contended { window: u64 },
     /// Plain words cleared.
     Words { ours: &'static str },
 }
@@ -96,7 +98,8 @@ impl fmt::Display for Case {
         match self {
             Case::Tables { format, work } => write!(f, "tables {format} {work}"),
             Case::Zap { memory, strategy } => write!(f, "zap {memory} {strategy}"),
-            Case::Busy { vcpus, host, threads, window } => write!(f, "busy {vcpus} {host} {threads} {window}"),
+            Case::Busy { vcpus, host, threads } => write!(f, "busy {vcpus} {host} {threads}"),
+            Case::Contended { window } => write!(f, "contended {window}"),
             Case::Words { ours } => write!(f, "words {ours}"),
         }
     }
@@ -113,12 +116,12 @@ impl FromStr for Case {
         Ok(match *text.split(' ').collect::<Vec<_>>() {
             ["tables", format, work] => Case::Tables { format: name(format, &FORMATS)?, work: name(work, &WORK)? },
             ["zap", memory, strategy] => Case::Zap { memory: number(memory)?, strategy: number(strategy)? as usize },
-            ["busy", vcpus, host, threads, window] => Case::Busy {
+            ["busy", vcpus, host, threads] => Case::Busy {
                 vcpus: number(vcpus)? as usize,
                 host: name(host, &HOSTS)?,
                 threads: number(threads)? as usize,
-                window: number(window)?,
             },
+            ["contended", window] => Case::Contended { window: number(window)? },
             ["words", ours] => Case::Words { ours: name(ours, &["vector", "tables"])? },
             _ => return Err(format!("{text}: no case")),
         })
@@ -129,7 +132,8 @@ impl FromStr for Case {
 pub fn smallest() -> Vec<Case> {
     let mut all: Vec<Case> = FORMATS.map(|format| Case::Tables { format, work: "steps" }).into();
     all.push(Case::Zap { memory: 1.GiB(), strategy: 9 });
-    all.extend(HOSTS.map(|host| Case::Busy { vcpus: 1, host, threads: 1, window: 0 }));
+    all.extend(HOSTS.map(|host| Case::Busy { vcpus: 1, host, threads: 1 }));
+    all.push(Case::Contended { window: 3200 });
     all.push(Case::Words { ours: "tables" });
     all
 }
@@ -140,7 +144,8 @@ impl Case {
         match self {
             Case::Tables { format, work } => tables(format, work),
             Case::Zap { memory, strategy } => zap(memory, strategy),
-            Case::Busy { vcpus, host, threads, window } => busy(vcpus, host, threads, window),
+            Case::Busy { vcpus, host, threads } => busy(vcpus, host, threads),
+            Case::Contended { window } => contended(window),
             Case::Words { ours } => words(ours == "tables"),
         }
     }
@@ -292,21 +297,18 @@ fn zap(memory: u64, strategy: usize) -> Measured {
 }
 
 /// Since the first call.
-fn nanoseconds() -> u64 {
+fn clock() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+    START.get_or_init(Instant::now).elapsed()
 }
 
 /// Accesses of all vCPUs together, so that every case simulates about as much.
 const ACCESSES: u64 = 1 << 19;
 
-fn busy(vcpus: usize, host: &'static str, threads: usize, window: u64) -> Measured {
+fn busy(vcpus: usize, host: &'static str, threads: usize) -> Measured {
     let each = ACCESSES / vcpus as u64;
     let pattern = PatternSpec { bytes: 1.TiB(), mix: Mix::Uniform, writes_percent: 30, accesses: each };
     let mut sim = sim(&vm(1.TiB(), vcpus, Workload::Pattern(pattern)));
-    if window > 0 {
-        sim.set_window(Cycles(window));
-    }
     // Random accesses to a terabyte take some hundred cycles each.
     let span = each * 300;
     match host {
@@ -352,12 +354,35 @@ fn busy(vcpus: usize, host: &'static str, threads: usize, window: u64) -> Measur
     if threads > 1 {
         sim.set_threads(Threads::Pool);
     }
-    sim.time_phases(nanoseconds);
+    run(&mut sim)
+}
+
+/// vCPUs that contend for a gibibyte with a host that takes it away piece by piece, and for the lock when they fault it in again.
+pub const CONTENDERS: usize = 16;
+
+fn contended(window: u64) -> Measured {
+    let accesses = ACCESSES / 16 / CONTENDERS as u64;
+    let pattern = PatternSpec { bytes: 1.GiB(), mix: Mix::Uniform, writes_percent: 30, accesses };
+    let mut sim = sim(&vm(1.GiB(), CONTENDERS, Workload::Pattern(pattern)));
+    sim.set_window(Cycles(window));
+    sim.spawn("zap", Cycles(10_000), move |host| {
+        Box::pin(async move {
+            for step in 0..256 {
+                let range = GpaRange::new(Gpa::new(step * 37 % 512 * 2.MiB()), Bytes(2.MiB()));
+                notifier::invalidate_range(&host, range, &strategies()[2].policy).await;
+            }
+        })
+    });
+    run(&mut sim)
+}
+
+fn run<A: Arch>(sim: &mut Sim<A>) -> Measured {
+    sim.time_phases(clock);
     let measured = timed(|| {
-        finish(&mut sim);
+        finish(sim);
         sim.vcpu_stats().iter().map(|vcpu| vcpu.finished.0).sum()
     });
     let times = sim.phase_times();
-    let phases = [times.vcpus, times.applying, times.host].map(|phase| phase as f64 / 1e9);
+    let phases = [times.vcpus, times.applying, times.host].map(|phase| phase.as_secs_f64());
     Measured { phases, windows: sim.windows(), ..measured }
 }

@@ -32,7 +32,6 @@ mod litmus;
 mod machine;
 mod output;
 mod platform;
-mod plot;
 pub mod predict;
 mod progress;
 pub mod record;

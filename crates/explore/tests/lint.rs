@@ -210,20 +210,20 @@ fn executions_of_arm_scenarios_pass_as_traces() {
 /// before break.
 const REJECTED: [&str; 5] = ["A23", "X04", "X12", "X18", "X34"];
 
-#[test]
-fn what_is_broken_is_broken_in_the_trace_too() {
-    let exhibit = exhibits().into_iter().find(|exhibit| exhibit.id == "A02").unwrap();
+fn broken_trace(id: &str) -> Trace {
+    let exhibit = exhibits().into_iter().find(|exhibit| exhibit.id == id).unwrap();
     let scenario = exhibit.scenario(Variant::Broken);
     let report = scenario.explore(&Strategy::Portfolio, Budget::schedules(2_000));
-    let failure = report.failure.unwrap();
-    let trace = scenario.trace(&failure.decisions);
-    match casemate(&[trace]) {
-        Ok(document) => {
-            let text = document.to_string();
-            let judged = judge_file("ours", text.as_bytes(), &Limits::default()).unwrap();
-            assert_eq!(judged[0].expected, "valid_to_valid_without_break");
-            assert!(judged[0].agrees, "{judged:?}");
-        }
-        Err(error) => assert!(error.to_string().contains("which traces of table writes do not show"), "{error}"),
-    }
+    scenario.trace(&report.failure.unwrap().decisions)
+}
+
+#[test]
+fn what_is_broken_is_broken_in_the_trace_too_if_traces_can_show_it() {
+    let text = casemate(&[broken_trace("A27")]).unwrap().to_string();
+    let judged = judge_file("ours", text.as_bytes(), &Limits::default()).unwrap();
+    assert_eq!(judged[0].expected, "valid_to_valid_without_break");
+    assert!(judged[0].agrees, "{judged:?}");
+    // A flush of the first page only: who reaches how far is not in these traces.
+    let error = casemate(&[broken_trace("A02")]).unwrap_err();
+    assert!(error.to_string().contains("which traces of table writes do not show"), "{error}");
 }

@@ -1,18 +1,12 @@
 //! Predicted curves: their plateaus to the cycle, their knees, the events behind them, and what is refused.
 
-use arch_x86_ept::{Ept, EptConfig, LongMode, LongModeConfig, WalkLength};
+mod common;
+
+use arch_x86_ept::WalkLength;
 use mmu_core::machine::Machine;
 use mmu_predict::{PredictError, Prediction, predict, predict_all};
 
-fn formats(second: WalkLength) -> (LongMode, Ept) {
-    let one = LongModeConfig::new().max_phys_addr(52).build().unwrap();
-    let two = EptConfig::new().walk_length(second).max_phys_addr(52).build().unwrap();
-    (one, two)
-}
-
-fn host() -> Machine {
-    Machine::builtin("intel-granite-rapids-host").unwrap()
-}
+use common::{formats, host};
 
 fn at(curve: &str, n: u64) -> Prediction {
     predict(&host(), formats(WalkLength::Four), curve, n, 1).unwrap()

@@ -1,18 +1,11 @@
 //! Names that are free combinations: no measurement says what they cost, but physics says which of two costs more.
 
-use arch_x86_ept::{Ept, EptConfig, LongMode, LongModeConfig, WalkLength};
-use mmu_core::machine::Machine;
+mod common;
+
+use arch_x86_ept::WalkLength;
 use mmu_predict::{Curve, cold_walk, predict, predict_all};
 
-fn formats(second: WalkLength) -> (LongMode, Ept) {
-    let one = LongModeConfig::new().max_phys_addr(52).build().unwrap();
-    let two = EptConfig::new().walk_length(second).max_phys_addr(52).build().unwrap();
-    (one, two)
-}
-
-fn host() -> Machine {
-    Machine::builtin("intel-granite-rapids-host").unwrap()
-}
+use common::{formats, host};
 
 fn all(points: &[(&str, u64)]) -> Vec<f64> {
     let made = predict_all(&host(), formats(WalkLength::Four), points, 1);

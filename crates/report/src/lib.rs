@@ -9,7 +9,7 @@
 //! | `sections` | one file for each kind of document: its fields, its tables, its plots |
 //! | `markup` | HTML and SVG as text that cannot be left unescaped |
 //! | `table` | tables |
-//! | `svg` | axes, lines, rows of panels, timelines |
+//! | [`svg`] | axes, lines, rows of panels, timelines; curves as files of their own |
 //! | `number` | figures with their units |
 //!
 //! ```
@@ -29,7 +29,7 @@ mod number;
 mod page;
 mod read;
 mod sections;
-mod svg;
+pub mod svg;
 mod table;
 
 pub use page::page;

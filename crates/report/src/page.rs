@@ -3,6 +3,7 @@
 use crate::markup::Markup;
 use crate::read::{Input, Kind, ReportError, kind};
 use crate::sections::{self, Section};
+use crate::svg;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -61,7 +62,10 @@ fn head(out: &mut Markup, title: &str) {
     out.open("meta", &[("name", "viewport"), ("content", "width=device-width, initial-scale=1")]);
     out.open("meta", &[("name", "color-scheme"), ("content", "light dark")]);
     out.leaf("title", &[], title);
-    out.element("style", &[], |out| out.constant(STYLE));
+    out.element("style", &[], |out| {
+        out.constant(svg::STYLE);
+        out.constant(STYLE);
+    });
 }
 
 /// What was run: enough to run it again.

@@ -42,52 +42,50 @@ impl Noticed {
     }
 }
 
-/// The rows of family `shoot` that a victim sees: ticks lost for each call, and gaps for each thousand calls.
-pub(crate) fn shoot(host: &mut Host<'_>) -> Result<(), BenchError> {
+/// Measures beside a victim, whose losses so far can be read.
+fn with_victim(
+    host: &mut Host<'_>,
+    measure: impl FnOnce(&mut Host<'_>, &Noticed) -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
     let gap = (GAP_NS * host.clock.per_ns) as u64;
     let noticed = Noticed::default();
-    beside(
-        host,
-        |stopped| noticed.watch(gap, stopped),
-        |host| {
-            for n in PAGES {
-                let fresh = |_| map(n * PAGE, Use::Small);
-                let calls = |map: &mut Map| {
-                    let before = noticed.read();
-                    for _ in 0..CALLS {
-                        (0..n).for_each(|page| map.write(page * PAGE, 1));
-                        system("giving memory back", map.forget(0..n * PAGE))?;
-                    }
-                    let after = noticed.read();
-                    Ok((after.0 - before.0, after.1 - before.1))
-                };
-                host.measure(("shoot", "dontneed_victim_lost", n, "per_call"), fresh, |map| {
-                    calls(map).map(|(lost, _)| lost as f64 / CALLS as f64)
-                })?;
-                // A number, which the file has as ticks.
-                host.measure(("shoot", "dontneed_victim_gaps_x1000", n, "count_x1000"), fresh, |map| {
-                    calls(map).map(|(_, gaps)| 1000.0 * gaps as f64 / CALLS as f64)
-                })?;
-            }
-            Ok(())
-        },
-    )
+    beside(host, |stopped| noticed.watch(gap, stopped), |host| measure(host, &noticed))
+}
+
+/// The rows of family `shoot` that a victim sees: ticks lost for each call, and gaps for each thousand calls.
+pub(crate) fn shoot(host: &mut Host<'_>) -> Result<(), BenchError> {
+    with_victim(host, |host, noticed| {
+        for n in PAGES {
+            let fresh = |_| map(n * PAGE, Use::Small);
+            let calls = |map: &mut Map| {
+                let before = noticed.read();
+                for _ in 0..CALLS {
+                    (0..n).for_each(|page| map.write(page * PAGE, 1));
+                    system("giving memory back", map.forget(0..n * PAGE))?;
+                }
+                let after = noticed.read();
+                Ok((after.0 - before.0, after.1 - before.1))
+            };
+            host.measure(("shoot", "dontneed_victim_lost", n, "per_call"), fresh, |map| {
+                calls(map).map(|(lost, _)| lost as f64 / CALLS as f64)
+            })?;
+            // A number, which the file has as ticks.
+            host.measure(("shoot", "dontneed_victim_gaps_x1000", n, "count_x1000"), fresh, |map| {
+                calls(map).map(|(_, gaps)| 1000.0 * gaps as f64 / CALLS as f64)
+            })?;
+        }
+        Ok(())
+    })
 }
 
 /// The row of family `membarrier` that a victim sees.
 pub(crate) fn membarrier(host: &mut Host<'_>) -> Result<(), BenchError> {
-    let gap = (GAP_NS * host.clock.per_ns) as u64;
-    let noticed = Noticed::default();
-    beside(
-        host,
-        |stopped| noticed.watch(gap, stopped),
-        |host| {
-            host.measure(("membarrier", "victim_lost", 1, "per_call"), nothing, |()| {
-                let before = noticed.read().0;
-                let done = (0..CALLS).try_for_each(|_| sys::membarrier(Barrier::Private));
-                system("making a barrier", done)?;
-                Ok((noticed.read().0 - before) as f64 / CALLS as f64)
-            })
-        },
-    )
+    with_victim(host, |host, noticed| {
+        host.measure(("membarrier", "victim_lost", 1, "per_call"), nothing, |()| {
+            let before = noticed.read().0;
+            let done = (0..CALLS).try_for_each(|_| sys::membarrier(Barrier::Private));
+            system("making a barrier", done)?;
+            Ok((noticed.read().0 - before) as f64 / CALLS as f64)
+        })
+    })
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use mmu_report::svg::{Chart, Kind, Mark, Series};
 use mmusim::sim::reproduce::Row;
 
 use super::Reproduced;
 use crate::CliError;
 use crate::output::Output;
-use crate::plot::{Line, draw};
 
 /// Writes one file for each figure.
 pub(super) fn write(directory: &Path, all: &[Reproduced<'_>]) -> Result<(), CliError> {
@@ -51,13 +51,19 @@ fn plot(title: &str, rows: &[&Row]) -> String {
     let x = |row: &Row| if by_size { row.case.bytes.0 as f64 / (1u64 << 30) as f64 } else { row.case.vcpus as f64 };
     let simulated = |n: usize| rows.iter().map(|row| (x(row), row.simulated[n])).collect::<Vec<_>>();
     let published = |n: usize| rows.iter().filter_map(|row| Some((x(row), row.published?[n]))).collect::<Vec<_>>();
-    let line = |name: &str, colour, dashes, points| Line { name: name.to_owned(), colour, dashes, points };
-    let lines = [
-        line("published, before", "#b2182b", "", published(0)),
-        line("published, after", "#2166ac", "", published(1)),
-        line("simulated, before", "#b2182b", "6 4", simulated(0)),
-        line("simulated, after", "#2166ac", "6 4", simulated(1)),
+    let series = |name: &str, colour, mark, points| Series { name: name.to_owned(), colour, mark, points };
+    let all = [
+        series("published, before", 1, Mark::Solid, published(0)),
+        series("published, after", 0, Mark::Solid, published(1)),
+        series("simulated, before", 1, Mark::Dashed, simulated(0)),
+        series("simulated, after", 0, Mark::Dashed, simulated(1)),
     ];
-    let unit = rows.first().map_or("", |row| row.unit);
-    draw(title, if by_size { "memory (GiB)" } else { "vCPUs" }, unit, &lines)
+    let chart = Chart {
+        title: title.to_owned(),
+        across: (if by_size { "memory, GiB" } else { "vCPUs" }.to_owned(), Kind::Binary),
+        up: (rows.first().map_or("", |row| row.unit).to_owned(), Kind::Log),
+        series: all.into_iter().filter(|series| !series.points.is_empty()).collect(),
+        size: (640.0, 400.0),
+    };
+    chart.to_svg()
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use mmu_report::svg::{COLOURS, Chart, Kind, Mark, Series};
 use mmusim::Machine;
 use mmusim::predict::score::{Band, Measured, OrderScore, Scored};
 
 use crate::CliError;
-use crate::plot::{COLOURS, Line, draw};
 use crate::predict::{Scores, constants, cross, families, in_band, percent, unseen};
 
 /// The scores of a sheet against a file of that name.
@@ -59,27 +59,31 @@ pub(super) fn plots(machine: &Machine, points: &[Scored]) -> Vec<(String, String
         benches.entry(&point.measured.bench).or_default().entry(&point.measured.variant).or_default().push(point);
     }
     let plot = |(bench, curves): (&str, BTreeMap<&str, Vec<&Scored>>)| {
-        let curves = curves.into_iter().filter(|(_, points)| points.len() > 1).take(COLOURS.len());
-        let lines: Vec<Line> =
-            curves.zip(COLOURS).flat_map(|((name, points), colour)| lines(name, colour, &points)).collect();
-        let title = format!("{bench}, {}: measured, and predicted (dashed)", machine.name);
-        (format!("curves-{bench}.svg"), draw(&title, "n", "cycles", &lines))
+        let curves = curves.into_iter().filter(|(_, points)| points.len() > 1).take(COLOURS);
+        let chart = Chart {
+            title: format!("{bench}, {}: measured, and predicted (dashed)", machine.name),
+            across: ("n".to_owned(), Kind::Binary),
+            up: ("core cycles per access".to_owned(), Kind::Log),
+            series: curves.enumerate().flat_map(|(n, (name, points))| series(name, n, &points)).collect(),
+            size: (760.0, 420.0),
+        };
+        (format!("curves-{bench}.svg"), chart.to_svg())
     };
     benches.into_iter().map(plot).collect()
 }
 
-fn lines(name: &str, colour: &'static str, points: &[&Scored]) -> [Line; 2] {
+fn series(name: &str, colour: usize, points: &[&Scored]) -> [Series; 2] {
     let mut points = points.to_vec();
     points.sort_by_key(|point| point.measured.n);
-    let line = |name: String, dashes, of: &dyn Fn(&Scored) -> f64| Line {
+    let series = |name: String, mark, of: &dyn Fn(&Scored) -> f64| Series {
         name,
         colour,
-        dashes,
+        mark,
         points: points.iter().map(|point| (point.measured.n as f64, of(point))).collect(),
     };
     [
-        line(name.to_owned(), "", &|point| point.measured.core_cycles_median),
-        line(format!("{name}, predicted"), "5 4", &|point| point.predicted.cycles),
+        series(name.to_owned(), Mark::Solid, &|point| point.measured.core_cycles_median),
+        series(format!("{name}, predicted"), Mark::Dashed, &|point| point.predicted.cycles),
     ]
 }
 

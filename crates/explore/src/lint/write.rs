@@ -9,7 +9,6 @@
 //! | `kvm_flush_remote_tlbs`: begins | `dsb ishst; tlbi vmalls12e1is` |
 //! | ... ends, when every processor has made it | `dsb ish` |
 //! | the same for one leaf | `dsb ishst; tlbi ipas2e1is`, then `dsb ish; tlbi vmalle1is; dsb ish` (`__kvm_tlb_flush_vmid_ipa`) |
-//! | the same for one leaf | `dsb ishst; tlbi ipas2e1is`, then `dsb ish; tlbi vmalle1is; dsb ish` (`__kvm_tlb_flush_vmid_ipa`) |
 //! | the same for a range | as for the whole guest: there is no instruction for ranges in these traces, so how far one reaches is not judged by them |
 //! | the VM's root | every thread has it loaded |
 

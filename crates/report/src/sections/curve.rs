@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{Section, facts, figure};
 use crate::markup::Markup;
 use crate::read::{Input, Kind, ReportError, Versions, document};
-use crate::svg::{self, Chart, Mark, Series, colour};
+use crate::svg::{self, Chart, Mark, Series};
 use crate::table::{Cell, Table};
 
 #[derive(Deserialize)]
@@ -81,7 +81,7 @@ fn out_curve(out: &mut Markup, name: &str, points: &[&Point]) {
 fn chart(name: &str, points: &[&Point]) -> Chart {
     let mut series = vec![Series {
         name: "cycles per access".to_owned(),
-        colour: colour(0),
+        colour: 0,
         mark: Mark::Solid,
         points: points.iter().map(|point| (point.n as f64, point.cycles)).collect(),
     }];
@@ -89,7 +89,7 @@ fn chart(name: &str, points: &[&Point]) -> Chart {
         let points: Vec<(f64, f64)> =
             points.iter().filter_map(|point| Some((point.n as f64, cycles(point.events.as_ref()?)))).collect();
         if points.iter().any(|(_, cycles)| *cycles > 0.0) {
-            series.push(Series { name: part.to_owned(), colour: colour(index + 1), mark: Mark::Dashed, points });
+            series.push(Series { name: part.to_owned(), colour: index + 1, mark: Mark::Dashed, points });
         }
     }
     Chart {

@@ -8,7 +8,7 @@ use super::{Section, details, facts, figure};
 use crate::markup::Markup;
 use crate::number::{bytes, signed_percent};
 use crate::read::{Input, Kind, ReportError, Versions, document};
-use crate::svg::{self, Chart, Mark, Panel, Panels, Series, Value, colour};
+use crate::svg::{self, Chart, Mark, Panel, Panels, Series, Value};
 use crate::table::{Cell, Table, Verdict};
 
 #[derive(Deserialize)]
@@ -187,7 +187,7 @@ fn chart(rows: &[&Row]) -> Chart {
     let x = |row: &Row| if by_size { row.bytes as f64 / (1u64 << 30) as f64 } else { row.vcpus as f64 };
     let simulated = |which: usize| rows.iter().map(|row| (x(row), row.simulated[which])).collect();
     let published = |which: usize| rows.iter().filter_map(|row| Some((x(row), row.published?[which]))).collect();
-    let series = |name: &str, n: usize, mark, points| Series { name: name.to_owned(), colour: colour(n), mark, points };
+    let series = |name: &str, colour, mark, points| Series { name: name.to_owned(), colour, mark, points };
     let all = vec![
         series("published, before", 1, Mark::Dashed, published(0)),
         series("published, after", 0, Mark::Dashed, published(1)),

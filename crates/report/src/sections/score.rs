@@ -8,7 +8,7 @@ use super::{Section, details, facts, figure};
 use crate::markup::Markup;
 use crate::number::percent;
 use crate::read::{Input, Kind, ReportError, Versions, document};
-use crate::svg::{self, Chart, Mark, Panel, Panels, Series, Value, colour};
+use crate::svg::{self, Chart, Mark, Panel, Panels, Series, Value};
 use crate::table::{Cell, Table, Verdict};
 
 #[derive(Deserialize)]
@@ -165,12 +165,8 @@ impl Document {
             bands.entry(&point.band).or_default().push((point.measured.n as f64, 100.0 * point.error));
         }
         let series = bands.into_iter().enumerate();
-        let series = series.map(|(n, (band, points))| Series {
-            name: band_name(band),
-            colour: colour(n),
-            mark: Mark::Dots,
-            points,
-        });
+        let series =
+            series.map(|(n, (band, points))| Series { name: band_name(band), colour: n, mark: Mark::Dots, points });
         Chart {
             title: "Error of each point".to_owned(),
             across: ("n".to_owned(), svg::Kind::Binary),
@@ -276,9 +272,9 @@ impl Document {
 }
 
 fn chart(name: &str, points: &[&Point]) -> Chart {
-    let series = |name: &str, n, mark, cycles: fn(&Point) -> f64| {
+    let series = |name: &str, colour, mark, cycles: fn(&Point) -> f64| {
         let points = points.iter().map(|point| (point.measured.n as f64, cycles(point))).collect();
-        Series { name: name.to_owned(), colour: colour(n), mark, points }
+        Series { name: name.to_owned(), colour, mark, points }
     };
     let mean = points.iter().map(|point| point.error.abs()).sum::<f64>() / points.len().max(1) as f64;
     Chart {

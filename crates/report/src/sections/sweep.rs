@@ -9,7 +9,7 @@ use super::{Section, details, facts, figure};
 use crate::markup::Markup;
 use crate::number::words;
 use crate::read::{Input, Kind, ReportError, lines};
-use crate::svg::{self, COLOURS, Chart, Mark, Series, colour};
+use crate::svg::{self, COLOURS, Chart, Mark, Series};
 use crate::table::{Cell, Table};
 
 /// A line.
@@ -169,7 +169,7 @@ impl<'a> Group<'a> {
                 left_out += series.len().saturating_sub(MOST_SERIES);
                 let series = series.into_iter().take(MOST_SERIES).enumerate().map(|(n, (name, points))| Series {
                     name,
-                    colour: colour(n),
+                    colour: n,
                     mark: if n < COLOURS { Mark::Solid } else { Mark::Dashed },
                     points: points.into_iter().map(|(x, values)| (f64::from_bits(x), median(values))).collect(),
                 });

@@ -1,11 +1,11 @@
 //! Lines over an axis: curves, series over a parameter.
 
-use super::{Kind, Point, Scale, circle, fit, image, label, line, path, text_width};
+use super::{COLOURS, Kind, Point, Scale, circle, file, fit, image, label, line, path, text_width};
 use crate::markup::{Markup, coordinate};
 
 /// How a series is drawn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Mark {
+pub enum Mark {
     /// A line with a dot at each point.
     Solid,
     /// A dashed line with a ring at each point.
@@ -16,30 +16,30 @@ pub(crate) enum Mark {
 
 /// One line.
 #[derive(Clone, Debug)]
-pub(crate) struct Series {
+pub struct Series {
     /// Its name.
-    pub(crate) name: String,
-    /// Its colour, see [`super::colour`].
-    pub(crate) colour: String,
+    pub name: String,
+    /// Its colour by number: there are [`COLOURS`], then they begin again.
+    pub colour: usize,
     /// How it is drawn.
-    pub(crate) mark: Mark,
+    pub mark: Mark,
     /// Its points.
-    pub(crate) points: Vec<(f64, f64)>,
+    pub points: Vec<(f64, f64)>,
 }
 
 /// A plot.
 #[derive(Clone, Debug)]
-pub(crate) struct Chart {
+pub struct Chart {
     /// What it shows.
-    pub(crate) title: String,
+    pub title: String,
     /// The axis across: name with unit, and kind.
-    pub(crate) across: (String, Kind),
+    pub across: (String, Kind),
     /// The axis up.
-    pub(crate) up: (String, Kind),
+    pub up: (String, Kind),
     /// Its lines.
-    pub(crate) series: Vec<Series>,
+    pub series: Vec<Series>,
     /// Size in units of the image, which are pixels where the window has room.
-    pub(crate) size: (f64, f64),
+    pub size: (f64, f64),
 }
 
 const LEFT: f64 = 56.0;
@@ -47,25 +47,34 @@ const TOP: f64 = 46.0;
 const BOTTOM: f64 = 42.0;
 
 impl Chart {
-    /// Draws it.
+    /// An SVG file of its own, with its style, on the reader's paper: white, or dark where the reader wants it so.
+    pub fn to_svg(&self) -> String {
+        let mut out = Markup::default();
+        file(&mut out, self.size, &self.title, |out| self.draw(out));
+        out.into_text()
+    }
+
+    /// Draws it within a page that has the style.
     pub(crate) fn write(&self, out: &mut Markup) {
+        image(out, self.size, &self.title, |out| self.draw(out));
+    }
+
+    fn draw(&self, out: &mut Markup) {
         let (width, height) = self.size;
         let legend = self.legend_width();
         let points = || self.series.iter().flat_map(|series| series.points.iter().copied());
         let x = Scale::new(self.across.1, points().map(|(x, _)| x), (LEFT, width - legend - 10.0));
         let y = Scale::new(self.up.1, points().map(|(_, y)| y), (height - BOTTOM, TOP));
-        image(out, self.size, &self.title, |out| {
-            label(out, "strong", (0.0, 14.0), "start", &fit(&self.title, width));
-            label(out, "tick", (0.0, 32.0), "start", &self.up.0);
-            label(out, "tick", (f64::midpoint(LEFT, width - legend), height - 6.0), "middle", &self.across.0);
-            self.grid(out, &x, &y, width - legend - 10.0);
-            for series in &self.series {
-                series.write(out, &x, &y);
-            }
-            if legend > 0.0 {
-                self.legend(out, width - legend);
-            }
-        });
+        label(out, "strong", (0.0, 14.0), "start", &fit(&self.title, width));
+        label(out, "tick", (0.0, 32.0), "start", &self.up.0);
+        label(out, "tick", (f64::midpoint(LEFT, width - legend), height - 6.0), "middle", &self.across.0);
+        self.grid(out, &x, &y, width - legend - 10.0);
+        for series in &self.series {
+            series.write(out, &x, &y);
+        }
+        if legend > 0.0 {
+            self.legend(out, width - legend);
+        }
     }
 
     /// One line needs no legend: the title says what it is.
@@ -117,6 +126,7 @@ impl Series {
     }
 
     fn draw(&self, out: &mut Markup, places: &[(Point, String)], titled: bool) {
+        let colour = format!("c{}", self.colour % COLOURS);
         if self.mark != Mark::Dots {
             let kind = if self.mark == Mark::Dashed { "line dashed" } else { "line" };
             let mut data = String::new();
@@ -124,7 +134,7 @@ impl Series {
                 data.push(if index == 0 { 'M' } else { 'L' });
                 data.extend([&*coordinate(*x), ",", &coordinate(*y)]);
             }
-            path(out, &format!("{} {kind}", self.colour), &data);
+            path(out, &format!("{colour} {kind}"), &data);
         }
         let (class, radius) = match self.mark {
             Mark::Solid => ("point", 2.6),
@@ -135,7 +145,7 @@ impl Series {
         let shown = if titled { places } else { &places[..places.len().min(1)] };
         for ((x, y), title) in shown {
             let x = if titled { *x } else { *x + 11.0 };
-            circle(out, &format!("{} {class}", self.colour), (x, *y), radius, titled.then_some(title.as_str()));
+            circle(out, &format!("{colour} {class}"), (x, *y), radius, titled.then_some(title.as_str()));
         }
     }
 }
@@ -146,12 +156,8 @@ mod tests {
 
     #[test]
     fn points_are_where_the_axes_say() {
-        let series = |name: &str, mark| Series {
-            name: name.to_owned(),
-            colour: "c0".to_owned(),
-            mark,
-            points: vec![(1.0, 0.0), (4.0, 10.0)],
-        };
+        let series =
+            |name: &str, mark| Series { name: name.to_owned(), colour: 0, mark, points: vec![(1.0, 0.0), (4.0, 10.0)] };
         let chart = Chart {
             title: "t<".to_owned(),
             across: ("vCPUs".to_owned(), Kind::Binary),
@@ -166,5 +172,8 @@ mod tests {
         let (left, bottom) = (LEFT, 300.0 - BOTTOM);
         assert!(text.contains(&format!("M{left},{bottom}L")), "{text}");
         assert_eq!(text.matches(" line dashed").count(), 2, "the line and its legend");
+        let file = chart.to_svg();
+        assert!(file.starts_with("<svg xmlns=") && file.contains("svg .dashed {") && file.ends_with("</svg>\n"));
+        assert!(file.contains(&format!("M{left},{bottom}L")) && file.contains("t&lt;"), "{file}");
     }
 }

@@ -1,4 +1,17 @@
-//! Plots as SVG that takes its colours from the page.
+//! Plots as SVG: within a page, from which they take their colours, or as a file of their own.
+//!
+//! ```
+//! use mmu_report::svg::{Chart, Kind, Mark, Series};
+//! let series = Series { name: "zap".to_owned(), colour: 0, mark: Mark::Solid, points: vec![(1.0, 12.0), (8.0, 90.0)] };
+//! let chart = Chart {
+//!     title: "Zap beside busy vCPUs".to_owned(),
+//!     across: ("vCPUs".to_owned(), Kind::Binary),
+//!     up: ("ms".to_owned(), Kind::Log),
+//!     series: vec![series],
+//!     size: (640.0, 400.0),
+//! };
+//! assert!(chart.to_svg().starts_with("<svg xmlns="));
+//! ```
 
 mod lanes;
 mod lines;
@@ -6,19 +19,18 @@ mod panels;
 mod scale;
 
 pub(crate) use lanes::{Lane, Lanes, Slice};
-pub(crate) use lines::{Chart, Mark, Series};
+pub use lines::{Chart, Mark, Series};
 pub(crate) use panels::{Panel, Panels, Value};
-pub(crate) use scale::{Kind, Scale};
+pub use scale::Kind;
+pub(crate) use scale::Scale;
 
 use crate::markup::{Markup, coordinate};
 
-/// Colours of series that the style sheet has; further ones begin again.
-pub(crate) const COLOURS: usize = 8;
+/// The colours of plots, and how their parts are drawn.
+pub(crate) const STYLE: &str = include_str!("style.css");
 
-/// Class of the n-th series.
-pub(crate) fn colour(n: usize) -> String {
-    format!("c{}", n % COLOURS)
-}
+/// Colours of series that the style sheet has; further ones begin again.
+pub const COLOURS: usize = 8;
 
 /// A small square of a class, for a legend.
 pub(crate) fn key(out: &mut Markup, class: &str) {
@@ -61,6 +73,19 @@ fn image(out: &mut Markup, (width, height): Point, name: &str, inside: impl FnOn
     let attributes =
         [("viewBox", &*view), ("width", &width), ("height", &height), ("role", "img"), ("aria-label", name)];
     out.element("svg", &attributes, inside);
+}
+
+/// A file that is nothing but an image, with a margin around it.
+fn file(out: &mut Markup, (width, height): Point, name: &str, inside: impl FnOnce(&mut Markup)) {
+    let (x, y, width, height) = (-12.0, -8.0, width + 24.0, height + 16.0);
+    let view = [x, y, width, height].map(coordinate).join(" ");
+    let attributes =
+        [("xmlns", "http://www.w3.org/2000/svg"), ("viewBox", &*view), ("role", "img"), ("aria-label", name)];
+    out.element("svg", &attributes, |out| {
+        out.element("style", &[], |out| out.constant(STYLE));
+        rectangle(out, "paper", (x, y), (width, height), None);
+        inside(out);
+    });
 }
 
 /// About how wide a text is, at the size that the style sheet gives to labels.

@@ -4,7 +4,7 @@ use crate::number::{compact, figure};
 
 /// How values are laid out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Evenly from zero to a round number.
     Linear,
     /// Evenly from zero to the greatest.

@@ -1,17 +1,19 @@
 //! Where a run's wall time goes, phase by phase. The clock is the caller's: a simulation has none but its own.
 
+use core::time::Duration;
+
 use super::sim::Sim;
 use crate::arch::Arch;
 
-/// Time of a run by phase of its windows, in units of the caller's clock. It says something about the host that simulates, nothing about what is simulated.
+/// Time of a run by phase of its windows, as the caller's clock has it. It says something about the host that simulates, nothing about what is simulated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PhaseTimes {
     /// vCPUs running guest code: the phase that threads share.
-    pub vcpus: u64,
+    pub vcpus: Duration,
     /// What vCPUs did in a window is applied: flags, acknowledgements, exits.
-    pub applying: u64,
+    pub applying: Duration,
     /// Host actors, and threads of vCPUs in the host.
-    pub host: u64,
+    pub host: Duration,
 }
 
 /// Reads the clock at the end of each phase, if there is one.
@@ -19,15 +21,15 @@ pub struct PhaseTimes {
 pub(super) struct PhaseClock(Option<Running>);
 
 struct Running {
-    clock: fn() -> u64,
-    last: u64,
+    clock: fn() -> Duration,
+    last: Duration,
     times: PhaseTimes,
 }
 
 impl PhaseClock {
     /// Time since the last phase ended goes to this one.
     #[inline]
-    pub(super) fn lap(&mut self, phase: fn(&mut PhaseTimes) -> &mut u64) {
+    pub(super) fn lap(&mut self, phase: fn(&mut PhaseTimes) -> &mut Duration) {
         if let Some(Running { clock, last, times }) = &mut self.0 {
             let now = clock();
             *phase(times) += now.saturating_sub(*last);
@@ -38,7 +40,7 @@ impl PhaseClock {
 
 impl<A: Arch> Sim<A> {
     /// Times phases from now on by `clock`, which never goes back: three looks at it per window, no change of the result.
-    pub fn time_phases(&mut self, clock: fn() -> u64) {
+    pub fn time_phases(&mut self, clock: fn() -> Duration) {
         self.phases = PhaseClock(Some(Running { clock, last: clock(), times: PhaseTimes::default() }));
     }
 
@@ -54,15 +56,15 @@ mod tests {
 
     use super::*;
 
-    /// One unit a look.
-    fn looks() -> u64 {
+    /// A second a look.
+    fn looks() -> Duration {
         static LOOKS: AtomicU64 = AtomicU64::new(0);
-        LOOKS.fetch_add(1, Ordering::Relaxed)
+        Duration::from_secs(LOOKS.fetch_add(1, Ordering::Relaxed))
     }
 
     #[test]
     fn each_lap_goes_to_its_phase() {
-        let mut clock = PhaseClock::default();
+        let (mut clock, second) = (PhaseClock::default(), Duration::from_secs(1));
         clock.lap(|times| &mut times.host);
         assert!(clock.0.is_none(), "nobody asked");
         clock.0 = Some(Running { clock: looks, last: looks(), times: PhaseTimes::default() });
@@ -70,6 +72,6 @@ mod tests {
         clock.lap(|times| &mut times.applying);
         clock.lap(|times| &mut times.host);
         clock.lap(|times| &mut times.host);
-        assert_eq!(clock.0.unwrap().times, PhaseTimes { vcpus: 1, applying: 1, host: 2 });
+        assert_eq!(clock.0.unwrap().times, PhaseTimes { vcpus: second, applying: second, host: 2 * second });
     }
 }
