@@ -42,7 +42,7 @@ fn show(name: &str, stats: &VcpuStats) {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let trace = std::env::args().nth(1).unwrap_or_else(|| "traces/sqlite3.mmut.xz".to_owned());
+    let trace = std::env::args().nth(1).unwrap_or_else(|| "traces/sqlite3.mmut.zst".to_owned());
     let sheet = |name| Machine::builtin(name).map_err(|errors| errors[0].clone());
     let memory = Bytes(256.MiB());
     let machine = sheet("intel-granite-rapids-host")?;

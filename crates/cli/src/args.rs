@@ -113,7 +113,7 @@ pub struct CompareZap {
     /// Size of the guest's own pages, or `flat` for a guest without translation [default: the machine's granule]
     #[arg(long, value_name = "SIZE|flat")]
     pub guest_page: Option<GuestPage>,
-    /// A recorded trace that every vCPU replays [default: traces/sqlite3.mmut.xz, if it is there]
+    /// A recorded trace that every vCPU replays [default: traces/sqlite3.mmut.zst, if it is there]
     #[arg(long, value_name = "FILE", conflicts_with = "workload")]
     pub trace: Option<PathBuf>,
     /// A synthetic workload instead of a trace

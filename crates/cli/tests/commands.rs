@@ -76,7 +76,7 @@ fn matrices_are_checked_by_their_sections() {
 fn traces_are_summed_up_and_converted() {
     let scratch = Scratch::new("traces");
     let part = scratch.path("part.mmut.gz");
-    let output = mmusim(&["trace", "convert", "--skip", "1000", "--take", "5000", "traces/sqlite3.mmut.xz", &part]);
+    let output = mmusim(&["trace", "convert", "--skip", "1000", "--take", "5000", "traces/sqlite3.mmut.zst", &part]);
     assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0), "{}", talk(&output));
     assert!(talk(&output).contains("5000 records"));
     let text = data(&["trace", "info", &part]);
@@ -97,9 +97,9 @@ fn traces_that_cannot_be_read_or_written_are_bad_input() {
     std::fs::write(&file, "noise\n").unwrap();
     fails(&["trace", "info", &file], 2, &["noise", "name the format"]);
     fails(&["trace", "info", "gone.mmut"], 2, &["gone.mmut", "check the path"]);
-    fails(&["trace", "info", "traces/sqlite3.mmut.xz", "--from", "vax"], 2, &["vax", "lackey"]);
+    fails(&["trace", "info", "traces/sqlite3.mmut.zst", "--from", "vax"], 2, &["vax", "lackey"]);
     fails(
-        &["trace", "convert", "traces/sqlite3.mmut.xz", &scratch.path("x.champsim")],
+        &["trace", "convert", "traces/sqlite3.mmut.zst", &scratch.path("x.champsim")],
         2,
         &["can be read but not written"],
     );

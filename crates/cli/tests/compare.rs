@@ -24,7 +24,7 @@ fn one_table_per_architecture_under_what_was_run() {
         "power on ibm-power9",
         "8MiB in pages of 4K, 4 levels; 2 vCPUs",
         "8MiB in pages of 64K",
-        "2000 accesses of traces/sqlite3.mmut.xz per vCPU; seed 1",
+        "2000 accesses of traces/sqlite3.mmut.zst per vCPU; seed 1",
         "zap after 5000 cycles of warm-up",
         "range of 2MiB",
         "whole root",
@@ -46,7 +46,7 @@ fn json_holds_versions_seed_configuration_and_every_row() {
     );
     for run in runs {
         assert_eq!(run["configuration"]["memory_bytes"], 8 << 20);
-        assert_eq!(run["configuration"]["workload"]["file"], "traces/sqlite3.mmut.xz");
+        assert_eq!(run["configuration"]["workload"]["file"], "traces/sqlite3.mmut.zst");
         let rows = run["report"]["rows"].as_array().unwrap();
         assert_eq!(rows.len(), mmusim::strategies().len());
         for row in rows {
@@ -110,7 +110,7 @@ fn silence_where_there_is_no_terminal_but_a_note_about_a_missing_trace() {
     let args = small(&["--arch", "x86", "--working-set", "1MiB"]);
     let output = elsewhere.args(args).current_dir(&scratch.0).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
-    assert!(talk(&output).starts_with("note: no traces/sqlite3.mmut.xz here"), "{}", talk(&output));
+    assert!(talk(&output).starts_with("note: no traces/sqlite3.mmut.zst here"), "{}", talk(&output));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn bad_arguments_name_themselves_and_the_remedy() {
         (&["--page-size", "16K", "--arch", "x86"], &["--page-size 16K", "choose one of 4K, 2M, 1G"]),
         (&["--guest-page", "16K", "--arch", "x86"], &["--guest-page 16K", "choose one of"]),
         (&["--trace", "gone.mmut"], &["gone.mmut", "check the path"]),
-        (&["--guest-page", "flat", "--trace", "traces/sqlite3.mmut.xz"], &["--guest-page flat", "virtual addresses"]),
+        (&["--guest-page", "flat", "--trace", "traces/sqlite3.mmut.zst"], &["--guest-page flat", "virtual addresses"]),
         (&["--memory", "8MiB", "--workload", "zipf", "--working-set", "1GiB"], &["--working-set 1GiB", "2MiB"]),
     ];
     for (case, words) in cases {
@@ -155,11 +155,11 @@ fn a_guest_without_room_for_its_trace_is_told_so() {
 #[test]
 fn a_cut_trace_names_file_and_place() {
     let scratch = Scratch::new("cut");
-    let whole = std::fs::read(root().join("traces/sqlite3.mmut.xz")).unwrap();
-    let cut = scratch.path("cut.mmut.xz");
+    let whole = std::fs::read(root().join("traces/sqlite3.mmut.zst")).unwrap();
+    let cut = scratch.path("cut.mmut.zst");
     std::fs::write(&cut, &whole[..whole.len() / 100]).unwrap();
     let args = ["compare", "zap", "--arch", "x86", "--memory", "64MiB", "--accesses", "1000000", "--trace", &cut];
-    fails(&args, 2, &["cut.mmut.xz", "byte", "damaged or cut xz data"]);
+    fails(&args, 2, &["cut.mmut.zst", "byte", "damaged or cut zst data"]);
 }
 
 #[test]

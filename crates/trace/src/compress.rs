@@ -98,7 +98,7 @@ impl Sink {
             Compression::Plain => Self::Plain(output),
             Compression::Gz => Self::Gz(GzEncoder::new(output, flate2::Compression::best())),
             Compression::Xz => Self::Xz(Box::new(XzWriter::new(output, XzOptions::with_preset(6))?)),
-            Compression::Zst => Self::Zst(zstd::stream::write::Encoder::new(output, 15)?),
+            Compression::Zst => Self::Zst(zstd::stream::write::Encoder::new(output, 19)?),
         })
     }
 

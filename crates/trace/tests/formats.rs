@@ -302,7 +302,7 @@ fn s1_gives_the_agreed_tlb_counts() {
 /// The figures in `traces/README.md`.
 #[test]
 fn the_shipped_trace_is_what_its_readme_says() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../traces/sqlite3.mmut.xz");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../traces/sqlite3.mmut.zst");
     let info = info(path, &ReadOptions::default()).unwrap();
     let counts = info.counts;
     assert_eq!(

@@ -14,7 +14,7 @@ use crate::args::{CompareZap, GuestPage, WorkloadName};
 use crate::platform::{Formats, formats, machines};
 
 /// The trace that is replayed when nothing else is asked for, relative to the current directory.
-const SHIPPED_TRACE: &str = "traces/sqlite3.mmut.xz";
+const SHIPPED_TRACE: &str = "traces/sqlite3.mmut.zst";
 
 /// One comparison.
 #[derive(Debug)]
