@@ -1,4 +1,6 @@
-//! `explore`: the scenarios of the bug museum under a strategy, the whole museum, or a replay file.
+//! `explore`: the scenarios of the bug museum under a strategy, the whole museum, protocols in pairs, or a replay file.
+
+mod pairs;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use clap::Args;
 use mmusim::Seed;
 use mmusim::explore::lint;
 use mmusim::explore::museum::{self, Architecture, Exhibit, Mutant, Plan, Row, Variant, exhibit, exhibits};
+use mmusim::explore::programs::Program;
 use mmusim::sim::MODEL_VERSION;
 use mmusim::sim::explore::{
     Budget, Explorable, Failure, Invariant, MemoryOrder, Mutation, ReplayFile, Report, Shrinking, Stats, Strategy,
@@ -21,8 +24,8 @@ use crate::{CliError, SCHEMA_VERSION};
 /// `explore`.
 #[derive(Args, Debug)]
 pub struct ExploreArgs {
-    /// Scenario: a number of the museum, as in X05 (see --list)
-    #[arg(value_name = "SCENARIO", required_unless_present_any = ["list", "museum", "mutants", "replay"])]
+    /// Scenario: a number of the museum, as in X05 (see --list), or two protocols, as in discard+log or discard+log:huge (see --pairs)
+    #[arg(value_name = "SCENARIO", required_unless_present_any = ["list", "museum", "mutants", "pairs", "replay"])]
     pub scenario: Option<String>,
     /// Switch the defect on: the scenario's number again
     #[arg(long, value_name = "ID")]
@@ -30,9 +33,9 @@ pub struct ExploreArgs {
     /// How executions are chosen, as in pct:3; --list names the strategies
     #[arg(long, default_value = "portfolio", value_name = "STRATEGY")]
     pub strategy: String,
-    /// Executions at most
-    #[arg(long, default_value_t = 100_000, value_name = "N")]
-    pub schedules: u64,
+    /// Executions at most [default: 100000, with --pairs 1000 of each]
+    #[arg(long, value_name = "N")]
+    pub schedules: Option<u64>,
     /// Seed of everything random
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     pub seed: u64,
@@ -40,7 +43,7 @@ pub struct ExploreArgs {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Architecture: x86, arm64 or power, where the scenario has a meaning on it (see --list); its own unless given
-    #[arg(long, value_name = "ARCH", requires = "scenario")]
+    #[arg(long, value_name = "ARCH", conflicts_with_all = ["list", "museum", "mutants", "replay"])]
     pub arch: Option<String>,
     /// Write executions as a trace of table writes and invalidations for checkers of break-before-make (Arm; see `lint`)
     #[arg(long, value_name = "FILE", requires = "scenario")]
@@ -63,6 +66,9 @@ pub struct ExploreArgs {
     /// Run every scenario without its defect, but with host steps of one kind gone wrong: which mutations does nobody notice?
     #[arg(long, conflicts_with_all = ["list", "museum", "replay"])]
     pub mutants: bool,
+    /// Run every two protocols as they are today against each other, beside a guest
+    #[arg(long, conflicts_with_all = ["scenario", "list", "museum", "mutants", "replay"])]
+    pub pairs: bool,
     /// With --museum: only these numbers, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',', requires = "museum")]
     pub only: Vec<String>,
@@ -92,6 +98,9 @@ pub struct ExploreArgs {
     pub output: Option<PathBuf>,
 }
 
+/// Executions, unless told otherwise.
+const SCHEDULES: u64 = 100_000;
+
 /// Does what the arguments say.
 pub fn run(args: &ExploreArgs) -> Result<(), CliError> {
     let Some(threads) = args.threads else { return run_here(args) };
@@ -109,6 +118,9 @@ fn run_here(args: &ExploreArgs) -> Result<(), CliError> {
     }
     if args.mutants {
         return mutants(args);
+    }
+    if args.pairs {
+        return pairs::all(args);
     }
     match (&args.replay, &args.scenario) {
         (Some(file), _) => replay(args, file),
@@ -149,15 +161,23 @@ fn scenario(
     memory: Option<&str>,
 ) -> Result<Box<dyn Explorable>, CliError> {
     let mut scenario = exhibit.scenario_on(arch, variant).unwrap_or_else(|| exhibit.scenario(variant));
+    set_memory(scenario.as_mut(), memory)?;
+    Ok(scenario)
+}
+
+fn set_memory(scenario: &mut dyn Explorable, memory: Option<&str>) -> Result<(), CliError> {
     if let Some(name) = memory {
         let order =
             memory_order(name).ok_or_else(|| CliError::argument(format!("--memory {name}"), "use sc, tso or weak"))?;
         scenario.limits_mut().memory = order;
     }
-    Ok(scenario)
+    Ok(())
 }
 
 fn explore(args: &ExploreArgs, name: &str) -> Result<(), CliError> {
+    if let Some(program) = pairs::named(name, args.arch.as_deref()) {
+        return explore_pair(args, &program?);
+    }
     let exhibit = find(name)?;
     let variant = match &args.bug {
         None => Variant::Fixed,
@@ -169,40 +189,69 @@ fn explore(args: &ExploreArgs, name: &str) -> Result<(), CliError> {
     };
     let arch = architecture(&exhibit, args.arch.as_deref())?;
     let mut scenario = scenario(&exhibit, variant, arch, args.memory.as_deref())?;
-    allow_store_failures(&exhibit, arch, scenario.as_mut(), args.store_failures)?;
-    let strategy = match &args.go_on {
-        Some(path) => Strategy::Continue(read_replay(path)?.decisions),
-        None => args.strategy.parse().map_err(|error| CliError::argument("--strategy", error))?,
-    };
-    let shrinking = if args.no_shrink { Shrinking::Off } else { Shrinking::Thorough };
-    let report = scenario.explore(&strategy, Budget { schedules: args.schedules, seed: Seed(args.seed), shrinking });
+    let report = look(args, exhibit.id, arch, scenario.as_mut())?;
     let memory = scenario.limits_mut().memory;
     let file = report.failure.as_ref().map(|failure| ReplayFile {
         store_failures: args.store_failures,
         arch: (arch.name() != exhibit.arch).then(|| arch.name().to_owned()),
         ..file_of(&exhibit, variant, memory, failure)
     });
-    if let Some(path) = &args.casemate {
-        casemate(scenario.as_ref(), arch, &report, args.seed, path)?;
+    conclude(args, &report, file.as_ref())
+}
+
+fn explore_pair(args: &ExploreArgs, program: &Program) -> Result<(), CliError> {
+    if let Some(bug) = &args.bug {
+        return Err(CliError::argument(
+            format!("--bug {bug}"),
+            "two protocols as they are today have no defect to switch on",
+        ));
     }
-    if let (Some(path), Some(file)) = (&args.save, &file) {
+    let mut scenario = program.scenario();
+    set_memory(scenario.as_mut(), args.memory.as_deref())?;
+    let report = look(args, &program.name(), program.arch, scenario.as_mut())?;
+    let memory = scenario.limits_mut().memory;
+    let file = report
+        .failure
+        .as_ref()
+        .map(|failure| ReplayFile { store_failures: args.store_failures, ..pairs::file_of(program, memory, failure) });
+    conclude(args, &report, file.as_ref())
+}
+
+/// Explores a scenario as the arguments say, and writes its executions for others if they say so.
+fn look(args: &ExploreArgs, name: &str, arch: Architecture, scenario: &mut dyn Explorable) -> Result<Report, CliError> {
+    allow_store_failures(name, arch, scenario, args.store_failures)?;
+    let strategy = match &args.go_on {
+        Some(path) => Strategy::Continue(read_replay(path)?.decisions),
+        None => args.strategy.parse().map_err(|error| CliError::argument("--strategy", error))?,
+    };
+    let shrinking = if args.no_shrink { Shrinking::Off } else { Shrinking::Thorough };
+    let schedules = args.schedules.unwrap_or(SCHEDULES);
+    let report = scenario.explore(&strategy, Budget { schedules, seed: Seed(args.seed), shrinking });
+    if let Some(path) = &args.casemate {
+        casemate(scenario, arch, &report, args.seed, path)?;
+    }
+    Ok(report)
+}
+
+/// Saves a failure if the arguments say so, and reports.
+fn conclude(args: &ExploreArgs, report: &Report, file: Option<&ReplayFile>) -> Result<(), CliError> {
+    if let (Some(path), Some(file)) = (&args.save, file) {
         let mut output = Output::open(Some(path))?;
         output.write(&file.write())?;
         output.finish()?;
     }
-    finish(args, &report, file.as_ref())
+    finish(args, report, file)
 }
 
 /// Compare-and-swaps that may fail for no reason, where they can.
 fn allow_store_failures(
-    exhibit: &Exhibit,
+    name: &str,
     arch: Architecture,
     scenario: &mut dyn Explorable,
     most: u32,
 ) -> Result<(), CliError> {
     if most > 0 && arch == Architecture::X86 {
-        let what =
-            format!("scenario {} is on x86, where a compare-and-swap fails only if the word is another", exhibit.id);
+        let what = format!("scenario {name} is on x86, where a compare-and-swap fails only if the word is another");
         return Err(CliError::argument(format!("--store-failures {most}"), what));
     }
     scenario.limits_mut().store_failures = most;
@@ -359,16 +408,7 @@ fn as_json(report: &Report, file: Option<&ReplayFile>) -> String {
 fn replay(args: &ExploreArgs, path: &Path) -> Result<(), CliError> {
     let name = path.display();
     let file = read_replay(path)?;
-    let exhibit = exhibit(&file.scenario).ok_or_else(|| {
-        CliError::input(format!("{name}: scenario {:?} is unknown; --list shows those there are", file.scenario))
-    })?;
-    let variant = match file.variant.as_str() {
-        "on" => Variant::Broken,
-        "off" => Variant::Fixed,
-        other => return Err(CliError::input(format!("{name}: bug {other:?}; it is on or off"))),
-    };
-    let arch = architecture(&exhibit, file.arch.as_deref())?;
-    let mut scenario = scenario(&exhibit, variant, arch, Some(&file.memory))?;
+    let mut scenario = scenario_of(&file, path)?;
     let limits = scenario.limits_mut();
     (limits.without, limits.store_failures) = (file.without, file.store_failures);
     let version = if file.model == MODEL_VERSION {
@@ -388,6 +428,26 @@ fn replay(args: &ExploreArgs, path: &Path) -> Result<(), CliError> {
         return Err(CliError::Check(format!("{name}: the replay diverges at its end: {what}{version}")));
     }
     finish(args, &report, None)
+}
+
+/// The scenario that a replay file is about.
+fn scenario_of(file: &ReplayFile, path: &Path) -> Result<Box<dyn Explorable>, CliError> {
+    let name = path.display();
+    if let Some(program) = pairs::named(&file.scenario, file.arch.as_deref()) {
+        let mut scenario = program?.scenario();
+        set_memory(scenario.as_mut(), Some(&file.memory))?;
+        return Ok(scenario);
+    }
+    let exhibit = exhibit(&file.scenario).ok_or_else(|| {
+        CliError::input(format!("{name}: scenario {:?} is unknown; --list shows those there are", file.scenario))
+    })?;
+    let variant = match file.variant.as_str() {
+        "on" => Variant::Broken,
+        "off" => Variant::Fixed,
+        other => return Err(CliError::input(format!("{name}: bug {other:?}; it is on or off"))),
+    };
+    let arch = architecture(&exhibit, file.arch.as_deref())?;
+    scenario(&exhibit, variant, arch, Some(&file.memory))
 }
 
 fn list(args: &ExploreArgs) -> Result<(), CliError> {
@@ -429,7 +489,8 @@ fn tour(args: &ExploreArgs) -> Result<(), CliError> {
         find(id)?;
     }
     let mut output = Output::open(args.output.as_deref())?;
-    let plan = Plan { seeds: args.seeds, most: args.most, fixed: args.schedules, ..Plan::default() };
+    let plan =
+        Plan { seeds: args.seeds, most: args.most, fixed: args.schedules.unwrap_or(SCHEDULES), ..Plan::default() };
     let rows = museum::tour(&plan, &args.only);
     let text = if args.json {
         let document = json!({ "schema_version": SCHEMA_VERSION, "most": plan.most, "rows": rows });
@@ -450,7 +511,7 @@ fn tour(args: &ExploreArgs) -> Result<(), CliError> {
 
 fn mutants(args: &ExploreArgs) -> Result<(), CliError> {
     let mut output = Output::open(args.output.as_deref())?;
-    let all = museum::mutants(args.schedules.min(MUTANT_SCHEDULES), Seed(args.seed));
+    let all = museum::mutants(args.schedules.unwrap_or(SCHEDULES).min(MUTANT_SCHEDULES), Seed(args.seed));
     let text = if args.json {
         let document = json!({ "schema_version": SCHEMA_VERSION, "mutants": all });
         format!("{document:#}\n")

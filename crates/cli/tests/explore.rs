@@ -76,3 +76,18 @@ fn whatever_nobody_notices_has_a_reason() {
     assert_eq!(output.status.code(), Some(0), "{}", talk(&output));
     assert!(text.contains("why nobody notices") && !text.contains("NOT EXPLAINED"), "{text}");
 }
+
+#[test]
+fn protocols_in_pairs_are_a_table_and_each_pair_has_a_name() {
+    let text = data(&["explore", "--pairs", "--arch", "arm64", "--schedules", "3"]);
+    assert!(text.contains("write-protect") && text.contains("passed") && !text.contains("x86"), "{text}");
+    let all = json(&["explore", "--pairs", "--arch", "power", "--schedules", "3", "--json"]);
+    let pairs = all["pairs"].as_array().unwrap();
+    assert_eq!(pairs.len(), 2 * 11 * 12 / 2);
+    assert!(pairs.iter().all(|pair| pair["verdict"] == "passed" && pair["arch"] == "power"), "{all}");
+    let one = json(&["explore", "discard+log:huge", "--arch", "arm64", "--schedules", "20", "--json"]);
+    assert_eq!((&one["scenario"], &one["verdict"]), (&"discard+log".into(), &"passed".into()));
+    fails(&["explore", "discard+log", "--bug", "X05"], 2, &["no defect to switch on"]);
+    fails(&["explore", "discard+log", "--arch", "vax"], 2, &["use x86, arm64 or power"]);
+    fails(&["explore", "discard+nap"], 2, &["discard+nap", "--list"]);
+}

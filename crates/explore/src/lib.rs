@@ -5,6 +5,7 @@
 //! | [`explorer`] | exhaustive depth-first search with state hashing and partial-order reduction over any [`explorer::System`] |
 //! | [`litmus`] | page-table litmus tests: their reader, the operational model of page table, TLB and TLBI that runs them, the verdicts |
 //! | [`museum`] | defects of the past as scenarios for the protocol explorer ([`mmu_sim::explore`]) |
+//! | [`programs`] | any mixture of today's protocols: in pairs, from fuzzers, from property tests |
 //! | [`lint`] | a state machine per table entry that reports a missing step of Arm's break / DSB / TLBI / DSB sequence |
 //!
 //! ```
@@ -25,3 +26,4 @@ pub mod explorer;
 pub mod lint;
 pub mod litmus;
 pub mod museum;
+pub mod programs;

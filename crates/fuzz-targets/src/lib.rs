@@ -13,10 +13,19 @@
 //! | `walk_raw_tables` | memory of arbitrary words | walks of one and two stages end in a bounded number of steps |
 //! | `tables_vs_dense` | operations on table memory | folding and word-by-word holding cannot be told apart |
 //! | `tlb_vs_model` | operations on a TLB | a hit is the newest fill that no invalidation has covered |
+//! | `protocol_schedule` | a mixture of protocols on a small VM, and a schedule | no invariant is broken |
+//! | `matrix` | a permission matrix, or rules of break-before-make | refused with a message, or judged |
+//! | `measurements` | measured latency curves | refused with the line, or read |
+//! | `replay` | a replay file of the explorer | refused with the line, or written again byte by byte |
+//! | `snapshot` | a snapshot | refused with a message, or inspected |
+//! | `sweep_point` | a line of a sweep's plan | refused with a message, or written again byte by byte |
+//! | `report` | a document for the HTML page | refused with a message, or a page without markup of its own |
 
 mod bytes;
+mod documents;
 mod formats;
 mod parsers;
+mod programs;
 mod tables;
 mod tlb;
 mod walks;
@@ -26,10 +35,17 @@ mod words;
 pub type Check = fn(&[u8]);
 
 /// The targets, by the name of their corpus and their file under `fuzz/fuzz_targets/`.
-pub const TARGETS: [(&str, Check); 8] = [
+pub const TARGETS: [(&str, Check); 15] = [
     ("decode_word", words::decode_word),
     ("litmus", parsers::litmus),
     ("machine_toml", parsers::machine_toml),
+    ("matrix", documents::matrix),
+    ("measurements", documents::measurements),
+    ("protocol_schedule", programs::protocol_schedule),
+    ("replay", documents::replay),
+    ("report", documents::report),
+    ("snapshot", documents::snapshot),
+    ("sweep_point", documents::sweep_point),
     ("tables_vs_dense", tables::tables_vs_dense),
     ("tlb_vs_model", tlb::tlb_vs_model),
     ("trace", parsers::trace),
@@ -59,4 +75,8 @@ pub enum Found {
     Yes,
     /// It does not.
     No,
+}
+
+fn explained(error: &dyn std::error::Error) {
+    assert!(error.to_string().starts_with("fuzz"), "the error does not name its input: {error}");
 }

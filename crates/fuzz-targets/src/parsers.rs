@@ -6,6 +6,7 @@ use mmu_core::machine::Machine;
 use mmu_trace::{ReadOptions, TraceFormat, TraceReader};
 
 use crate::bytes::Bytes;
+use crate::explained;
 
 const RECORDS: u64 = 10_000;
 
@@ -90,8 +91,4 @@ pub(crate) fn litmus(data: &[u8]) {
         Ok(traces) => assert!(traces.len() <= limits.traces),
         Err(error) => explained(&error),
     }
-}
-
-fn explained(error: &dyn std::error::Error) {
-    assert!(error.to_string().starts_with("fuzz"), "the error does not name its input: {error}");
 }

@@ -15,7 +15,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
     entries.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
-fn replay(target: &str) {
+fn replay_corpus(target: &str) {
     let directory = fuzz().join("corpus").join(target);
     let mut inputs: Vec<PathBuf> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     inputs.sort();
@@ -32,7 +32,7 @@ macro_rules! replayed {
         $(
             #[test]
             fn $target() {
-                replay(stringify!($target));
+                replay_corpus(stringify!($target));
             }
         )*
 
@@ -46,7 +46,10 @@ macro_rules! replayed {
     };
 }
 
-replayed! { decode_word litmus machine_toml tables_vs_dense tlb_vs_model trace vectors walk_raw_tables }
+replayed! {
+    decode_word litmus machine_toml matrix measurements protocol_schedule replay report snapshot sweep_point tables_vs_dense tlb_vs_model trace
+    vectors walk_raw_tables
+}
 
 #[test]
 fn a_misspelt_target_is_noticed() {

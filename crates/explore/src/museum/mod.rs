@@ -3,7 +3,7 @@
 //! A row is a scenario and a policy value. With the defect on, exploration must report the invariant that the row names; with it off the
 //! same scenario must break nothing. The rows stand in `scenarios`, a file for each topic; [`tour()`] runs them.
 
-mod formats;
+pub(crate) mod formats;
 mod mutants;
 mod scenarios;
 mod tour;

@@ -117,6 +117,7 @@ impl<A: Arch> Lab<A> {
             Op::Primary(PrimaryOp::Fault(..) | PrimaryOp::Dereference(_)) | Op::HostMapping(..) => {
                 Footprint { reads: SLOTS_BIT, writes: PRIMARY_BIT }
             }
+            Op::Primary(PrimaryOp::Whole(_)) => read(PRIMARY_BIT),
             Op::Primary(_) | Op::DropPages(_) => {
                 Footprint { reads: WORD_BITS | VCPU_BITS | SLOTS_BIT, writes: PRIMARY_BIT }
             }

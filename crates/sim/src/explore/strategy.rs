@@ -5,7 +5,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::choosers::{Divergence, Replay, Shared};
-use super::decision::Decision;
+use super::decision::{Chooser, Decision};
 use super::depth_first::Bound;
 use super::failure::Failure;
 use super::invariant::{Broken, Evaluations, Invariant};
@@ -280,7 +280,14 @@ impl<A: Arch> Scenario<A> {
         verdict(execution, self.limits.livelock, fair)
     }
 
-    // ---- once more ----
+    // ---- one execution ----
+
+    /// One execution, decided by a chooser of your own.
+    pub fn execute(&self, chooser: Box<dyn Chooser>) -> Report {
+        let mut runner = Runner::new(self);
+        let execution = runner.execute(chooser);
+        self.report(&mut runner, &execution, false)
+    }
 
     /// Executes these decisions again, exactly.
     ///
@@ -290,9 +297,6 @@ impl<A: Arch> Scenario<A> {
         let mut runner = Runner::new(self);
         let replay = Rc::new(RefCell::new(Replay::new(decisions.to_vec())));
         let execution = runner.execute(Box::new(Shared(replay.clone())));
-        let mut stats = Stats::default();
-        stats.add(&execution);
-        stats.evaluations = runner.take_evaluations();
         if let Some(diverged) = replay.borrow().diverged.clone() {
             return Err(diverged);
         }
@@ -300,12 +304,21 @@ impl<A: Arch> Scenario<A> {
         if let Some(&extra) = decisions.get(at) {
             return Err(Divergence { at, wanted: Some(extra), asked: "nothing more".to_owned() });
         }
+        Ok(self.report(&mut runner, &execution, true))
+    }
+
+    /// What an execution says by itself; `fair` if it could only be cut short because somebody goes round in circles.
+    fn report(&self, runner: &mut Runner<'_, A>, execution: &Execution, fair: bool) -> Report {
+        let mut stats = Stats::default();
+        stats.add(execution);
+        stats.evaluations = runner.take_evaluations();
+        let decisions = runner.trail();
         let failure = self
-            .judge(&execution, true)
-            .map(|broken| Failure::of(&mut Runner::new(self), decisions.to_vec(), broken.invariant, 1));
+            .judge(execution, fair)
+            .map(|broken| Failure::of(&mut Runner::new(self), decisions, broken.invariant, 1));
         let verdict = if failure.is_some() { Verdict::Broken } else { Verdict::Passed };
         let unevaluated = self.unevaluated(&stats);
-        Ok(Report { scenario: self.name.clone(), verdict, stats, failure, unevaluated })
+        Report { scenario: self.name.clone(), verdict, stats, failure, unevaluated }
     }
 }
 
@@ -313,6 +326,8 @@ impl<A: Arch> Scenario<A> {
 pub trait Explorable: Send + Sync {
     /// See [`Scenario::explore`].
     fn explore(&self, strategy: &Strategy, budget: Budget) -> Report;
+    /// See [`Scenario::execute`].
+    fn execute(&self, chooser: Box<dyn Chooser>) -> Report;
     /// See [`Scenario::replay`].
     ///
     /// # Errors
@@ -333,6 +348,9 @@ pub trait Explorable: Send + Sync {
 impl<A: Arch> Explorable for Scenario<A> {
     fn explore(&self, strategy: &Strategy, budget: Budget) -> Report {
         Scenario::explore(self, strategy, budget)
+    }
+    fn execute(&self, chooser: Box<dyn Chooser>) -> Report {
+        Scenario::execute(self, chooser)
     }
     fn replay(&self, decisions: &[Decision]) -> Result<Report, Divergence> {
         Scenario::replay(self, decisions)

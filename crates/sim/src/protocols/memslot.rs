@@ -3,6 +3,9 @@
 //! Models `kvm_mmu_zap_all_fast` of Linux 5.18 to 6.9: under `slots_lock`, the current root is marked invalid and all vCPUs
 //! are told to load another; then the invalid root is zapped under `mmu_lock` in the policy's mode, yielding. Flush: by policy; none is needed
 //! once no vCPU runs on the old root. Frees all tables of the old root, the root last.
+//!
+//! Nobody counts references to roots here, and invalidations find the new root only. So nothing else may walk the VM's tables and give the lock up in between,
+//! or free pages of the host, while a root goes: where notifiers, agers or dirty logging run beside it, use [`Roots`](super::roots::Roots).
 
 use mmu_core::{Format, Hpa};
 

@@ -26,7 +26,7 @@
 //! | `memory_cache` | tables taken in advance, so that nobody allocates under the lock |
 //! | `coalesce` | a table becomes a block again, a block a table |
 //! | `teardown` | freeing a subtree that nobody can reach |
-//! | `notifier` | mmu_notifier invalidation of a range around the primary MMU's change; the retry test; change_pte |
+//! | `notifier`, `change_pte` | mmu_notifier invalidation of a range around the primary MMU's change; the retry test; a page's new place |
 //! | `pfncache` | gfn_to_pfn_cache: users, refreshes, invalidation |
 //! | `primary` | what the host's memory management does: MADV_DONTNEED, mprotect, migration, collapse, reclaim |
 //! | `slots` | memslot updates; from a guest address to a host page |
@@ -37,6 +37,7 @@
 
 pub mod aging;
 pub mod census;
+mod change_pte;
 pub mod coalesce;
 pub mod collapse;
 pub mod dirty_log;

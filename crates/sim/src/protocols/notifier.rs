@@ -1,6 +1,6 @@
 //! mmu_notifier: the primary MMU takes pages of a range away, and a fault finds out that it was too late.
 //!
-//! Models `kvm_mmu_notifier_invalidate_range_start/end`, `mmu_invalidate_retry*` and `change_pte` of Linux 5.11 to 6.9. Variants are values of
+//! Models `kvm_mmu_notifier_invalidate_range_start/end` and `mmu_invalidate_retry*` of Linux 5.11 to 6.9; `change_pte` has its own file. Variants are values of
 //! [`NotifierPolicy`] and [`RetryPolicy`].
 //!
 //! Locking: `mn_invalidate_lock` for the count of active invalidations; SRCU for the memslots; `mmu_lock` for write around zap and
@@ -10,15 +10,14 @@
 //! Contract: when start returns nobody reaches the old pages through KVM, and no new mapping appears before end. The checker
 //! holds every run to it: vCPUs' translations, `gfn_to_pfn_cache`s, accesses.
 
-use mmu_core::{Entry, Format, Gpa, GpaRange, Hpa, Hva, HvaRange, Level, WalkCaches};
+use mmu_core::{Format, Gpa, GpaRange, Hva, HvaRange, WalkCaches};
 use serde::{Deserialize, Serialize};
 
-use super::iter::{FlushDebt, TdpIter, Yield, bulk};
+pub use super::change_pte::{ChangePte, change_pte};
+use super::iter::{FlushDebt, Yield};
 use super::pfncache::{self, GpcList};
 use super::zap::{ZapLock, ZapPolicy, zap_leafs, zap_leafs_owing};
-use crate::engine::{
-    Apply, Atomicity, Blockable, Fence, Host, LockId, LockMode, ReschedCheck, SlotsVersion, Var, WaitQueue, Wake, Work,
-};
+use crate::engine::{Blockable, Fence, Host, LockId, LockMode, SlotsVersion, Var, WaitQueue, Wake};
 use crate::events::Trace;
 
 // ---- policies ----
@@ -332,6 +331,18 @@ pub async fn range_start<F: Format>(
     range_start_and(host, notifier, range, blockable, async || ()).await
 }
 
+/// [`range_start`] before a change of just this range: huge pages that it covers in part are split by the change, and whoever would map one of them whole must
+/// be turned away as well. (`__split_huge_pmd` invalidates the huge page in a pass of its own; here one pass is for both.)
+pub async fn split_and_start<F: Format>(
+    host: &Host<F>,
+    notifier: &Notifier,
+    range: HvaRange,
+    blockable: Blockable,
+) -> Invalidation {
+    let whole = host.whole_mappings(range).await;
+    range_start(host, notifier, whole, blockable).await
+}
+
 /// [`range_start`] of a VM whose pages are mapped elsewhere too: `also` takes those mappings away while faults are turned away, as
 /// `kvm_unmap_gfn_range` does with the chains of a nested guest.
 pub async fn range_start_and<F: Format>(
@@ -527,7 +538,7 @@ pub async fn invalidate_range<F: Format>(host: &Host<F>, range: GpaRange, zap: &
     while at < range.end() {
         let version = host.active_slots().await;
         let Some(hvas) = hvas_of(host, version, GpaRange::between(at, range.end())).await else { break };
-        let invalidation = range_start(host, &notifier, hvas, Blockable::Yes).await;
+        let invalidation = split_and_start(host, &notifier, hvas, Blockable::Yes).await;
         host.unmap_pages(hvas, crate::engine::Unmapping::Discard).await;
         range_end(host, &notifier, invalidation).await;
         at += hvas.bytes.0;
@@ -538,60 +549,4 @@ pub async fn invalidate_range<F: Format>(host: &Host<F>, range: GpaRange, zap: &
 async fn hvas_of<F: Format>(host: &Host<F>, version: SlotsVersion, range: GpaRange) -> Option<HvaRange> {
     let slot = host.slot_at(version, range.start).await?;
     Some(HvaRange::new(slot.hva, slot.gpa.bytes.min(range.bytes)))
-}
-
-// ---- change_pte ----
-
-/// What KVM does when the primary MMU tells it a page's new place (`change_pte`).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ChangePte {
-    /// Points the leaf at the new page, read-only (up to 6.9). Inside start and end there is no leaf left to point anywhere, which is
-    /// why it was removed.
-    Replace,
-    /// Nothing: the next fault finds the new page (6.10).
-    Ignore,
-}
-
-/// `kvm_mmu_notifier_change_pte`: for one page, between start and end or on its own. Whether a leaf was changed.
-pub async fn change_pte<F: Format>(host: &Host<F>, at: Hva, new: Hpa, policy: ChangePte) -> bool {
-    host.trace(|| Trace::KvmSetSpteHva { hva: at.raw() });
-    if policy == ChangePte::Ignore {
-        return false;
-    }
-    let format = *host.format();
-    let page = HvaRange::new(at.align_down(format.geometry().granule()), format.geometry().granule().into());
-    let section = host.srcu_read_lock().await;
-    let slots = host.active_slots().await;
-    let mut changed = false;
-    let mut last = None;
-    while let Some((slot, gpas)) = host.slot_overlapping(slots, page, last).await {
-        host.lock(LockId::MMU, LockMode::Write).await;
-        changed |= set_spte_gfn(host, gpas, new).await;
-        host.unlock(LockId::MMU).await;
-        last = Some(slot);
-    }
-    host.srcu_read_unlock(section).await;
-    changed
-}
-
-/// `set_spte_gfn`: break, flush, make; only a leaf of the smallest size can change its page.
-async fn set_spte_gfn<F: Format>(host: &Host<F>, range: GpaRange, new: Hpa) -> bool {
-    let format = *host.format();
-    let root = host.root().await;
-    let mut changed = false;
-    let mut iter = TdpIter::new(format, root, Level::LAST, range.start, range.end());
-    while iter.next(host).await {
-        let Entry::Leaf(mut leaf) = format.decode(iter.level, iter.old) else { continue };
-        bulk(host, &mut iter, Apply::Set(0), Atomicity::Atomic, Some(Work::ReleaseLeaf), ReschedCheck::Never).await;
-        host.flush_range(range, WalkCaches::Keep).await;
-        leaf.output = new;
-        if iter.level == Level::LAST
-            && let Ok(word) = format.encode_leaf(iter.level, &leaf)
-        {
-            host.write_release(iter.sptep, format.write_protect(word)).await;
-            changed = true;
-        }
-    }
-    changed
 }

@@ -9,7 +9,7 @@
 
 use mmu_core::{Bytes, Cycles, Format, Hva, HvaRange};
 
-use super::notifier::{ChangePte, Notifier, change_pte, range_end, range_start};
+use super::notifier::{ChangePte, Notifier, change_pte, range_end, split_and_start};
 use crate::engine::{
     Blockable, Faulted, Host, HostAccess, HvaError, Migration, Moved, Protection, Reference, Rescan, Resolved,
     Unmapping, Var, WaitQueue, Work,
@@ -57,7 +57,7 @@ pub async fn oom_reap<F: Format>(host: &Host<F>, notifier: &Notifier, range: Hva
 }
 
 async fn discard<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange, blockable: Blockable) -> Bytes {
-    let invalidation = range_start(host, notifier, range, blockable).await;
+    let invalidation = split_and_start(host, notifier, range, blockable).await;
     let freed = host.unmap_pages(range, Unmapping::Discard).await;
     range_end(host, notifier, invalidation).await;
     freed
@@ -65,7 +65,7 @@ async fn discard<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange
 
 /// `mprotect`
 pub async fn mprotect<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange, protection: Protection) {
-    let invalidation = range_start(host, notifier, range, Blockable::Yes).await;
+    let invalidation = split_and_start(host, notifier, range, Blockable::Yes).await;
     host.protect_pages(range, protection).await;
     range_end(host, notifier, invalidation).await;
 }
@@ -84,7 +84,7 @@ pub async fn collapse<F: Format>(host: &Host<F>, notifier: &Notifier, range: Hva
 }
 
 async fn take_for_move<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange) {
-    let invalidation = range_start(host, notifier, range, Blockable::Yes).await;
+    let invalidation = split_and_start(host, notifier, range, Blockable::Yes).await;
     host.begin_move(range).await;
     range_end(host, notifier, invalidation).await;
 }
@@ -92,7 +92,7 @@ async fn take_for_move<F: Format>(host: &Host<F>, notifier: &Notifier, range: Hv
 /// Copy on write of one page: the copy takes its place. `change` says what KVM's `change_pte` does between start and end.
 pub async fn copy_on_write<F: Format>(host: &Host<F>, notifier: &Notifier, at: Hva, change: ChangePte) {
     let page = HvaRange::new(at, Bytes(1));
-    let invalidation = range_start(host, notifier, page, Blockable::Yes).await;
+    let invalidation = split_and_start(host, notifier, page, Blockable::Yes).await;
     if let Some(new) = host.replace_page(at, Protection::ReadWrite).await {
         change_pte(host, at, new, change).await;
     }
@@ -126,7 +126,7 @@ pub async fn reclaim<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaR
             }
             Rescan::Old(old) => HvaRange::new(old.start, old.bytes.min(batch)),
         };
-        let invalidation = range_start(host, notifier, old, Blockable::Yes).await;
+        let invalidation = split_and_start(host, notifier, old, Blockable::Yes).await;
         done.freed.0 += host.unmap_pages(old, Unmapping::Swap).await.0;
         range_end(host, notifier, invalidation).await;
         done.invalidations += 1;
@@ -160,7 +160,7 @@ pub async fn madvise_storm<F: Format>(host: &Host<F>, notifier: &Notifier, storm
         {
             return done;
         }
-        let invalidation = range_start(host, notifier, storm.range, Blockable::Yes).await;
+        let invalidation = split_and_start(host, notifier, storm.range, Blockable::Yes).await;
         host.unmap_pages(storm.range, Unmapping::Discard).await;
         host.spend(Work::Exactly(storm.hold)).await;
         range_end(host, notifier, invalidation).await;

@@ -156,7 +156,7 @@ impl ZapPolicy {
     }
 }
 
-/// Zaps the leaves of a range below one root. Caller holds `mmu_lock` and owes the returned flush before it drops it.
+/// Zaps the leaves of a range below one root. Caller holds `mmu_lock` in the policy's mode and owes the returned flush before it drops it.
 pub async fn zap_leafs<F: Format>(host: &Host<F>, root: Hpa, range: GpaRange, policy: &ZapPolicy) -> FlushDebt {
     zap_leafs_owing(host, root, range, policy, FlushDebt::Clean).await
 }

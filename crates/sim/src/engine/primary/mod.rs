@@ -251,6 +251,18 @@ impl PrimaryMmu {
 
     // ---- taking pages away ----
 
+    /// A range, with the rest of the huge pages that it covers in part.
+    pub(crate) fn whole_mappings(&self, range: HvaRange) -> HvaRange {
+        let huge = |at: Hva| match self.usable_size(at) {
+            size if size > self.base => size.bytes(),
+            _ => 1,
+        };
+        let (start, end) = (range.start.raw(), range.end().raw());
+        let start = start - start % huge(range.start);
+        let end = end.next_multiple_of(huge(Hva::new(end.saturating_sub(1))));
+        HvaRange::between(Hva::new(start), Hva::new(end))
+    }
+
     /// A range without the pages of hugetlbfs that it covers in part.
     fn whole_pages(&self, range: HvaRange) -> HvaRange {
         let hugetlb = |at: Hva| match self.vma(at).map(|vma| vma.backing) {

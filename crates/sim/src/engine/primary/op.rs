@@ -99,6 +99,8 @@ pub enum PrimaryOp {
     Fault(Hva, HostAccess, Reference),
     /// The page of an address arrives from swap or from user space.
     Bring(Hva),
+    /// A range, with the rest of the huge pages that it covers in part.
+    Whole(HvaRange),
     /// Puts a reference back.
     Put(HpaRange),
     /// Takes entries away.
@@ -180,6 +182,10 @@ impl<A: Arch> World<A> {
                 if let Some(size) = self.primary.bring(at) {
                     actor.now += self.costs.clear_4k.times(size.bytes() >> 12);
                 }
+            }
+            PrimaryOp::Whole(range) => {
+                let whole = self.primary.whole_mappings(range);
+                return Reply { a: whole.start.raw(), b: whole.bytes.0, c: 0 };
             }
             PrimaryOp::Put(range) => match self.primary.pages.put(range) {
                 Some(freed) => self.freed(&freed, actor.now, vcpus),
@@ -407,6 +413,12 @@ impl<F: Copy> Host<F> {
     /// The page of an address arrives, from swap or from a handler in user space.
     pub async fn bring_page(&self, at: Hva) {
         self.primary(PrimaryOp::Bring(at)).await;
+    }
+
+    /// A range, with the rest of the huge pages that it covers in part now. Costs nothing: whoever changes entries has them in hand.
+    pub async fn whole_mappings(&self, range: HvaRange) -> HvaRange {
+        let Reply { a, b, .. } = self.primary(PrimaryOp::Whole(range)).await;
+        HvaRange::new(Hva::new(a), Bytes(b))
     }
 
     /// `put_page`

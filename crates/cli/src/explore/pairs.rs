@@ -1,0 +1,131 @@
+//! `explore --pairs`: every two protocols against each other, and one such pair by its name.
+
+use mmusim::Seed;
+use mmusim::explore::museum::Architecture;
+use mmusim::explore::programs::{Act, Backing, Pair, Program, pair_named, pairs};
+use mmusim::sim::MODEL_VERSION;
+use mmusim::sim::explore::{Budget, Failure, MemoryOrder, ReplayFile, Shrinking, Strategy};
+use serde_json::json;
+
+use super::ExploreArgs;
+use crate::output::Output;
+use crate::table::Columns;
+use crate::{CliError, SCHEMA_VERSION};
+
+/// Executions of each pair, unless told otherwise.
+const SCHEDULES: u64 = 1_000;
+
+/// The pair that a name such as `discard+log` or `discard+log:huge` says; `None` for names of something else.
+pub(super) fn named(name: &str, arch: Option<&str>) -> Option<Result<Program, CliError>> {
+    let (acts, backing) = match name.strip_suffix(":huge") {
+        Some(acts) => (acts, Backing::Huge),
+        None => (name, Backing::Small),
+    };
+    let (one, two) = pair_named(acts)?;
+    Some(architecture(arch.unwrap_or("x86")).map(|arch| Program { backing, ..Program::pair(one, two, arch) }))
+}
+
+fn architecture(name: &str) -> Result<Architecture, CliError> {
+    Architecture::ALL
+        .into_iter()
+        .find(|arch| arch.name() == name)
+        .ok_or_else(|| CliError::argument(format!("--arch {name}"), "use x86, arm64 or power"))
+}
+
+/// A failure of a pair, to be repeated.
+pub(super) fn file_of(program: &Program, memory: MemoryOrder, failure: &Failure) -> ReplayFile {
+    let huge = if program.backing == Backing::Huge { ":huge" } else { "" };
+    ReplayFile {
+        scenario: format!("{}{huge}", program.name()),
+        variant: "off".to_owned(),
+        memory: memory.name().to_owned(),
+        arch: Some(program.arch.name().to_owned()),
+        without: failure.without,
+        store_failures: 0,
+        model: MODEL_VERSION,
+        invariant: failure.broken.invariant,
+        decisions: failure.decisions.clone(),
+        digest: failure.digest,
+    }
+}
+
+/// All of them.
+pub(super) fn all(args: &ExploreArgs) -> Result<(), CliError> {
+    let architectures = match &args.arch {
+        Some(name) => vec![architecture(name)?],
+        None => Architecture::ALL.to_vec(),
+    };
+    let strategy: Strategy = args.strategy.parse().map_err(|error| CliError::argument("--strategy", error))?;
+    let schedules = args.schedules.unwrap_or(SCHEDULES);
+    let shrinking = if args.no_shrink { Shrinking::Off } else { Shrinking::Thorough };
+    let mut output = Output::open(args.output.as_deref())?;
+    let all = pairs(&architectures, &strategy, Budget { schedules, seed: Seed(args.seed), shrinking });
+    output.write(&if args.json { as_json(&all) } else { as_text(&all, &architectures) })?;
+    output.finish()?;
+    let broken = all.iter().filter(|pair| pair.report.failure.is_some()).count();
+    if broken == 0 {
+        return Ok(());
+    }
+    Err(CliError::Check(format!("{broken} of {} pairs break an invariant", all.len())))
+}
+
+fn as_json(all: &[Pair]) -> String {
+    let rows = all.iter().map(|Pair { program, report }| {
+        let failure = report.failure.as_ref();
+        json!({
+            "pair": program.name(),
+            "arch": program.arch.name(),
+            "pages": match program.backing { Backing::Small => "4K", Backing::Huge => "2M" },
+            "verdict": report.verdict.name(),
+            "executions": report.stats.executions,
+            "steps": report.stats.steps,
+            "invariant": failure.map(|failure| failure.broken.invariant.id()),
+            "replay": failure.map(|failure| file_of(program, MemoryOrder::Sequential, failure).write()),
+        })
+    });
+    let document = json!({ "schema_version": SCHEMA_VERSION, "pairs": rows.collect::<Vec<_>>() });
+    format!("{document:#}\n")
+}
+
+/// A table for each architecture: an act in each row and column, the invariant that they break together in the cell. Then the failures.
+fn as_text(all: &[Pair], architectures: &[Architecture]) -> String {
+    let mut text = String::new();
+    for &arch in architectures {
+        let mut headings = vec![arch.name()];
+        headings.extend(Act::ALL.map(Act::name));
+        let mut columns = Columns::new(1, &headings);
+        for two in Act::ALL {
+            let mut row = vec![two.name().to_owned()];
+            row.extend(
+                Act::ALL.into_iter().filter(|&one| one <= two).map(|one| cell(all, &Program::pair(one, two, arch))),
+            );
+            row.resize(headings.len(), String::new());
+            columns.row(row);
+        }
+        text.push_str(&columns.render());
+        text.push('\n');
+    }
+    let executions: u64 = all.iter().map(|pair| pair.report.stats.executions).sum();
+    text.push_str(&format!("{} pairs with small and with huge pages, {executions} executions\n", all.len() / 2));
+    for Pair { program, report } in all {
+        if let Some(failure) = &report.failure {
+            let file = file_of(program, MemoryOrder::Sequential, failure).write();
+            text.push_str(&format!(
+                "\n{program}{}\nTo repeat it, save this as a file for --replay:\n\n{file}",
+                failure.table()
+            ));
+        }
+    }
+    text
+}
+
+/// What two acts come to, with small pages and with huge ones.
+fn cell(all: &[Pair], pair: &Program) -> String {
+    let same = |program: &Program| (program.name(), program.arch) == (pair.name(), pair.arch);
+    let broken: Vec<&str> = all
+        .iter()
+        .filter(|found| same(&found.program))
+        .filter_map(|found| Some(found.report.failure.as_ref()?.broken.invariant.id()))
+        .collect();
+    if broken.is_empty() { "passed".to_owned() } else { broken.join(" ") }
+}

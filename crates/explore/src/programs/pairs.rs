@@ -1,0 +1,55 @@
+//! Every act beside every act.
+
+use mmu_core::AccessKind;
+use mmu_sim::explore::{Budget, Report, Strategy};
+use rayon::prelude::*;
+
+use super::{Act, Backing, Order, PAGES, Program, Step, Touch};
+use crate::museum::Architecture;
+
+/// Two acts beside each other and a guest.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// What was run.
+    pub program: Program,
+    /// What came of it.
+    pub report: Report,
+}
+
+impl Program {
+    /// Two actors, one act each on all pages, beside a guest that writes to a page, reads another and writes to the first again.
+    pub fn pair(one: Act, two: Act, arch: Architecture) -> Program {
+        let actor = |act| vec![Step { act, first: 0, pages: PAGES }];
+        let touch = |kind, page| Touch { kind, page };
+        let guest = vec![touch(AccessKind::Write, 0), touch(AccessKind::Read, 1), touch(AccessKind::Write, 0)];
+        Program {
+            arch,
+            backing: Backing::Small,
+            memory: Order::Sequential,
+            guests: vec![guest],
+            actors: vec![actor(one), actor(two)],
+        }
+    }
+}
+
+/// The acts of a name such as `discard+flush-slot`.
+pub fn pair_named(name: &str) -> Option<(Act, Act)> {
+    let (one, two) = name.split_once('+')?;
+    let act = |name: &str| Act::ALL.into_iter().find(|act| act.name() == name);
+    Some((act(one)?, act(two)?))
+}
+
+/// Every two acts on some architectures, with small pages and with huge ones, in the order of [`Act::ALL`].
+pub fn pairs(architectures: &[Architecture], strategy: &Strategy, budget: Budget) -> Vec<Pair> {
+    let ordered = |one: Act| Act::ALL.into_iter().filter(move |two| *two >= one).map(move |two| (one, two));
+    let all: Vec<Program> = architectures
+        .iter()
+        .flat_map(|&arch| Act::ALL.into_iter().flat_map(ordered).map(move |(one, two)| Program::pair(one, two, arch)))
+        .flat_map(|program| [Backing::Small, Backing::Huge].map(|backing| Program { backing, ..program.clone() }))
+        .collect();
+    let run = |program: Program| {
+        let report = program.scenario().explore(strategy, budget);
+        Pair { program, report }
+    };
+    all.into_par_iter().map(run).collect()
+}
