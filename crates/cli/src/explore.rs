@@ -134,9 +134,10 @@ fn find(name: &str) -> Result<Exhibit, CliError> {
         .ok_or_else(|| CliError::argument(format!("scenario {name}"), "there is none of this name; --list shows them"))
 }
 
-fn memory_order(name: &str) -> Option<MemoryOrder> {
+fn memory_of(name: &str) -> Result<MemoryOrder, CliError> {
     let all = [MemoryOrder::Sequential, MemoryOrder::StoreBuffer, MemoryOrder::Weak];
-    all.into_iter().find(|order| order.name() == name)
+    let found = all.into_iter().find(|order| order.name() == name);
+    found.ok_or_else(|| CliError::argument(format!("--memory {name}"), "use sc, tso or weak"))
 }
 
 /// The architecture of a name, if the scenario has a meaning on it.
@@ -167,9 +168,7 @@ fn scenario(
 
 fn set_memory(scenario: &mut dyn Explorable, memory: Option<&str>) -> Result<(), CliError> {
     if let Some(name) = memory {
-        let order =
-            memory_order(name).ok_or_else(|| CliError::argument(format!("--memory {name}"), "use sc, tso or weak"))?;
-        scenario.limits_mut().memory = order;
+        scenario.limits_mut().memory = memory_of(name)?;
     }
     Ok(())
 }

@@ -2,15 +2,15 @@
 
 use mmu_core::AccessKind;
 use mmu_explore::museum::Architecture;
-use mmu_explore::programs::{Act, Backing, Order, PAGES, Program, Schedule, Step, Touch, pair_named, pairs};
-use mmu_sim::explore::{Budget, Mutation, Shrinking, Strategy, Verdict};
+use mmu_explore::programs::{Act, Backing, PAGES, Program, Schedule, Step, Touch, memory_orders, pair_named, pairs};
+use mmu_sim::explore::{Budget, MemoryOrder, Mutation, Shrinking, Strategy, Verdict};
 use proptest::collection::vec;
 use proptest::prelude::{Just, ProptestConfig, any, prop_assert, prop_oneof, proptest};
 use proptest::strategy::Strategy as Any;
 
 #[test]
 fn no_two_protocols_break_each_other() {
-    let all = pairs(&Architecture::ALL, &Strategy::Portfolio, Budget::schedules(60));
+    let all = pairs(&Architecture::ALL, None, &Strategy::Portfolio, Budget::schedules(60));
     assert_eq!(all.len(), 3 * 2 * Act::ALL.len() * (Act::ALL.len() + 1) / 2);
     let broken = all.iter().filter_map(|pair| Some((pair, pair.report.failure.as_ref()?)));
     let broken: Vec<String> = broken.map(|(pair, failure)| format!("{}{}", pair.program, failure.table())).collect();
@@ -52,7 +52,7 @@ fn bytes_decide_programs_and_schedules() {
     let (program, rest) = Program::from_bytes(&[1, 1, 1, 0, 0, 1, 3, 1, 0, 6, 2, 1, 1, 9, 0, 0, 10, 1, 3, 77]);
     assert_eq!(
         (program.arch, program.backing, program.memory),
-        (Architecture::Arm64, Backing::Huge, Order::StoreBuffer)
+        (Architecture::Arm64, Backing::Huge, MemoryOrder::StoreBuffer)
     );
     assert_eq!(program.guests, [[Touch { kind: AccessKind::Write, page: 3 }]]);
     assert_eq!(program.name(), "age+flush-slot,log");
@@ -78,9 +78,11 @@ fn steps() -> impl Any<Value = Vec<Step>> {
 fn programs() -> impl Any<Value = Program> {
     let arch = proptest::sample::select(&Architecture::ALL[..]);
     let backing = prop_oneof![Just(Backing::Small), Just(Backing::Huge)];
-    let memory = prop_oneof![Just(Order::Sequential), Just(Order::StoreBuffer)];
-    let all = (arch, backing, memory, vec(touches(), 1..3), vec(steps(), 1..4));
-    all.prop_map(|(arch, backing, memory, guests, actors)| Program { arch, backing, memory, guests, actors })
+    let all = (arch, backing, any::<usize>(), vec(touches(), 1..3), vec(steps(), 1..4));
+    all.prop_map(|(arch, backing, order, guests, actors)| {
+        let orders = memory_orders(arch);
+        Program { arch, backing, memory: orders[order % orders.len()], guests, actors }
+    })
 }
 
 proptest! {

@@ -59,7 +59,11 @@ pub(super) fn all(args: &ExploreArgs) -> Result<(), CliError> {
     let schedules = args.schedules.unwrap_or(SCHEDULES);
     let shrinking = if args.no_shrink { Shrinking::Off } else { Shrinking::Thorough };
     let mut output = Output::open(args.output.as_deref())?;
-    let all = pairs(&architectures, &strategy, Budget { schedules, seed: Seed(args.seed), shrinking });
+    let memory = match args.memory.as_deref() {
+        Some(name) => Some(super::memory_of(name)?),
+        None => None,
+    };
+    let all = pairs(&architectures, memory, &strategy, Budget { schedules, seed: Seed(args.seed), shrinking });
     output.write(&if args.json { as_json(&all) } else { as_text(&all, &architectures) })?;
     output.finish()?;
     let broken = all.iter().filter(|pair| pair.report.failure.is_some()).count();
@@ -80,7 +84,7 @@ fn as_json(all: &[Pair]) -> String {
             "executions": report.stats.executions,
             "steps": report.stats.steps,
             "invariant": failure.map(|failure| failure.broken.invariant.id()),
-            "replay": failure.map(|failure| file_of(program, MemoryOrder::Sequential, failure).write()),
+            "replay": failure.map(|failure| file_of(program, program.memory, failure).write()),
         })
     });
     let document = json!({ "schema_version": SCHEMA_VERSION, "pairs": rows.collect::<Vec<_>>() });
@@ -109,7 +113,7 @@ fn as_text(all: &[Pair], architectures: &[Architecture]) -> String {
     text.push_str(&format!("{} pairs with small and with huge pages, {executions} executions\n", all.len() / 2));
     for Pair { program, report } in all {
         if let Some(failure) = &report.failure {
-            let file = file_of(program, MemoryOrder::Sequential, failure).write();
+            let file = file_of(program, program.memory, failure).write();
             text.push_str(&format!(
                 "\n{program}{}\nTo repeat it, save this as a file for --replay:\n\n{file}",
                 failure.table()

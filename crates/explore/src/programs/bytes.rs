@@ -3,7 +3,7 @@
 use mmu_core::AccessKind;
 use mmu_sim::explore::{Agent, Chooser, Kind, Point, agents, nth};
 
-use super::{Act, Backing, Order, PAGES, Program, Step, Touch};
+use super::{Act, Backing, PAGES, Program, Step, Touch, memory_orders};
 use crate::museum::Architecture;
 
 /// Most vCPUs of a program from bytes.
@@ -19,7 +19,8 @@ impl Program {
         let mut bytes = Reader(bytes);
         let arch = Architecture::ALL[bytes.below(3)];
         let backing = [Backing::Small, Backing::Huge][bytes.below(2)];
-        let memory = [Order::Sequential, Order::StoreBuffer][bytes.below(2)];
+        let orders = memory_orders(arch);
+        let memory = orders[bytes.below(orders.len())];
         let several = |bytes: &mut Reader<'_>, most: u8| 0..=bytes.below(usize::from(most));
         let guests = several(&mut bytes, GUESTS)
             .map(|_| several(&mut bytes, EACH).map(|_| touch(&mut bytes)).collect())

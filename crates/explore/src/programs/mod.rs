@@ -80,35 +80,26 @@ pub struct Touch {
 }
 
 /// What is there and who does what.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Program {
     /// The architecture.
     pub arch: Architecture,
     /// The host's pages.
     pub backing: Backing,
-    /// Whether stores and loads of the host may pass each other.
-    pub memory: Order,
+    /// In which order the host's loads and stores are seen.
+    pub memory: MemoryOrder,
     /// What each vCPU's guest touches.
     pub guests: Vec<Vec<Touch>>,
     /// What each host actor does, one act after the other.
     pub actors: Vec<Vec<Step>>,
 }
 
-/// [`MemoryOrder`], with an order of its own.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Order {
-    /// [`MemoryOrder::Sequential`].
-    Sequential,
-    /// [`MemoryOrder::StoreBuffer`].
-    StoreBuffer,
-}
-
-impl From<Order> for MemoryOrder {
-    fn from(order: Order) -> MemoryOrder {
-        match order {
-            Order::Sequential => MemoryOrder::Sequential,
-            Order::StoreBuffer => MemoryOrder::StoreBuffer,
-        }
+/// The memory orders that an architecture may have, the weakest last: what is right on it is right under all of them.
+pub fn memory_orders(arch: Architecture) -> &'static [MemoryOrder] {
+    use MemoryOrder::{Sequential, StoreBuffer, Weak};
+    match arch {
+        Architecture::X86 => &[Sequential, StoreBuffer],
+        Architecture::Arm64 | Architecture::Power => &[Sequential, StoreBuffer, Weak],
     }
 }
 
@@ -116,7 +107,7 @@ impl fmt::Display for Program {
     /// A line for each who takes part.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { arch, backing, memory, .. } = self;
-        writeln!(f, "{arch}, {backing:?} pages, {}", MemoryOrder::from(*memory).name())?;
+        writeln!(f, "{arch}, {backing:?} pages, {}", memory.name())?;
         for (n, touches) in self.guests.iter().enumerate() {
             write!(f, "vcpu {n}:")?;
             for Touch { kind, page } in touches {
@@ -159,7 +150,7 @@ impl Program {
         let (guests, actors) = (self.guests.clone(), self.actors.clone());
         let fault = FaultPolicy::linux_6_6(arch.two(), page);
         let dirty = DirtyPolicy::linux_6_6(arch.two());
-        let limits = Limits { memory: self.memory.into(), ..Limits::default() };
+        let limits = Limits { memory: self.memory, ..Limits::default() };
         Scenario::new(self.name(), arch, vm).limits(limits).setup(move |build| {
             let slot = GpaRange::new(Gpa::new(0), vm.memory);
             let log = DirtyLog::new(slot, build.new_var(0), PageSize::SIZE_4K, LogKind::Bitmap);

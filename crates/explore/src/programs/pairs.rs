@@ -1,10 +1,10 @@
 //! Every act beside every act.
 
 use mmu_core::AccessKind;
-use mmu_sim::explore::{Budget, Report, Strategy};
+use mmu_sim::explore::{Budget, MemoryOrder, Report, Strategy};
 use rayon::prelude::*;
 
-use super::{Act, Backing, Order, PAGES, Program, Step, Touch};
+use super::{Act, Backing, PAGES, Program, Step, Touch, memory_orders};
 use crate::museum::Architecture;
 
 /// Two acts beside each other and a guest.
@@ -25,7 +25,7 @@ impl Program {
         Program {
             arch,
             backing: Backing::Small,
-            memory: Order::Sequential,
+            memory: MemoryOrder::Sequential,
             guests: vec![guest],
             actors: vec![actor(one), actor(two)],
         }
@@ -39,12 +39,22 @@ pub fn pair_named(name: &str) -> Option<(Act, Act)> {
     Some((act(one)?, act(two)?))
 }
 
-/// Every two acts on some architectures, with small pages and with huge ones, in the order of [`Act::ALL`].
-pub fn pairs(architectures: &[Architecture], strategy: &Strategy, budget: Budget) -> Vec<Pair> {
+/// Every two acts on some architectures, with small pages and with huge ones, in the order of [`Act::ALL`]; under this memory order, or
+/// the weakest that the architecture may have.
+pub fn pairs(
+    architectures: &[Architecture],
+    memory: Option<MemoryOrder>,
+    strategy: &Strategy,
+    budget: Budget,
+) -> Vec<Pair> {
     let ordered = |one: Act| Act::ALL.into_iter().filter(move |two| *two >= one).map(move |two| (one, two));
     let all: Vec<Program> = architectures
         .iter()
         .flat_map(|&arch| Act::ALL.into_iter().flat_map(ordered).map(move |(one, two)| Program::pair(one, two, arch)))
+        .map(|program| match (memory, memory_orders(program.arch)) {
+            (Some(memory), _) | (None, &[.., memory]) => Program { memory, ..program },
+            (None, []) => program,
+        })
         .flat_map(|program| [Backing::Small, Backing::Huge].map(|backing| Program { backing, ..program.clone() }))
         .collect();
     let run = |program: Program| {
