@@ -38,10 +38,19 @@ impl<A: Arch> Lab<A> {
             if frame.live == 0 || frame.level == Level::LAST || frame.level > self.format.geometry().root() {
                 continue;
             }
+            // PERF: a table is looked at up to its last present word, mostly the first.
+            let mut left = frame.live;
             for index in 0..u64::from(frame.words) {
                 let word = self.words.peek(frame.first + 8 * index);
-                if word != 0 && self.format.is_mapped(word) && !self.format.is_leaf(frame.level, word) {
+                if word & self.format.present_mask() == 0 {
+                    continue;
+                }
+                if self.format.is_mapped(word) && !self.format.is_leaf(frame.level, word) {
                     open.push(self.format.next_table(frame.level, word));
+                }
+                left = left.saturating_sub(1);
+                if left == 0 {
+                    break;
                 }
             }
         }

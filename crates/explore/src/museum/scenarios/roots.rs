@@ -120,7 +120,6 @@ pub(super) const UNNOTICED: &[(Mutation, &str)] = &[
     (Mutation::OmitRcu, LEFT),
     (Mutation::OmitGrace, LEFT),
     (Mutation::RelaxedOrder, "the flags of workers guard lists that are Rust data, of which everybody sees the latest"),
-    (Mutation::OmitFence, super::FENCES),
 ];
 
 const LIMITS: Limits = Limits { steps: 6000, leaks: mmu_sim::explore::Leaks::OfTheVm, ..Limits::DEFAULT };
