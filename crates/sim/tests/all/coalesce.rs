@@ -132,8 +132,8 @@ fn the_invalid_window_is_what_its_parts_cost() {
     assert_eq!(window(CoalescePolicy::V5_10), least + walk);
     assert_eq!(window(CoalescePolicy::V5_14), least + walk + clean);
     assert_eq!(window(CoalescePolicy::V6_2), least + clean);
-    // The order alone is worth sixteen times less than the maintenance that the RFC left out.
-    assert!(walk.0 * 16 < clean.0, "{walk:?} of walking, {clean:?} of cleaning");
+    // The order alone is worth a sixteenth of the maintenance that the RFC left out.
+    assert_eq!((walk, clean), (Cycles(32_556), Cycles(537_600)));
 }
 
 #[test]
