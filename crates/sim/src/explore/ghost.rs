@@ -46,7 +46,7 @@ pub(crate) struct Ghost {
     pub(crate) clean_at_start: Vec<HpaRange>,
     /// Actors that took mappings away since they gave `mmu_lock` back last.
     zapped: u64,
-    /// By actor: the word that it stood at when it yielded last, and how often it has stood there.
+    /// By actor: the word that it stood at when it yielded last, and how often it has stood there without having taken anything away in between.
     stood: [(u64, u32); Agent::MOST_ACTORS],
     /// Guest addresses that are looked at.
     pub(crate) pages: Vec<u64>,
@@ -177,6 +177,10 @@ impl<A: Arch> Lab<A> {
         let mapped = |word: u64| format.is_mapped(word);
         if mapped(old) && (!mapped(new) || format.output(level, old) != format.output(level, new)) {
             self.ghost.zapped |= self.acting.bit();
+            // Progress, wherever the walk gives way.
+            if let Some((_, times)) = self.ghost.stood.get_mut(self.acting.0 as usize) {
+                *times = 0;
+            }
         }
         if present(new) && format.is_leaf(level, new) {
             self.check_tracked(at, level, new);
