@@ -25,7 +25,7 @@ pub(crate) fn measurements(data: &[u8]) {
     match mmu_predict::score::read(text) {
         Ok(rows) => assert!(rows.iter().all(|row| row.core_cycles_median.is_finite())),
         Err(error) => {
-            assert!(error.to_string().contains("core_cycles_median"), "{error} does not say what a file looks like")
+            assert!(error.to_string().contains("core_cycles_median"), "{error} does not say what a file looks like");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `explore --pairs`: every two protocols against each other, and one such pair by its name.
 
+use std::fmt::Write;
+
 use mmusim::Seed;
 use mmusim::explore::museum::Architecture;
 use mmusim::explore::programs::{Act, Backing, Pair, Program, pair_named, pairs};
@@ -110,14 +112,13 @@ fn as_text(all: &[Pair], architectures: &[Architecture]) -> String {
         text.push('\n');
     }
     let executions: u64 = all.iter().map(|pair| pair.report.stats.executions).sum();
-    text.push_str(&format!("{} pairs with small and with huge pages, {executions} executions\n", all.len() / 2));
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{} pairs with small and with huge pages, {executions} executions", all.len() / 2);
     for Pair { program, report } in all {
         if let Some(failure) = &report.failure {
             let file = file_of(program, program.memory, failure).write();
-            text.push_str(&format!(
-                "\n{program}{}\nTo repeat it, save this as a file for --replay:\n\n{file}",
-                failure.table()
-            ));
+            let table = failure.table();
+            let _ = write!(text, "\n{program}{table}\nTo repeat it, save this as a file for --replay:\n\n{file}");
         }
     }
     text
