@@ -43,7 +43,9 @@ const IMPORTS: [(&str, &[&str]); 14] = [
             "mmu-vectors",
             "mmu-explore",
             "mmu-predict",
+            "mmu-report",
             "mmu-sim",
+            "mmu-sweep",
         ],
     ),
 ];

@@ -20,8 +20,8 @@
 //! States are compared by 64 bits. In a search through a million of them the odds that any two are taken for one are about one to
 //! forty million.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 use super::guest::Guest;
 use super::lab::{Lab, Pending};
@@ -87,27 +87,10 @@ impl Hasher for Mix {
     }
 }
 
-/// Values by digest. Nothing depends on their order.
-// PERF: a search looks every state up among those of all branches before its own.
-pub(crate) type ByDigest<V> = HashMap<u64, V, BuildHasherDefault<ByItself>>;
+/// Values by digest.
+pub(crate) type ByDigest<V> = BTreeMap<u64, V>;
 /// Digests.
-pub(crate) type Digests = HashSet<u64, BuildHasherDefault<ByItself>>;
-
-/// The hash of a digest: it is one already.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct ByItself(u64);
-
-impl Hasher for ByItself {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = of(&bytes);
-    }
-    fn write_u64(&mut self, digest: u64) {
-        self.0 = digest;
-    }
-}
+pub(crate) type Digests = BTreeSet<u64>;
 
 /// The digest of one value.
 pub(crate) fn of(value: &impl Hash) -> u64 {
