@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mmusim::Seed;
 use mmusim::explore::lint;
-use mmusim::explore::museum::{self, Architecture, Exhibit, Mutant, Plan, Row, Variant, exhibit, exhibits};
+use mmusim::explore::museum::{
+    self, Architecture, Exhibit, Mutant, Plan, Row, UnknownArchitecture, UnknownVariant, Variant, exhibit, exhibits,
+};
 use mmusim::explore::programs::Program;
 use mmusim::sim::MODEL_VERSION;
 use mmusim::sim::explore::{
@@ -67,7 +69,7 @@ pub struct ExploreArgs {
     #[arg(long, conflicts_with_all = ["list", "museum", "replay"])]
     pub mutants: bool,
     /// Run every two protocols as they are today against each other, beside a guest
-    #[arg(long, conflicts_with_all = ["scenario", "list", "museum", "mutants", "replay"])]
+    #[arg(long, conflicts_with_all = ["scenario", "list", "museum", "mutants", "replay", "bug", "save", "go_on", "store_failures", "casemate"])]
     pub pairs: bool,
     /// With --museum: only these numbers, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',', requires = "museum")]
@@ -140,18 +142,28 @@ fn memory_of(name: &str) -> Result<MemoryOrder, CliError> {
     found.ok_or_else(|| CliError::argument(format!("--memory {name}"), "use sc, tso or weak"))
 }
 
+fn architecture_of(name: &str) -> Result<Architecture, CliError> {
+    name.parse().map_err(|error: UnknownArchitecture| CliError::argument(format!("--arch {name}"), error))
+}
+
 /// The architecture of a name, if the scenario has a meaning on it.
 fn architecture(exhibit: &Exhibit, name: Option<&str>) -> Result<Architecture, CliError> {
-    let name = name.unwrap_or(exhibit.arch);
+    let arch = architecture_of(name.unwrap_or(exhibit.arch))?;
     let all = exhibit.architectures();
-    let names = || all.iter().map(|arch| arch.name()).collect::<Vec<_>>().join(", ");
-    match Architecture::ALL.into_iter().find(|arch| arch.name() == name) {
-        None => Err(CliError::argument(format!("--arch {name}"), "use x86, arm64 or power")),
-        Some(arch) if all.contains(&arch) => Ok(arch),
-        Some(_) => {
-            let what = format!("scenario {} means nothing there: what it shows exists on {} only", exhibit.id, names());
-            Err(CliError::argument(format!("--arch {name}"), what))
-        }
+    if all.contains(&arch) {
+        return Ok(arch);
+    }
+    let names = all.iter().map(|arch| arch.name()).collect::<Vec<_>>().join(", ");
+    let what = format!("scenario {} means nothing there: what it shows exists on {names} only", exhibit.id);
+    Err(CliError::argument(format!("--arch {arch}"), what))
+}
+
+/// The pair of a name, if it is one's: on x86 unless told otherwise.
+fn pair(name: &str, arch: Option<&str>) -> Option<Result<Program, CliError>> {
+    match arch.map_or(Ok(Architecture::X86), architecture_of) {
+        Ok(arch) => pairs::named(name, arch),
+        // Whose name it is says which architectures there are.
+        Err(error) => pairs::named(name, Architecture::X86).map(|_| Err(error)),
     }
 }
 
@@ -174,7 +186,7 @@ fn set_memory(scenario: &mut dyn Explorable, memory: Option<&str>) -> Result<(),
 }
 
 fn explore(args: &ExploreArgs, name: &str) -> Result<(), CliError> {
-    if let Some(program) = pairs::named(name, args.arch.as_deref()) {
+    if let Some(program) = pair(name, args.arch.as_deref()) {
         return explore_pair(args, &program?);
     }
     let exhibit = find(name)?;
@@ -192,8 +204,7 @@ fn explore(args: &ExploreArgs, name: &str) -> Result<(), CliError> {
     let memory = scenario.limits_mut().memory;
     let file = report.failure.as_ref().map(|failure| ReplayFile {
         store_failures: args.store_failures,
-        arch: (arch.name() != exhibit.arch).then(|| arch.name().to_owned()),
-        ..file_of(&exhibit, variant, memory, failure)
+        ..file_of(exhibit.id, variant, (arch.name() != exhibit.arch).then_some(arch), memory, failure)
     });
     conclude(args, &report, file.as_ref())
 }
@@ -291,12 +302,19 @@ fn read_replay(path: &Path) -> Result<ReplayFile, CliError> {
     ReplayFile::read(&text).map_err(|error| CliError::input(format!("{name}: {error}")))
 }
 
-fn file_of(exhibit: &Exhibit, variant: Variant, memory: MemoryOrder, failure: &Failure) -> ReplayFile {
+/// A failure, to be repeated; `arch` where the scenario's name does not say it.
+fn file_of(
+    scenario: &str,
+    variant: Variant,
+    arch: Option<Architecture>,
+    memory: MemoryOrder,
+    failure: &Failure,
+) -> ReplayFile {
     ReplayFile {
-        scenario: exhibit.id.to_owned(),
+        scenario: scenario.to_owned(),
         variant: variant.name().to_owned(),
         memory: memory.name().to_owned(),
-        arch: None,
+        arch: arch.map(|arch| arch.name().to_owned()),
         without: failure.without,
         store_failures: 0,
         model: MODEL_VERSION,
@@ -432,19 +450,24 @@ fn replay(args: &ExploreArgs, path: &Path) -> Result<(), CliError> {
 /// The scenario that a replay file is about.
 fn scenario_of(file: &ReplayFile, path: &Path) -> Result<Box<dyn Explorable>, CliError> {
     let name = path.display();
-    if let Some(program) = pairs::named(&file.scenario, file.arch.as_deref()) {
-        let mut scenario = program?.scenario();
+    let variant: Variant =
+        file.variant.parse().map_err(|error: UnknownVariant| CliError::input(format!("{name}: {error}")))?;
+    if let Some(program) = pair(&file.scenario, file.arch.as_deref()) {
+        if variant == Variant::Broken {
+            let what = "two protocols as they are today have no defect to switch on; it is off";
+            return Err(CliError::input(format!("{name}: bug {}: {what}", file.variant)));
+        }
+        let program = program.map_err(|error| match error {
+            CliError::Argument { argument, what } => CliError::input(format!("{name}: {argument}: {what}")),
+            other => other,
+        })?;
+        let mut scenario = program.scenario();
         set_memory(scenario.as_mut(), Some(&file.memory))?;
         return Ok(scenario);
     }
     let exhibit = exhibit(&file.scenario).ok_or_else(|| {
         CliError::input(format!("{name}: scenario {:?} is unknown; --list shows those there are", file.scenario))
     })?;
-    let variant = match file.variant.as_str() {
-        "on" => Variant::Broken,
-        "off" => Variant::Fixed,
-        other => return Err(CliError::input(format!("{name}: bug {other:?}; it is on or off"))),
-    };
     let arch = architecture(&exhibit, file.arch.as_deref())?;
     scenario(&exhibit, variant, arch, Some(&file.memory))
 }

@@ -3,6 +3,8 @@
 mod common;
 
 use common::{Scratch, data, fails, mmusim, talk};
+use mmusim::sim::MODEL_VERSION;
+use mmusim::sim::explore::{Actors, Invariant, ReplayFile};
 
 fn json(args: &[&str]) -> serde_json::Value {
     serde_json::from_str(&data(args)).unwrap()
@@ -86,8 +88,47 @@ fn protocols_in_pairs_are_a_table_and_each_pair_has_a_name() {
     assert_eq!(pairs.len(), 2 * 11 * 12 / 2);
     assert!(pairs.iter().all(|pair| pair["verdict"] == "passed" && pair["arch"] == "power"), "{all}");
     let one = json(&["explore", "discard+log:huge", "--arch", "arm64", "--schedules", "20", "--json"]);
-    assert_eq!((&one["scenario"], &one["verdict"]), (&"discard+log".into(), &"passed".into()));
+    assert_eq!((&one["scenario"], &one["verdict"]), (&"discard+log:huge".into(), &"passed".into()));
     fails(&["explore", "discard+log", "--bug", "X05"], 2, &["no defect to switch on"]);
     fails(&["explore", "discard+log", "--arch", "vax"], 2, &["use x86, arm64 or power"]);
-    fails(&["explore", "discard+nap"], 2, &["discard+nap", "--list"]);
+    fails(&["explore", "discard+nap"], 2, &["discard+nap", "\"nap\" is no act", "flush-slot"]);
+    for (meaningless, value) in [
+        ("--bug", "X05"),
+        ("--save", "failure"),
+        ("--continue", "failure"),
+        ("--store-failures", "2"),
+        ("--casemate", "trace"),
+    ] {
+        fails(&["explore", "--pairs", meaningless, value], 2, &["cannot be used with", meaningless]);
+    }
+}
+
+#[test]
+fn a_replay_file_of_a_pair_says_what_may_be_said_of_one() {
+    let scratch = Scratch::new("pair-replay");
+    let file = |variant: &str, scenario: &str| {
+        let failure = ReplayFile {
+            scenario: scenario.to_owned(),
+            variant: variant.to_owned(),
+            memory: "sc".to_owned(),
+            arch: Some("arm64".to_owned()),
+            without: Actors::NOBODY,
+            store_failures: 0,
+            model: MODEL_VERSION,
+            invariant: Invariant::T1,
+            decisions: Vec::new(),
+            digest: 0,
+        };
+        let path = scratch.path("pair.replay");
+        std::fs::write(&path, failure.write()).unwrap();
+        path
+    };
+    for (variant, scenario, exit, told) in [
+        ("on", "discard+log:huge", 2, "no defect to switch on"),
+        ("perhaps", "discard+log:huge", 2, "on or off"),
+        ("off", "discard+nap", 2, "no act"),
+        ("off", "discard+log:huge", 1, "diverges"),
+    ] {
+        fails(&["explore", "--replay", &file(variant, scenario)], exit, &[told]);
+    }
 }

@@ -2,7 +2,9 @@
 
 use mmu_core::AccessKind;
 use mmu_explore::museum::Architecture;
-use mmu_explore::programs::{Act, Backing, PAGES, Program, Schedule, Step, Touch, memory_orders, pair_named, pairs};
+use mmu_explore::programs::{
+    Act, Backing, NameError, PAGES, Page, Pages, Program, Schedule, Step, Touch, memory_orders, pairs,
+};
 use mmu_sim::explore::{Budget, MemoryOrder, Mutation, Shrinking, Strategy, Verdict};
 use proptest::collection::vec;
 use proptest::prelude::{Just, ProptestConfig, any, prop_assert, prop_oneof, proptest};
@@ -34,16 +36,45 @@ fn a_pair_with_a_step_gone_wrong_is_noticed() {
 
 #[test]
 fn names_of_pairs_are_read_and_refused() {
-    assert_eq!(pair_named("discard+flush-slot"), Some((Act::Discard, Act::FlushSlot)));
-    for wrong in ["discard", "discard+", "discard+nap", "discard+age+age"] {
-        assert_eq!(pair_named(wrong), None, "{wrong}");
+    let arch = Architecture::Arm64;
+    for name in ["discard+flush-slot", "log+age:huge"] {
+        let program = Program::named(name, arch).unwrap();
+        assert_eq!(
+            (program.name(), program.scenario().execute(nothing()).scenario),
+            (name.to_owned(), name.to_owned())
+        );
     }
+    let small = Program::pair(Act::Discard, Act::FlushSlot, arch);
+    assert_eq!(Program::named("discard+flush-slot", arch), Ok(small.clone()));
+    assert_eq!(Program::named("discard+flush-slot:huge", arch), Ok(Program { backing: Backing::Huge, ..small }));
+    assert_eq!(Program::named("discard", arch), Err(NameError::NoPair));
+    for (wrong, name) in
+        [("discard+", ""), ("discard+nap", "nap"), ("discard+age+age", "age+age"), ("age+log:small", "log:small")]
+    {
+        let error = Program::named(wrong, arch).unwrap_err();
+        assert_eq!(error, NameError::NoAct { name: name.to_owned() }, "{wrong}");
+        assert!(error.to_string().contains("flush-slot"), "the remedy is a list: {error}");
+    }
+}
+
+/// A schedule in which everybody who can go on does so in turn.
+fn nothing() -> Box<Schedule> {
+    Box::new(Schedule::new(&[]))
+}
+
+#[test]
+fn pages_are_always_some_of_the_few() {
+    for (first, many, shown) in [(0, 0, "0+1"), (1, 2, "1+2"), (3, 4, "3+1"), (2, u8::MAX, "2+2"), (6, 1, "2+1")] {
+        assert_eq!(Pages::from(Page::nth(first), many).to_string(), shown);
+    }
+    assert_eq!(Pages::from(Page::nth(0), PAGES), Pages::ALL);
+    assert_eq!(Pages::ALL.gpas().bytes.0, u64::from(PAGES) << 12);
 }
 
 #[test]
 fn bytes_decide_programs_and_schedules() {
     let (program, rest) = Program::from_bytes(&[]);
-    let mild = Step { act: Act::Discard, first: 0, pages: 1 };
+    let mild = Step { act: Act::Discard, pages: Pages::from(Page::nth(0), 1) };
     assert_eq!(
         (program.arch, program.guests.len(), program.actors, rest),
         (Architecture::X86, 1, vec![vec![mild]], &[][..])
@@ -54,8 +85,8 @@ fn bytes_decide_programs_and_schedules() {
         (program.arch, program.backing, program.memory),
         (Architecture::Arm64, Backing::Huge, MemoryOrder::StoreBuffer)
     );
-    assert_eq!(program.guests, [[Touch { kind: AccessKind::Write, page: 3 }]]);
-    assert_eq!(program.name(), "age+flush-slot,log");
+    assert_eq!(program.guests, [[Touch { kind: AccessKind::Write, page: Page::nth(3) }]]);
+    assert_eq!(program.name(), "age+flush-slot,log:huge");
     assert_eq!(rest, [77]);
     let execute = |schedule: &[u8]| program.scenario().execute(Box::new(Schedule::new(schedule)));
     let [one, same, other] = [&[5, 9, 200, 3][..], &[5, 9, 200, 3], &[6, 0, 1, 1, 1, 1]].map(execute);
@@ -67,12 +98,13 @@ fn bytes_decide_programs_and_schedules() {
 
 fn touches() -> impl Any<Value = Vec<Touch>> {
     let kind = prop_oneof![Just(AccessKind::Read), Just(AccessKind::Write)];
-    vec((kind, 0..PAGES).prop_map(|(kind, page)| Touch { kind, page }), 1..4)
+    let page = proptest::sample::select(&Page::ALL[..]);
+    vec((kind, page).prop_map(|(kind, page)| Touch { kind, page }), 1..4)
 }
 
 fn steps() -> impl Any<Value = Vec<Step>> {
-    let step = (proptest::sample::select(&Act::ALL[..]), 0..PAGES, 1..=PAGES);
-    vec(step.prop_map(|(act, first, pages)| Step { act, first, pages }), 1..4)
+    let step = (proptest::sample::select(&Act::ALL[..]), proptest::sample::select(&Page::ALL[..]), 1..=PAGES);
+    vec(step.prop_map(|(act, first, many)| Step { act, pages: Pages::from(first, many) }), 1..4)
 }
 
 fn programs() -> impl Any<Value = Program> {

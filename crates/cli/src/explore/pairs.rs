@@ -3,9 +3,8 @@
 use std::fmt::Write;
 
 use mmusim::Seed;
-use mmusim::explore::museum::Architecture;
-use mmusim::explore::programs::{Act, Backing, Pair, Program, pair_named, pairs};
-use mmusim::sim::MODEL_VERSION;
+use mmusim::explore::museum::{Architecture, Variant};
+use mmusim::explore::programs::{Act, Backing, NameError, Pair, Program, pairs};
 use mmusim::sim::explore::{Budget, Failure, MemoryOrder, ReplayFile, Shrinking, Strategy};
 use serde_json::json;
 
@@ -17,44 +16,24 @@ use crate::{CliError, SCHEMA_VERSION};
 /// Executions of each pair, unless told otherwise.
 const SCHEDULES: u64 = 1_000;
 
-/// The pair that a name such as `discard+log` or `discard+log:huge` says; `None` for names of something else.
-pub(super) fn named(name: &str, arch: Option<&str>) -> Option<Result<Program, CliError>> {
-    let (acts, backing) = match name.strip_suffix(":huge") {
-        Some(acts) => (acts, Backing::Huge),
-        None => (name, Backing::Small),
-    };
-    let (one, two) = pair_named(acts)?;
-    Some(architecture(arch.unwrap_or("x86")).map(|arch| Program { backing, ..Program::pair(one, two, arch) }))
-}
-
-fn architecture(name: &str) -> Result<Architecture, CliError> {
-    Architecture::ALL
-        .into_iter()
-        .find(|arch| arch.name() == name)
-        .ok_or_else(|| CliError::argument(format!("--arch {name}"), "use x86, arm64 or power"))
+/// The pair of a name such as `discard+log` or `discard+log:huge`; `None` for names of something else.
+pub(super) fn named(name: &str, arch: Architecture) -> Option<Result<Program, CliError>> {
+    match Program::named(name, arch) {
+        Ok(program) => Some(Ok(program)),
+        Err(NameError::NoPair) => None,
+        Err(error) => Some(Err(CliError::argument(format!("scenario {name}"), error))),
+    }
 }
 
 /// A failure of a pair, to be repeated.
 pub(super) fn file_of(program: &Program, memory: MemoryOrder, failure: &Failure) -> ReplayFile {
-    let huge = if program.backing == Backing::Huge { ":huge" } else { "" };
-    ReplayFile {
-        scenario: format!("{}{huge}", program.name()),
-        variant: "off".to_owned(),
-        memory: memory.name().to_owned(),
-        arch: Some(program.arch.name().to_owned()),
-        without: failure.without,
-        store_failures: 0,
-        model: MODEL_VERSION,
-        invariant: failure.broken.invariant,
-        decisions: failure.decisions.clone(),
-        digest: failure.digest,
-    }
+    super::file_of(&program.name(), Variant::Fixed, Some(program.arch), memory, failure)
 }
 
 /// All of them.
 pub(super) fn all(args: &ExploreArgs) -> Result<(), CliError> {
     let architectures = match &args.arch {
-        Some(name) => vec![architecture(name)?],
+        Some(name) => vec![super::architecture_of(name)?],
         None => Architecture::ALL.to_vec(),
     };
     let strategy: Strategy = args.strategy.parse().map_err(|error| CliError::argument("--strategy", error))?;
@@ -126,7 +105,7 @@ fn as_text(all: &[Pair], architectures: &[Architecture]) -> String {
 
 /// What two acts come to, with small pages and with huge ones.
 fn cell(all: &[Pair], pair: &Program) -> String {
-    let same = |program: &Program| (program.name(), program.arch) == (pair.name(), pair.arch);
+    let same = |program: &Program| (&program.actors, program.arch) == (&pair.actors, pair.arch);
     let broken: Vec<&str> = all
         .iter()
         .filter(|found| same(&found.program))

@@ -22,6 +22,29 @@ pub enum Variant {
     Fixed,
 }
 
+/// A word that is no variant's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnknownVariant {
+    /// What stands there.
+    pub name: String,
+}
+
+impl std::fmt::Display for UnknownVariant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "bug {:?}; it is {} or {}", self.name, Variant::Broken.name(), Variant::Fixed.name())
+    }
+}
+impl std::error::Error for UnknownVariant {}
+
+impl std::str::FromStr for Variant {
+    type Err = UnknownVariant;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let found = [Variant::Broken, Variant::Fixed].into_iter().find(|variant| variant.name() == name);
+        found.ok_or_else(|| UnknownVariant { name: name.to_owned() })
+    }
+}
+
 impl Variant {
     /// `on` or `off`, as files say it.
     pub const fn name(self) -> &'static str {
@@ -65,6 +88,30 @@ impl Architecture {
     }
 }
 
+/// A name that is no architecture's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnknownArchitecture {
+    /// What was asked for.
+    pub name: String,
+}
+
+impl std::fmt::Display for UnknownArchitecture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [x86, arm64, power] = Architecture::ALL.map(Architecture::name);
+        write!(f, "{:?} is no architecture; use {x86}, {arm64} or {power}", self.name)
+    }
+}
+impl std::error::Error for UnknownArchitecture {}
+
+impl std::str::FromStr for Architecture {
+    type Err = UnknownArchitecture;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let found = Architecture::ALL.into_iter().find(|arch| arch.name() == name);
+        found.ok_or_else(|| UnknownArchitecture { name: name.to_owned() })
+    }
+}
+
 impl std::fmt::Display for Architecture {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())
@@ -98,10 +145,9 @@ impl Exhibit {
     /// The scenario, on the architecture that it belongs to. It declares the invariants that the row names: an exploration that never evaluates
     /// them proves nothing.
     pub fn scenario(&self, variant: Variant) -> Box<dyn Explorable> {
-        let own = Architecture::ALL.into_iter().find(|arch| arch.name() == self.arch);
-        self.finished(match (self.build, own) {
-            (Make::Own(build), _) => build(variant),
-            (Make::On(_, build), own) => build(own.unwrap_or(Architecture::X86), variant),
+        self.finished(match self.build {
+            Make::Own(build) => build(variant),
+            Make::On(_, build) => build(self.arch.parse().unwrap_or(Architecture::X86), variant),
         })
     }
 

@@ -14,6 +14,7 @@ use mmu_sim::protocols::unmap::{UnmapPolicy, unmap_range};
 use mmu_sim::protocols::zap::{ZapLock, ZapPolicy, zap_leafs};
 
 use super::Step;
+use crate::museum::Architecture;
 
 /// What a host actor can do: the protocols as Linux 6.6 to 6.15 have them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -84,6 +85,7 @@ impl fmt::Display for Act {
 
 /// What acts are done with.
 pub(super) struct Bench {
+    pub(super) arch: Architecture,
     pub(super) notifier: Notifier,
     /// What keeps changes of the primary MMU apart, as its own locks do (`mmap_lock`, page locks).
     pub(super) changes: LockId,
@@ -95,7 +97,7 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) async fn perform<F: Format>(&self, host: &Host<F>, step: Step) {
-        let Self { notifier, changes, log, dirty, largest } = self;
+        let Self { arch, notifier, changes, log, dirty, largest } = self;
         let is_change =
             matches!(step.act, Act::Discard | Act::Reap | Act::Migrate | Act::Collapse | Act::Copy | Act::Reclaim);
         if is_change {
@@ -103,30 +105,32 @@ impl Bench {
         }
         match step.act {
             Act::Discard => {
-                madvise_dontneed(host, notifier, step.hvas()).await;
+                madvise_dontneed(host, notifier, step.pages.hvas()).await;
             }
             Act::Reap => {
-                oom_reap(host, notifier, step.hvas()).await;
+                oom_reap(host, notifier, step.pages.hvas()).await;
             }
             Act::Migrate => {
-                migrate(host, notifier, step.hvas()).await;
+                migrate(host, notifier, step.pages.hvas()).await;
             }
             Act::Collapse => {
-                collapse(host, notifier, step.hvas()).await;
+                collapse(host, notifier, step.pages.hvas()).await;
             }
-            Act::Copy => copy_on_write(host, notifier, step.hvas().start, ChangePte::Ignore).await,
+            Act::Copy => copy_on_write(host, notifier, step.pages.hvas().start, ChangePte::Ignore).await,
             Act::Reclaim => {
-                reclaim(host, notifier, step.hvas(), Bytes(32 * super::PAGE)).await;
+                reclaim(host, notifier, step.pages.hvas(), Bytes(32 * super::pages::PAGE)).await;
             }
             Act::Age => {
-                clear_young(host, step.gpas(), &AgingPolicy::V6_15).await;
+                clear_young(host, step.pages.gpas(), &AgingPolicy::V6_15).await;
             }
             Act::AgeAndFlush => {
-                clear_flush_young(host, step.gpas(), &AgingPolicy::V6_12).await;
+                clear_flush_young(host, step.pages.gpas(), &AgingPolicy::V6_12).await;
             }
-            Act::WriteProtect => write_protect_range(host, step.gpas()).await,
-            Act::FlushSlot if F::NAME == "x86-ept" => zap_slot(host, log.slot).await,
-            Act::FlushSlot => unmap_range(host, log.slot, UnmapPolicy::V6_6).await,
+            Act::WriteProtect => write_protect_range(host, step.pages.gpas()).await,
+            Act::FlushSlot => match arch {
+                Architecture::X86 => zap_slot(host, log.slot).await,
+                Architecture::Arm64 | Architecture::Power => unmap_range(host, log.slot, UnmapPolicy::V6_6).await,
+            },
             // Whoever finds logging on leaves it to him who switched it on.
             Act::Log => {
                 if enable(host, log, dirty).await.is_ok() {

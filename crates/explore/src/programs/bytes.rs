@@ -3,7 +3,7 @@
 use mmu_core::AccessKind;
 use mmu_sim::explore::{Agent, Chooser, Kind, Point, agents, nth};
 
-use super::{Act, Backing, PAGES, Program, Step, Touch, memory_orders};
+use super::{Act, Backing, PAGES, Page, Pages, Program, Step, Touch, memory_orders};
 use crate::museum::Architecture;
 
 /// Most vCPUs of a program from bytes.
@@ -34,13 +34,17 @@ impl Program {
 
 fn touch(bytes: &mut Reader<'_>) -> Touch {
     let kind = [AccessKind::Read, AccessKind::Write][bytes.below(2)];
-    Touch { kind, page: bytes.below(usize::from(PAGES)) as u8 }
+    Touch { kind, page: page(bytes) }
 }
 
 fn step(bytes: &mut Reader<'_>) -> Step {
     let act = Act::ALL[bytes.below(Act::ALL.len())];
-    let first = bytes.below(usize::from(PAGES)) as u8;
-    Step { act, first, pages: 1 + bytes.below(usize::from(PAGES)) as u8 }
+    let first = page(bytes);
+    Step { act, pages: Pages::from(first, 1 + bytes.below(usize::from(PAGES)) as u8) }
+}
+
+fn page(bytes: &mut Reader<'_>) -> Page {
+    Page::ALL[bytes.below(Page::ALL.len())]
 }
 
 struct Reader<'a>(&'a [u8]);

@@ -9,6 +9,8 @@
 //! | `act` | what a host actor can do, and how it is done |
 //! | `pairs` | every act beside every act |
 //! | `bytes` | programs and schedules from bytes |
+//! | `name` | programs by name |
+//! | `pages` | the pages that all of it is about |
 //!
 //! ```
 //! use mmu_explore::museum::Architecture;
@@ -23,15 +25,16 @@
 
 mod act;
 mod bytes;
+mod name;
+mod pages;
 mod pairs;
 
 use std::fmt;
 use std::rc::Rc;
 
-use mmu_core::{AccessKind, Bytes, Gpa, GpaRange, Hva, HvaRange, PageSize};
+use mmu_core::{AccessKind, Gpa, GpaRange, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::engine::{Bed, LockKind};
-use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::explore::{Explorable, Limits, MemoryOrder, Scenario, SmallVm, access};
 use mmu_sim::protocols::dirty_log::vcpu::{LoggedSlot, run};
 use mmu_sim::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind};
@@ -40,15 +43,13 @@ use mmu_sim::protocols::notifier::{Notifier, NotifierPolicy};
 
 pub use act::Act;
 pub use bytes::Schedule;
-pub use pairs::{Pair, pair_named, pairs};
+pub use name::NameError;
+pub use pages::{PAGES, Page, Pages};
+pub use pairs::{Pair, pairs};
 
 use act::Bench;
 
 use crate::museum::{Architecture, formats};
-
-/// Pages of the smallest size that programs are about, from the beginning of guest memory.
-pub const PAGES: u8 = 4;
-const PAGE: u64 = 4096;
 
 /// By how large pages the host backs the guest's memory, and the second stage maps it at the start.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -64,10 +65,8 @@ pub enum Backing {
 pub struct Step {
     /// What.
     pub act: Act,
-    /// The first page, below [`PAGES`]. Acts on a whole memslot have no use for it.
-    pub first: u8,
-    /// How many pages; those behind the last one are left out.
-    pub pages: u8,
+    /// On which pages. Acts on a whole memslot have no use for it.
+    pub pages: Pages,
 }
 
 /// One access of a guest.
@@ -75,8 +74,8 @@ pub struct Step {
 pub struct Touch {
     /// What kind.
     pub kind: AccessKind,
-    /// The page, below [`PAGES`].
-    pub page: u8,
+    /// Where.
+    pub page: Page,
 }
 
 /// What is there and who does what.
@@ -117,8 +116,8 @@ impl fmt::Display for Program {
         }
         for (n, steps) in self.actors.iter().enumerate() {
             write!(f, "actor {n}:")?;
-            for Step { act, first, pages } in steps {
-                write!(f, " {act} {first}+{pages}")?;
+            for Step { act, pages } in steps {
+                write!(f, " {act} {pages}")?;
             }
             writeln!(f)?;
         }
@@ -127,12 +126,6 @@ impl fmt::Display for Program {
 }
 
 impl Program {
-    /// Its acts, actors separated by `+`.
-    pub fn name(&self) -> String {
-        let names = |steps: &Vec<Step>| steps.iter().map(|step| step.act.name()).collect::<Vec<_>>().join(",");
-        self.actors.iter().map(names).collect::<Vec<_>>().join("+")
-    }
-
     /// The program as a scenario. Everything of the checker is on; an execution that is cut short by its number of steps breaks nothing.
     pub fn scenario(&self) -> Box<dyn Explorable> {
         match self.arch {
@@ -147,7 +140,7 @@ impl Program {
             Backing::Small => (SmallVm::mapped(u64::from(PAGES)), PageSize::SIZE_4K),
             Backing::Huge => (SmallVm::huge(1), PageSize::SIZE_2M),
         };
-        let (guests, actors) = (self.guests.clone(), self.actors.clone());
+        let (machine, guests, actors) = (self.arch, self.guests.clone(), self.actors.clone());
         let fault = FaultPolicy::linux_6_6(arch.two(), page);
         let dirty = DirtyPolicy::linux_6_6(arch.two());
         let limits = Limits { memory: self.memory, ..Limits::default() };
@@ -155,7 +148,7 @@ impl Program {
             let slot = GpaRange::new(Gpa::new(0), vm.memory);
             let log = DirtyLog::new(slot, build.new_var(0), PageSize::SIZE_4K, LogKind::Bitmap);
             for touches in &guests {
-                let accesses = touches.iter().map(|touch| access(touch.kind, u64::from(touch.page) * PAGE));
+                let accesses = touches.iter().map(|touch| access(touch.kind, touch.page.gpa().raw()));
                 let vcpu = build.add_vcpu(accesses.collect());
                 build.spawn_thread(vcpu, move |host| {
                     Box::pin(async move {
@@ -168,6 +161,7 @@ impl Program {
                 });
             }
             let bench = Rc::new(Bench {
+                arch: machine,
                 notifier: Notifier::new(NotifierPolicy::V6_8),
                 changes: build.new_lock(LockKind::Spin),
                 log,
@@ -186,24 +180,5 @@ impl Program {
                 });
             }
         })
-    }
-}
-
-impl Step {
-    /// Its pages, by the host's addresses.
-    fn hvas(self) -> HvaRange {
-        let Self { first, pages, .. } = self.within();
-        HvaRange::new(Hva::new(GUEST_MEMORY.raw() + u64::from(first) * PAGE), Bytes(u64::from(pages) * PAGE))
-    }
-
-    /// Its pages, by the guest's addresses.
-    fn gpas(self) -> GpaRange {
-        let Self { first, pages, .. } = self.within();
-        GpaRange::new(Gpa::new(u64::from(first) * PAGE), Bytes(u64::from(pages) * PAGE))
-    }
-
-    fn within(self) -> Step {
-        let first = self.first.min(PAGES - 1);
-        Step { first, pages: self.pages.clamp(1, PAGES - first), ..self }
     }
 }

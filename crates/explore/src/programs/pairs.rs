@@ -4,7 +4,7 @@ use mmu_core::AccessKind;
 use mmu_sim::explore::{Budget, MemoryOrder, Report, Strategy};
 use rayon::prelude::*;
 
-use super::{Act, Backing, PAGES, Program, Step, Touch, memory_orders};
+use super::{Act, Backing, Page, Pages, Program, Step, Touch, memory_orders};
 use crate::museum::Architecture;
 
 /// Two acts beside each other and a guest.
@@ -19,8 +19,8 @@ pub struct Pair {
 impl Program {
     /// Two actors, one act each on all pages, beside a guest that writes to a page, reads another and writes to the first again.
     pub fn pair(one: Act, two: Act, arch: Architecture) -> Program {
-        let actor = |act| vec![Step { act, first: 0, pages: PAGES }];
-        let touch = |kind, page| Touch { kind, page };
+        let actor = |act| vec![Step { act, pages: Pages::ALL }];
+        let touch = |kind, page| Touch { kind, page: Page::nth(page) };
         let guest = vec![touch(AccessKind::Write, 0), touch(AccessKind::Read, 1), touch(AccessKind::Write, 0)];
         Program {
             arch,
@@ -30,13 +30,6 @@ impl Program {
             actors: vec![actor(one), actor(two)],
         }
     }
-}
-
-/// The acts of a name such as `discard+flush-slot`.
-pub fn pair_named(name: &str) -> Option<(Act, Act)> {
-    let (one, two) = name.split_once('+')?;
-    let act = |name: &str| Act::ALL.into_iter().find(|act| act.name() == name);
-    Some((act(one)?, act(two)?))
 }
 
 /// Every two acts on some architectures, with small pages and with huge ones, in the order of [`Act::ALL`]; under this memory order, or
