@@ -4,11 +4,13 @@ use std::hint::black_box;
 
 use mmusim::core::tlb::{Input, Lookup, Port, Tag, Tlb, TlbEntry};
 use mmusim::core::walk::walk;
-use mmusim::sim::engine::{Sim, Stopped};
+use mmusim::sim::engine::{Host, Sim, Stopped};
 use mmusim::sim::experiment::build;
+use mmusim::sim::protocols::aging::{AgingPolicy, clear_young};
+use mmusim::sim::protocols::notifier;
 use mmusim::{
-    Access, Arch, ByteUnits, Bytes, Cycles, Gpa, GuestPaging, Gva, Hpa, Machine, Mix, PageSize, PatternSpec, Perms,
-    Platform, Populate, Seed, VmSpec, Workload, arch,
+    Access, Arch, ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, GuestPaging, Gva, Hpa, Machine, Mix, PageSize,
+    PatternSpec, Perms, Platform, Populate, Seed, VmSpec, Workload, arch, strategies,
 };
 
 use super::scatter::Scatter;
@@ -30,7 +32,7 @@ pub struct Case {
 }
 
 /// All cases.
-pub const ALL: [Case; 17] = [
+pub const ALL: [Case; 19] = [
     Case { name: "walk, plain words", unit: "a four-level walk", operations: WALKS, rounds: [1, 5], run: walk_words },
     Case { name: "walk, templates", unit: "a four-level walk", operations: WALKS, rounds: [1, 5], run: walk_templates },
     Case { name: "TLB, first-level hit", unit: "a look-up", operations: LOOKUPS, rounds: [1, 5], run: |n| tlb(16, n) },
@@ -79,6 +81,14 @@ pub const ALL: [Case; 17] = [
         run: micro_and,
     },
     Case {
+        name: "visit, aging",
+        unit: "a leaf among unlike ones",
+        operations: LEAVES,
+        rounds: [4, 36],
+        run: visit_aging,
+    },
+    Case { name: "visit, zap", unit: "a leaf among unlike ones", operations: LEAVES, rounds: [4, 36], run: visit_zap },
+    Case {
         name: "window",
         unit: "a window with one vCPU that runs one access",
         operations: WINDOWS,
@@ -123,6 +133,10 @@ const PAGES: u64 = 1 << 15;
 /// In sparse tables one page in so many is mapped.
 const SPARSE: u64 = 128;
 const MICRO: u64 = 4096;
+/// Leaves of a table.
+const LEAVES: u64 = 512;
+/// Tables whose leaves a vCPU has touched, however many of them are visited.
+const TOUCHED: u64 = 40;
 const WINDOWS: u64 = 1000;
 const ACCESSES: u64 = 2000;
 
@@ -212,7 +226,7 @@ fn spec(memory: u64, vcpus: usize, guest: GuestPaging, workload: Workload) -> Vm
 }
 
 /// A simulation of an EPT guest.
-fn sim(spec: &VmSpec) -> Sim<impl Arch> {
+fn sim(spec: &VmSpec) -> Sim<impl Arch + use<>> {
     let machine = machine();
     let platform = Platform::new(arch::x86(&machine, spec.memory).expect("its own architecture"), &machine);
     build(&platform, spec).expect("a legal machine")
@@ -249,6 +263,44 @@ fn micro_and(rounds: u64) {
             }
             black_box(sum);
         })
+    });
+    finish(sim);
+}
+
+/// A simulation whose vCPU has touched half of the leaves at random, so that no neighbours are alike for long.
+fn touched() -> Sim<impl Arch> {
+    let bytes = TOUCHED * LEAVES << 12;
+    let accesses = TOUCHED * LEAVES * 7 / 10;
+    let pattern = PatternSpec { bytes, mix: Mix::Uniform, writes_percent: 30, accesses };
+    let mut sim = sim(&spec(bytes, 1, GuestPaging::Flat, Workload::Pattern(pattern)));
+    // Nothing is young when the vCPU begins.
+    sim.spawn("age", Cycles::ZERO, move |host| Box::pin(async move { age(&host, TOUCHED).await }));
+    assert_eq!(sim.run(), Stopped::Finished);
+    sim
+}
+
+/// The leaves of so many tables.
+fn leaves(tables: u64) -> GpaRange {
+    GpaRange::new(Gpa::new(0), Bytes(tables * LEAVES << 12))
+}
+
+async fn age<F: Format>(host: &Host<F>, tables: u64) {
+    black_box(clear_young(host, leaves(tables), &AgingPolicy::V6_15).await);
+}
+
+fn visit_aging(rounds: u64) {
+    let mut sim = touched();
+    let now = sim.now();
+    sim.spawn("age", now, move |host| Box::pin(async move { age(&host, rounds).await }));
+    finish(sim);
+}
+
+fn visit_zap(rounds: u64) {
+    let mut sim = touched();
+    let now = sim.now();
+    let policy = strategies()[0].policy;
+    sim.spawn("zap", now, move |host| {
+        Box::pin(async move { notifier::invalidate_range(&host, leaves(rounds), &policy).await })
     });
     finish(sim);
 }

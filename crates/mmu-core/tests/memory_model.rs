@@ -1,6 +1,7 @@
 //! Table memory against a plain vector of words: any sequence of operations, several frame sizes, both ways of holding.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use mmu_core::image::{ByteOrder, RamRange};
 use mmu_core::memory::{FrameError, Holding, Masks, Progression, Reuse, Stretch, TableFault, TableMemory};
@@ -337,6 +338,23 @@ impl Pair {
             }
             let expected = (0u64..).zip(words.iter().copied()).filter(|(_, word)| word & MASK != 0);
             assert_eq!(found, expected.collect::<Vec<_>>(), "from {start}");
+            self.check_each_word(start, words);
+        }
+    }
+
+    /// Each word is seen once, up to where the look breaks off.
+    fn check_each_word(&self, start: Hpa, words: &[u64]) {
+        for most in [0, 1, words.len() / 3, words.len()] {
+            let mut seen = Vec::new();
+            let looked = self.memory.each_word(start, words.len() as u64, |word| {
+                if seen.len() == most {
+                    return ControlFlow::Break(());
+                }
+                seen.push(word);
+                ControlFlow::Continue(())
+            });
+            let most = most.min(words.len());
+            assert_eq!((looked, seen.as_slice()), (Ok(most as u64), &words[..most]), "from {start}");
         }
     }
 

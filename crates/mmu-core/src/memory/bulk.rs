@@ -267,17 +267,23 @@ impl TableMemory {
             return;
         }
         self.make_dense(p, slot);
-        let record = self.record(p, slot);
-        let Body::Dense { index, .. } = record.body else { return };
-        let piece = self.pieces[p];
+        let (piece, record, mask) = (self.pieces[p], self.record(p, slot), self.present_mask);
+        let Body::Dense { index, bends } = record.body else { return };
         let words = self.dense.slice_mut(index, piece.shift as u32);
-        let offset = piece.offset(start) as usize;
-        for (w, word) in (start..end).zip(&mut words[offset..]) {
+        let (first, behind) = (piece.offset(start) as usize, (piece.offset(start) + end - start) as usize);
+        let before = write::bends_in(words, first, behind);
+        let (mut gone, mut come) = (0, 0);
+        for (w, word) in (start..end).zip(&mut words[first..behind]) {
+            gone += u64::from(*word & mask != 0);
             *word = new(w, *word);
+            come += u64::from(*word & mask != 0);
         }
-        self.occupied.note_block(index, words);
-        let live = words.iter().filter(|&&word| word & self.present_mask != 0).count() as u64;
-        let bends = write::bends(words);
+        self.occupied.note_part(index, words, first, behind);
+        let bends = match self.holding {
+            Holding::Dense => bends,
+            Holding::Folding => bends - before + write::bends_in(words, first, behind),
+        };
+        let live = record.live() - gone + come;
         self.replace(p, slot, record.with_body(Body::Dense { index, bends }).with_live(live));
         if bends == 0 && self.holding == Holding::Folding {
             self.fold_dense(p, slot);
@@ -356,7 +362,10 @@ impl TableMemory {
             }
             _ => {}
         }
-        let changed = (start..end).filter_map(|w| self.word_at(w)).filter(|&word| new_word(word) != word).count();
+        let changed = match self.plain_words(start, end) {
+            Some(words) => words.iter().filter(|&&word| new_word(word) != word).count(),
+            None => (start..end).filter_map(|w| self.word_at(w)).filter(|&word| new_word(word) != word).count(),
+        };
         if changed > 0 {
             self.rewrite(p, slot, start, end, |_, word| new_word(word));
         }

@@ -3,6 +3,8 @@
 //! Frames held word by word carry a bit for each word that is not zero, so that sparse tables are searched 32 words at a time
 //! (`count-never-scan`), and their words are lent as slices, so that dense tables are read at the speed of memory.
 
+use std::ops::ControlFlow;
+
 use super::error::TableFault;
 use super::frame::{Body, PIECE_SHIFT};
 use super::progression::Run;
@@ -111,6 +113,45 @@ impl TableMemory {
     pub fn stretches(&self, at: Hpa, len: u64) -> Result<Stretches<'_>, TableFault> {
         let start = if len == 0 { 0 } else { self.live_range(at, len)? };
         Ok(Stretches { memory: self, start, w: start, end: start + len, plain_end: start, to_item: 0 })
+    }
+
+    /// Hands the `len` words from `at` on to `look`, in order, until it breaks; replies how many it has seen before that. Frames held word
+    /// by word are read as slices.
+    ///
+    /// # Errors
+    /// As [`TableMemory::read`] for the first word that has no live frame; `look` has seen none then.
+    #[inline]
+    pub fn each_word(
+        &self,
+        at: Hpa,
+        len: u64,
+        mut look: impl FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<u64, TableFault> {
+        if len == 0 {
+            return Ok(0);
+        }
+        let start = self.live_range(at, len)?;
+        let (mut w, end) = (start, start + len);
+        while w < end {
+            let seen = match self.plain_words(w, end) {
+                Some(words) => (words.len() as u64, words.iter().position(|&word| look(word).is_break())),
+                None => {
+                    let run = self.run_at(self.address(w), end - w)?;
+                    (run.len, (0..run.len).position(|i| look(run.word(i)).is_break()))
+                }
+            };
+            match seen {
+                (_, Some(n)) => return Ok(w - start + n as u64),
+                (n, None) => w += n,
+            }
+        }
+        Ok(len)
+    }
+
+    /// The words from `w` on, at most up to `end`, of a frame held word by word.
+    pub(super) fn plain_words(&self, w: u64, end: u64) -> Option<&[u64]> {
+        let (item, stop) = self.plain_frame(w)?;
+        self.dense.all().get(item as usize..(item + stop.min(end) - w) as usize)
     }
 
     /// Item number of word `w` in a frame held word by word, and the first word behind that frame.

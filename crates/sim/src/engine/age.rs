@@ -42,7 +42,7 @@ pub(crate) fn is_young<F: Format>(format: &F, leaf: u64) -> bool {
 }
 
 /// What making `leaf` old does to its bits, which is the same for all leaves of a progression of pages.
-fn make_old<F: Format>(format: &F, leaf: u64) -> Masks {
+pub(super) fn make_old<F: Format>(format: &F, leaf: u64) -> Masks {
     let old = format.mark_old(leaf);
     Masks { keep: !(leaf & !old), set: old & !leaf }
 }

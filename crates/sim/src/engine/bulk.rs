@@ -119,7 +119,7 @@ impl<A: Arch> World<A> {
     }
 
     /// What a leaf knows of its page. Where hardware keeps no dirty state, being writable stands for it.
-    fn known_by(&self, word: u64) -> PageState {
+    pub(super) fn known_by(&self, word: u64) -> PageState {
         let two = self.arch.two();
         let dirty = match two.dirty_mask() {
             0 => two.is_writable(word),
@@ -212,7 +212,12 @@ impl<A: Arch> World<A> {
     }
 
     /// Until when a loop under locks runs without being asked to give way; `None`: it is being asked already.
-    fn undisturbed_until(&self, check: ReschedCheck, actor: &ActorState, horizon: Horizon) -> Option<Cycles> {
+    pub(super) fn undisturbed_until(
+        &self,
+        check: ReschedCheck,
+        actor: &ActorState,
+        horizon: Horizon,
+    ) -> Option<Cycles> {
         if check == ReschedCheck::Never {
             return Some(horizon.until);
         }

@@ -11,8 +11,8 @@ use mmu_core::{Cycles, Flush, FlushScope, Gpa, GpaRange, Hpa, Level, PageSize, R
 use super::counters::HostCounters;
 use super::lock::LockKind;
 use super::op::{
-    AgeBelow, AgeRun, Blockable, Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RunBelow, RunOp,
-    TableEntries, Var, VcpuId, WaitQueue, Wake, Work,
+    AgeBelow, AgeRun, Blockable, Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RestOfTable,
+    RunBelow, RunOp, TableEntries, Var, VcpuId, WaitQueue, Wake, Work,
 };
 use super::vcpu::Exit;
 use crate::events::Trace;
@@ -119,6 +119,17 @@ pub struct AgeDone {
     pub entries: u64,
     /// The first entry as it was found, and whether it could be replaced.
     pub first: Cmpxchg,
+}
+
+/// What work on the rest of a table did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RestDone {
+    /// Entries done; behind them the walk goes on one by one.
+    pub entries: u64,
+    /// Leaves among them.
+    pub leaves: u64,
+    /// Leaves worked on: young ones where leaves are aged, else all.
+    pub worked: u64,
 }
 
 /// The answer to an operation that has been asked for: there already, or there when the actor is polled again.
@@ -239,6 +250,11 @@ impl<F: Copy> Host<F> {
     pub async fn age_below(&self, run: AgeBelow) -> AgeBelowDone {
         let Reply { a, b, c } = self.op(Op::AgeBelow(run)).await;
         AgeBelowDone { tables: a, leaves: a * c, young: a * b * c }
+    }
+    /// Works on the leaves among entries of all kinds, as far as the loop would get before somebody else acts.
+    pub async fn rest_of_table(&self, rest: RestOfTable) -> RestDone {
+        let Reply { a, b, c } = self.op(Op::Rest(rest)).await;
+        RestDone { entries: a, leaves: b, worked: c }
     }
     /// Detaches whole subtrees at once where they are uniform; returns how many (0: do it entry by entry).
     pub async fn remove_subtrees(&self, remove: RemoveSubtrees) -> u64 {

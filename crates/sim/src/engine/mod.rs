@@ -6,7 +6,7 @@
 //! | `op` | micro-operations as values |
 //! | `bed` | what shared state is made on before a run |
 //! | `host` | the handle that protocol code awaits them on |
-//! | `world`, `bulk`, `upkeep`, `age` | what each operation does and costs; operations on runs; aging |
+//! | `world`, `bulk`, `upkeep`, `age`, `rest` | what each operation does and costs; operations on runs; aging; entries of all kinds |
 //! | `reach` | how the host reaches vCPUs: flushes, kicks, entering the guest |
 //! | `vcpu`, `walk`, `requests` | guest accesses, TLB look-ups, exits; walks; what the host asks of a vCPU |
 //! | `actor`, `counters` | what is kept of an actor; what the host counts |
@@ -43,6 +43,7 @@ mod rcu;
 mod reach;
 mod replies;
 mod requests;
+mod rest;
 mod results;
 mod sim;
 mod srcu;
@@ -67,7 +68,7 @@ pub(crate) use dirty::words_at;
 pub use dirty::{DirtyOp, MODIFICATION_LOG_ENTRIES};
 pub use guest::{GuestError, GuestPaging, GuestShare, GuestTables};
 pub(crate) use host::Stage;
-pub use host::{AgeBelowDone, AgeDone, Cmpxchg, EntryRun, GiveWay, Host};
+pub use host::{AgeBelowDone, AgeDone, Cmpxchg, EntryRun, GiveWay, Host, RestDone};
 pub use lock::{LockKind, LockStats};
 pub use op::*;
 pub use phases::PhaseTimes;

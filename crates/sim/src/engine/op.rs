@@ -290,6 +290,36 @@ pub struct AgeBelow {
     pub write: AgeWrite,
 }
 
+/// What becomes of each leaf of the rest of a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EachLeaf {
+    /// It is looked at, and made old in this way if it is young.
+    Age(AgeWrite),
+    /// It is replaced by this word, and its state released.
+    Release {
+        /// The new word.
+        word: u64,
+        /// How it is written.
+        atomicity: Atomicity,
+    },
+}
+
+/// The same work on all leaves among consecutive entries of one table, whatever else those are, exactly as a loop over single entries would
+/// do it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RestOfTable {
+    /// First entry. Nobody has read it yet.
+    pub at: Hpa,
+    /// Entries, at least one.
+    pub len: u64,
+    /// Their level.
+    pub level: Level,
+    /// What becomes of leaves. Entries that map nothing are read and stay.
+    pub leaf: EachLeaf,
+    /// Whether the loop checks for rescheduling.
+    pub check: ReschedCheck,
+}
+
 /// A stretch of table frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Frames {
@@ -329,6 +359,9 @@ pub enum Op {
     /// Ages every leaf below consecutive table entries; replies how many tables were done (0: go down), whether their leaves
     /// were young, leaves per table.
     AgeBelow(AgeBelow),
+    /// Works on leaves among entries of all kinds; replies how many entries were done (0: go on one by one), the leaves among them, and how
+    /// many of those were worked on.
+    Rest(RestOfTable),
     /// Detaches the subtrees of consecutive, uniformly populated table entries at once, exactly as the entry-by-entry
     /// teardown would; replies how many it could do (0: do it entry by entry).
     RemoveSubtrees(RemoveSubtrees),

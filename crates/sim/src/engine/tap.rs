@@ -13,7 +13,7 @@ use mmu_core::{AccessKind, Cycles, Delivery, FaultClass, Flush, FlushScope, Form
 use super::counters::HostCounters;
 use super::host::Stage;
 use super::lock::ActorId;
-use super::op::{LockId, LockMode, Op, Reply, VcpuId};
+use super::op::{EachLeaf, LockId, LockMode, Op, Reply, VcpuId};
 use super::timed::{Parked, Timed};
 use super::vcpu::{Exit, ExitReason, GuestFault, Served};
 use crate::arch::Arch;
@@ -82,8 +82,13 @@ impl<A: Arch> Stage for RefCell<Tap<A>> {
 
 impl<A: Arch> Tap<A> {
     fn perform(&mut self, op: Op) -> Option<Reply> {
-        if matches!(op, Op::RemoveSubtrees(remove) if remove.flush.is_some()) {
-            // Each of these flushes is an event of its own: table by table.
+        // Each of these flushes, each leaf unlike the one before it, is an event of its own: one by one.
+        let one_by_one = match op {
+            Op::RemoveSubtrees(remove) => remove.flush.is_some(),
+            Op::Rest(rest) => matches!(rest.leaf, EachLeaf::Release { .. }),
+            _ => false,
+        };
+        if one_by_one {
             return Some(Reply::default());
         }
         let before = self.look(&op);

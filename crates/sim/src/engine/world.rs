@@ -188,6 +188,7 @@ impl<A: Arch> World<A> {
             Op::RunBelow(run) => done(self.run_below(&run, actor, horizon)),
             Op::Age(run) => Performed::Done(self.age(&run, actor, horizon)),
             Op::AgeBelow(run) => Performed::Done(self.age_below(&run, actor, horizon)),
+            Op::Rest(rest) => Performed::Done(self.rest_of_table(&rest, actor, horizon)),
             Op::RemoveSubtrees(remove) => done(self.remove_subtrees(&remove, actor, horizon, vcpus)),
             Op::Load(var, _) => {
                 actor.now += self.costs.store;

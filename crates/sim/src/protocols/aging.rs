@@ -26,10 +26,10 @@
 use mmu_core::{Cycles, Format, Gpa, GpaRange, Hpa, Level, WalkCaches};
 use serde::{Deserialize, Serialize};
 
-use super::iter::TdpIter;
+use super::iter::{TdpIter, rest_of_table};
 use super::roots::{UnmapRoots, VmRoots};
 use super::young::{Clear, YoungBitmap};
-use crate::engine::{self, AgeBelow, AgeRun, AgeWrite, Cmpxchg, Host, LockId, LockMode};
+use crate::engine::{self, AgeBelow, AgeRun, AgeWrite, Cmpxchg, EachLeaf, Host, LockId, LockMode, ReschedCheck};
 use crate::events::Trace;
 
 /// What keeps tables in place while an aging walk reads them.
@@ -391,13 +391,23 @@ pub(super) async fn walk<F: Format>(
         let run = AgeRun { at: iter.sptep, len, level: iter.level, old: iter.old, write };
         let (gpa, young) = (iter.gpa, aged.young);
         let entries = step(host, &mut iter, run, policy, &mut aged).await;
-        if let Some(bitmap) = &mut bitmap
-            && aged.young > young
-        {
-            bitmap.note_young(gpa, entries * page.bytes(), clear);
+        match &mut bitmap {
+            Some(bitmap) if aged.young > young => bitmap.note_young(gpa, entries * page.bytes(), clear),
+            Some(_) => {}
+            None => age_rest(host, &mut iter, write, &mut aged).await,
         }
     }
     aged
+}
+
+/// Ages the entries behind the current one, up to the end of its table.
+async fn age_rest<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, write: AgeWrite, aged: &mut Aged) {
+    let done = rest_of_table(host, iter, EachLeaf::Age(write), ReschedCheck::Never).await;
+    aged.leaves += done.leaves;
+    aged.young += done.worked;
+    if write != AgeWrite::Nothing {
+        aged.made_old += done.worked;
+    }
 }
 
 /// Ages the first entries of the current run and moves on; how many.

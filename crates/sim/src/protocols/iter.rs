@@ -14,7 +14,9 @@
 
 use mmu_core::{Format, Gpa, Hpa, Level};
 
-use crate::engine::{Apply, Atomicity, GiveWay, Host, LockId, LockMode, ReschedCheck, RunOp, Work};
+use crate::engine::{
+    Apply, Atomicity, EachLeaf, GiveWay, Host, LockId, LockMode, ReschedCheck, RestDone, RestOfTable, RunOp, Work,
+};
 
 /// When a walk gives the processor away.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
@@ -292,6 +294,21 @@ impl<F: Format> TdpIter<F> {
         self.below_done = true;
     }
 
+    /// Entries of this table behind the current run whose addresses the walk is to visit.
+    fn entries_behind(&self) -> u64 {
+        let geometry = self.format.geometry();
+        let page = geometry.page_size(self.level).bytes();
+        let index = geometry.index(self.level, self.gpa.raw()) as u64 + self.len;
+        let in_range = self.end.raw().saturating_sub(self.gpa.raw() + self.len * page).div_ceil(page);
+        (geometry.entries(self.level) as u64).saturating_sub(index).min(in_range)
+    }
+
+    /// The first `n` entries behind the current run have been dealt with too: the walk stands on the last of them.
+    fn skip_behind(&mut self, n: u64) {
+        self.len += n;
+        self.take(self.len);
+    }
+
     fn past_end(&self) -> bool {
         self.next_last_level >= self.end
     }
@@ -373,6 +390,23 @@ pub fn check_each(yielding: Yield) -> ReschedCheck {
 /// Moves on over the current run without touching it.
 pub async fn skip_run<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, check: ReschedCheck) {
     bulk(host, iter, Apply::Nothing, Atomicity::Plain, None, check).await;
+}
+
+/// Deals with the entries behind the current one, up to the end of its table or of the range and as far as nothing else has to happen first, as
+/// the loop would deal with them one by one: leaves are worked on, entries that map nothing passed over.
+pub async fn rest_of_table<F: Format>(
+    host: &Host<F>,
+    iter: &mut TdpIter<F>,
+    leaf: EachLeaf,
+    check: ReschedCheck,
+) -> RestDone {
+    let (at, len) = (iter.sptep + 8 * iter.len, iter.entries_behind());
+    if len == 0 {
+        return RestDone::default();
+    }
+    let done = host.rest_of_table(RestOfTable { at, len, level: iter.level, leaf, check }).await;
+    iter.skip_behind(done.entries);
+    done
 }
 
 /// Does the same to each entry of the current run, as far as nothing else has to happen first; the rest stays for the next

@@ -12,9 +12,11 @@
 use mmu_core::{Flush, FlushScope, Format, Gpa, GpaRange, Hpa, Level, NotPresent, Reach, WalkCaches};
 use serde::{Deserialize, Serialize};
 
-use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, skip_run};
+use super::iter::{
+    FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, rest_of_table, skip_run,
+};
 use crate::engine::{
-    Apply, Atomicity, Cmpxchg, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work,
+    Apply, Atomicity, Cmpxchg, EachLeaf, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work,
 };
 
 /// When a torn-down table's translations are flushed.
@@ -192,6 +194,9 @@ pub async fn zap_leafs_owing<F: Format>(
         let atomicity = if exchanged { Atomicity::Atomic } else { Atomicity::Plain };
         bulk(host, &mut iter, Apply::Set(0), atomicity, Some(Work::ReleaseLeaf), check).await;
         debt = FlushDebt::Owed;
+        if early && policy.atomic == AtomicZap::Always {
+            rest_of_table(host, &mut iter, EachLeaf::Release { word: 0, atomicity }, check).await;
+        }
         if !early {
             // The old place for the question: the walk goes on, or starts over, either way at the loop's head.
             cond_resched(host, &mut iter, policy.rules(), &mut debt).await;

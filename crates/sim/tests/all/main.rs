@@ -28,4 +28,5 @@ mod selftests_slots;
 mod snapshot;
 mod split;
 mod tlb_replay;
+mod unlike;
 mod zap;

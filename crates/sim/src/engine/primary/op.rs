@@ -6,8 +6,8 @@
 use mmu_core::{Bytes, Cycles, Gpa, GpaRange, Hpa, HpaRange, Hva, HvaRange, PageSize};
 
 use super::{
-    Backed, Fault, Flag, HostAccess, HvaError, Memslot, OffLimits, PageState, Protection, SlotChange, SlotFlags,
-    SlotId, SlotsVersion, Unmapped,
+    Backed, Fault, Flag, HostAccess, HvaError, Known, Marked, Memslot, OffLimits, PageState, Protection, SlotChange,
+    SlotFlags, SlotId, SlotsVersion, Unmapped,
 };
 use crate::arch::Arch;
 use crate::checker::Violation;
@@ -293,6 +293,11 @@ impl<A: Arch> World<A> {
             let (at, actor, moment) = (Hpa::new(late), actor.id, actor.now);
             self.checker.report(Violation::ReleaseAfterFree { at, actor, moment });
         }
+    }
+
+    /// The pages of many entries that go away take over what those know, unless one of the pages is free already.
+    pub(crate) fn mark_known(&mut self, known: &[Known]) -> Marked {
+        self.primary.pages.mark_all(known)
     }
 
     /// Pages are free: nobody may still reach them.

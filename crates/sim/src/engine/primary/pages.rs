@@ -26,6 +26,22 @@ pub struct PageState {
     pub dirty: Flag,
 }
 
+/// What entries that went away knew about consecutive pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Known {
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+    pub(crate) state: PageState,
+}
+
+/// Whether pages' states were taken over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Marked {
+    All,
+    /// State of one of them came too late, and none was.
+    None,
+}
+
 /// What a zapped second-stage entry tells the primary MMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Handover {
@@ -191,12 +207,26 @@ impl HostPages {
         let late = self.freed_in(start, len);
         if late.is_none() {
             for (set, flag) in [(&mut self.accessed, state.accessed), (&mut self.dirty, state.dirty)] {
-                if flag == Flag::Set && !set.covers(start, len) {
-                    set.set(start, len, ());
+                if flag == Flag::Set {
+                    set.cover(start, len);
                 }
             }
         }
         late
+    }
+
+    /// Takes over what many entries knew, unless one of their pages is free.
+    pub(crate) fn mark_all(&mut self, known: &[Known]) -> Marked {
+        let mut stretches = consecutive(known);
+        if stretches.any(|pages| self.freed_in(pages[0].start, bytes_of(pages)).is_some()) {
+            return Marked::None;
+        }
+        for pages in consecutive(known) {
+            let (start, len) = (pages[0].start, bytes_of(pages));
+            self.accessed.cover_all(start, len, with(pages, |state| state.accessed));
+            self.dirty.cover_all(start, len, with(pages, |state| state.dirty));
+        }
+        Marked::All
     }
 
     /// What is known of a page.
@@ -230,6 +260,21 @@ impl HostPages {
             }
         }
     }
+}
+
+/// Stretches of consecutive pages.
+fn consecutive(known: &[Known]) -> impl Iterator<Item = &[Known]> {
+    known.chunk_by(|one, next| one.start + one.len == next.start)
+}
+
+fn bytes_of(pages: &[Known]) -> u64 {
+    pages.iter().map(|known| known.len).sum()
+}
+
+/// Where consecutive pages have a flag.
+fn with(pages: &[Known], flag: impl Fn(PageState) -> Flag + Copy) -> impl Iterator<Item = (u64, u64)> {
+    let alike = pages.chunk_by(move |one, next| flag(one.state) == flag(next.state));
+    alike.filter(move |pages| flag(pages[0].state) == Flag::Set).map(|pages| (pages[0].start, bytes_of(pages)))
 }
 
 #[cfg(test)]
@@ -278,5 +323,31 @@ mod tests {
         pages.unmapped(host, PAGE);
         assert_eq!(pages.mark(host, 2 * PAGE, dirty), Some(host));
         assert_eq!(pages.state(host + PAGE), PageState::default(), "late state is not half taken");
+    }
+
+    #[test]
+    fn many_states_at_once_are_each_one_by_one() {
+        let known = |page: u64, state: u64| {
+            let flag = |bit: u64| Flag::from(state >> bit & 1 != 0);
+            let state = PageState { accessed: flag(0), dirty: flag(1) };
+            Known { start: page * PAGE, len: PAGE, state }
+        };
+        // Two stretches of pages, the second one in front of the first, in all states and after some were marked.
+        let pages: Vec<Known> = (500..600).chain(20..150).map(|page| known(page, page * page / 3 % 4)).collect();
+        for before in [vec![], vec![known(33, 3), known(149, 1), known(599, 2), known(600, 3)]] {
+            let (mut all, mut each) = (HostPages::default(), HostPages::default());
+            for Known { start, len, state } in before {
+                all.mark(start, len, state);
+                each.mark(start, len, state);
+            }
+            assert_eq!(all.mark_all(&pages), Marked::All);
+            for &Known { start, len, state } in &pages {
+                assert_eq!(each.mark(start, len, state), None);
+            }
+            assert_eq!(all, each);
+            all.unmapped(70 * PAGE, PAGE);
+            let kept = all.clone();
+            assert_eq!((all.mark_all(&pages), all == kept), (Marked::None, true), "a page is free");
+        }
     }
 }

@@ -5,6 +5,9 @@
 
 use std::collections::BTreeMap;
 
+/// More stretches than this that are taken out at once may be most of all.
+const MANY: usize = 64;
+
 /// A value of a stretch, by its first address; `at` tells what holds further on.
 pub(crate) trait Along: Copy + PartialEq {
     /// The value `offset` bytes after the start.
@@ -90,6 +93,13 @@ impl<V: Along> Spans<V> {
     pub(crate) fn remove(&mut self, start: u64, len: u64) -> Vec<Span<V>> {
         let end = start.saturating_add(len);
         let removed: Vec<Span<V>> = self.parts(start, len).collect();
+        if removed.len() > MANY && removed.len() > self.0.len() / 2 {
+            // PERF: what stays is built anew.
+            let around = |span: Span<V>| [span.clip(0, start), span.clip(end, u64::MAX)].into_iter().flatten();
+            let kept = self.0.iter().flat_map(|(&start, &(len, value))| around(Span { start, len, value }));
+            self.0 = kept.map(|span| (span.start, (span.len, span.value))).collect();
+            return removed;
+        }
         for part in &removed {
             let Some(whole) = self.around(part.start) else { continue };
             self.0.remove(&whole.start);
@@ -156,6 +166,34 @@ impl Spans<u64> {
 }
 
 impl Spans<()> {
+    /// Covers stretches inside `[start, start + len)` too, which ascend and leave gaps between them.
+    // PERF: where nothing is covered yet nothing need be looked for.
+    pub(crate) fn cover_all(&mut self, start: u64, len: u64, stretches: impl Iterator<Item = (u64, u64)>) {
+        let (free, end) = (self.is_free(start, len), start + len);
+        for (at, len) in stretches {
+            if free && at > start && at + len < end {
+                self.0.insert(at, (len, ()));
+            } else {
+                self.cover(at, len);
+            }
+        }
+    }
+
+    /// Covers `[start, start + len)` too, beside what is covered there.
+    // PERF: whoever covers ascending addresses adds behind the last stretch or makes it longer, by one look.
+    pub(crate) fn cover(&mut self, start: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        let end = start + len;
+        // Of all stretches that touch the new one this begins last.
+        match self.0.range_mut(..=end).next_back() {
+            Some((&at, (had, ()))) if at <= start && at + *had >= start => *had = (*had).max(end - at),
+            Some((&at, _)) if at > start => self.set(start, len, ()),
+            _ => drop(self.0.insert(start, (len, ()))),
+        }
+    }
+
     /// Bytes covered inside `[start, start + len)`.
     pub(crate) fn bytes_in(&self, start: u64, len: u64) -> u64 {
         self.parts(start, len).map(|span| span.len).sum()
@@ -226,6 +264,39 @@ mod tests {
                 prop_assert_eq!(spans.len(), runs.count(), "stretches are as long as they can be");
                 prop_assert_eq!(spans.covers(start, len), (start..start + len).all(|at| model.contains_key(&at)));
                 prop_assert_eq!(spans.is_free(start, len), !(start..start + len).any(|at| model.contains_key(&at)));
+            }
+        }
+
+        #[test]
+        fn what_is_covered_is_a_set_of_addresses(
+            ops in prop::collection::vec((0u8..4, 0u64..600, 1u64..400, 2u64..5), 1..20),
+        ) {
+            let mut spans = Spans::default();
+            let mut model = std::collections::BTreeSet::new();
+            for (what, start, len, step) in ops {
+                let end = start + len;
+                match what {
+                    0 => {
+                        spans.cover(start, len);
+                        model.extend(start..end);
+                    }
+                    1 => {
+                        spans.cover_all(start, len, (start..end).step_by(step as usize).map(|at| (at, 1)));
+                        model.extend((start..end).step_by(step as usize));
+                    }
+                    // Most of all stretches, and few of them.
+                    _ => {
+                        let gone = model.iter().filter(|at| (start..end).contains(at)).count() as u64;
+                        let removed: u64 = spans.remove(start, len).iter().map(|span| span.len).sum();
+                        prop_assert_eq!(removed, gone);
+                        model.retain(|at| !(start..end).contains(at));
+                    }
+                }
+                let mut rebuilt = Spans::default();
+                for &at in &model {
+                    rebuilt.set(at, 1, ());
+                }
+                prop_assert_eq!(&spans, &rebuilt);
             }
         }
     }
