@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::visit::{Visit, VisitContext, Visited, Visitor, WalkEnd, WalkFlags, walk};
 use super::vm::NO_TABLES;
-use crate::engine::{Apply, Atomicity, Frames, Host, LockId, LockMode, ReschedCheck, RunOp, Work};
+use crate::engine::{
+    Apply, Atomicity, EachLeaf, Frames, Host, LockId, LockMode, ReschedCheck, RestOfTable, RunOp, Work,
+};
 
 /// When unmapped leaves are invalidated.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -120,7 +122,17 @@ impl Unmap {
             work: Some(Work::ReleaseLeaf),
             check: ReschedCheck::Never,
         };
-        let done = host.run(run).await;
+        let mut done = host.run(run).await;
+        if self.flush == UnmapFlush::Range && context.len + context.ahead > done {
+            let rest = RestOfTable {
+                at: context.ptep + 8 * done,
+                len: context.len + context.ahead - done,
+                level: context.level,
+                leaf: EachLeaf::Release { word: 0, atomicity: Atomicity::Plain },
+                check: ReschedCheck::Never,
+            };
+            done += host.rest_of_table(rest).await.entries;
+        }
         if self.flush == UnmapFlush::EachEntry {
             let bytes = host.format().geometry().page_size(context.level).bytes();
             let scope = FlushScope::Range { start: context.addr, bytes, level: Some(context.level) };

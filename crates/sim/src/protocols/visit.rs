@@ -57,6 +57,8 @@ pub struct VisitContext {
     pub old: u64,
     /// Entries in progression from here on, at least one; one for tables.
     pub len: u64,
+    /// Entries behind those that the walk comes to in the same table, whatever they are.
+    pub ahead: u64,
     /// First guest-physical byte it covers.
     pub addr: Gpa,
     /// End of the walk.
@@ -70,7 +72,7 @@ pub struct VisitContext {
 /// What a visitor says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Visited {
-    /// Go on behind this many entries of the run; a table entry is descended into.
+    /// Go on behind this many entries, of the run and of those ahead; a table entry is descended into.
     Continue(u64),
     /// The entry was replaced by a table, or a table by something else: read it again and go on with what it is now.
     Reload,
@@ -123,18 +125,19 @@ pub async fn walk<F: Format, V: Visitor<F>>(
         let index = geometry.index(level, addr.raw()) as u64;
         let ptep = table + 8 * index;
         let in_range = (end - addr.align_down(page)).div_ceil(page.bytes());
-        let run = host.read_run(ptep, in_range.min(geometry.entries(level) as u64 - index)).await;
+        let here = in_range.min(geometry.entries(level) as u64 - index);
+        let run = host.read_run(ptep, here).await;
         let mut old = run.first;
         let is_table = |word| format.is_mapped(word) && !format.is_leaf(level, word);
-        let context = |visit, old, len| VisitContext { visit, ptep, old, len, addr, end, level, flags };
-
         let mut passed = 1;
         let visit = if is_table(old) { Visit::TablePre } else { Visit::Leaf };
         let wanted = if is_table(old) { WalkFlags::TABLE_PRE } else { WalkFlags::LEAF };
         let len = if is_table(old) || !addr.is_aligned(page) { 1 } else { run.len };
+        let ahead = if is_table(old) || !addr.is_aligned(page) { 0 } else { here - len };
         if flags.contains(wanted) {
-            match visitor.visit(host, context(visit, old, len)).await {
-                Visited::Continue(n) => passed = n.clamp(1, len),
+            let context = VisitContext { visit, ptep, old, len, ahead, addr, end, level, flags };
+            match visitor.visit(host, context).await {
+                Visited::Continue(n) => passed = n.clamp(1, len + ahead),
                 Visited::Reload => old = host.read(ptep).await,
                 Visited::Again => return WalkEnd::Raced(addr),
             }
@@ -179,8 +182,8 @@ async fn ascend<F: Format, V: Visitor<F>>(
         let covered = Gpa::new(addr.raw() - 1).align_down(page);
         let ptep = parent.table + 8 * geometry.index(parent.level, covered.raw()) as u64;
         let old = host.read(ptep).await;
-        let context =
-            VisitContext { visit: Visit::TablePost, ptep, old, len: 1, addr: covered, end, level: parent.level, flags };
+        let (visit, level) = (Visit::TablePost, parent.level);
+        let context = VisitContext { visit, ptep, old, len: 1, ahead: 0, addr: covered, end, level, flags };
         if visitor.visit(host, context).await == Visited::Again {
             return WalkEnd::Raced(covered);
         }

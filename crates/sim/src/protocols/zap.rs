@@ -16,7 +16,8 @@ use super::iter::{
     FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, rest_of_table, skip_run,
 };
 use crate::engine::{
-    Apply, Atomicity, Cmpxchg, EachLeaf, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work,
+    Apply, Atomicity, Cmpxchg, EachLeaf, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RestOfTable, RunBelow,
+    RunOp, Work,
 };
 
 /// When a torn-down table's translations are flushed.
@@ -422,7 +423,9 @@ pub(super) async fn remove_table<F: Format>(host: &Host<F>, table: Hpa, parent: 
             let len = if run.step == 0 { run.len } else { 1 };
             skip_removed(host, at, run.first, len, marker).await
         } else if host.format().is_leaf(level, run.first) {
-            remove_leaves(host, at, run.first, run.len, marker, policy).await
+            let done = remove_leaves(host, at, run.first, run.len, marker, policy).await;
+            let (at, len) = (at + 8 * done, entries - index - done);
+            if done == 0 || len == 0 { done } else { done + remove_rest(host, at, len, level, marker).await }
         } else {
             Box::pin(remove_children(host, at, run.first, run.len, level, marker, policy)).await
         };
@@ -447,6 +450,12 @@ async fn skip_removed<F: Format>(host: &Host<F>, at: Hpa, old: u64, len: u64, ma
 async fn remove_leaves<F: Format>(host: &Host<F>, at: Hpa, old: u64, len: u64, marker: u64, policy: &ZapPolicy) -> u64 {
     let (work, atomicity) = (Some(Work::ReleaseLeaf), policy.lock.atomicity(old));
     host.run(RunOp { at, len, apply: Apply::Set(marker), atomicity, work, check: ReschedCheck::Never }).await
+}
+
+/// What comes behind leaves in a table that is torn down, as far as it is leaves, and empty entries where those are left alone.
+async fn remove_rest<F: Format>(host: &Host<F>, at: Hpa, len: u64, level: Level, marker: u64) -> u64 {
+    let leaf = EachLeaf::Release { word: marker, atomicity: Atomicity::Atomic };
+    host.rest_of_table(RestOfTable { at, len, level, leaf, check: ReschedCheck::Never }).await.entries
 }
 
 /// Table entries: each is replaced and its table torn down in turn. Replies how many, 0 if the first one changed.

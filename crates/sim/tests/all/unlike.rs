@@ -12,6 +12,8 @@ use mmu_sim::experiment::zap::strategies;
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build};
 use mmu_sim::protocols::aging::{Aged, AgingPolicy, clear_young};
 use mmu_sim::protocols::iter::Yield;
+use mmu_sim::protocols::memslot;
+use mmu_sim::protocols::unmap::{UnmapPolicy, unmap_range};
 use mmu_sim::protocols::zap::{AtomicZap, ZapPolicy, zap_leafs};
 use mmu_sim::rng::Seed;
 use mmu_sim::workload::{Mix, PatternSpec, Workload};
@@ -27,12 +29,24 @@ struct Case {
     accesses: u64,
     /// Pages that are taken away one by one, again and again while the guest runs.
     holes: u64,
-    /// First page and pages that are aged; then all are zapped, up to the middle of these and from there on.
+    /// First page and pages that are aged.
     range: (u64, u64),
     aging: AgingPolicy,
     zap: ZapPolicy,
+    end: End,
     /// Cycles of a time slice.
     slice: u64,
+}
+
+/// How all leaves go in the end.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// Zapped, up to the middle of the range that was aged and from there on.
+    Leaves,
+    /// Unmapped by a visitor, likewise.
+    Visitor,
+    /// With their root.
+    Root,
 }
 
 /// Everything that must not depend on how leaves are visited.
@@ -82,7 +96,7 @@ fn outcome<A: Arch>(platform: &Platform<A>, case: &Case, runs: Runs) -> Outcome 
     sim.set_runs(runs);
     let (aged, hva) = (Rc::new(RefCell::new(Vec::new())), Rc::new(Cell::new(Hva::new(0))));
     let (into, slot) = (Rc::clone(&aged), Rc::clone(&hva));
-    let Case { holes, aging, zap, .. } = *case;
+    let Case { holes, aging, zap, end, .. } = *case;
     let (first, pages) = case.range;
     let touched = range(first, pages);
     // While the guest runs: all is aged, and single pages go.
@@ -115,8 +129,16 @@ fn outcome<A: Arch>(platform: &Platform<A>, case: &Case, runs: Runs) -> Outcome 
     let middle = first + pages / 2;
     sim.spawn("zap", now, move |host| {
         Box::pin(async move {
-            take_away(&host, range(0, middle), &zap).await;
-            take_away(&host, range(middle, PAGES - middle), &zap).await;
+            for part in [range(0, middle), range(middle, PAGES - middle)] {
+                match end {
+                    End::Leaves => take_away(&host, part, &zap).await,
+                    End::Visitor => unmap_range(&host, part, UnmapPolicy::V6_6).await,
+                    End::Root => {}
+                }
+            }
+            if let End::Root = end {
+                memslot::zap_all_fast(&host, &zap).await.unwrap();
+            }
         })
     });
     let zapped = finish(&mut sim);
@@ -146,15 +168,27 @@ fn agree<A: Arch>(platform: &Platform<A>, case: &Case) {
 fn all_of_a_touched_guest() {
     for (aging, accesses) in [(AgingPolicy::V6_15, 900), (AgingPolicy::YU_V2, 500), (AgingPolicy::V6_12, 3000)] {
         let zap = ZapPolicy { atomic: AtomicZap::Always, ..strategies()[0].policy };
-        let case = Case { accesses, holes: 60, range: (0, PAGES), aging, zap, slice: 30_000 };
+        let case = Case { accesses, holes: 60, range: (0, PAGES), aging, zap, end: End::Leaves, slice: 30_000 };
         everywhere!(agree, &case);
+        for (end, which) in [(End::Visitor, 0), (End::Root, 4), (End::Root, 9)] {
+            let zap = strategies()[which].policy;
+            everywhere!(agree, &Case { end, zap, ..case.clone() });
+        }
     }
 }
 
 #[test]
 fn a_table_is_visited_at_once() {
     let zap = strategies()[0].policy;
-    let case = Case { accesses: 900, holes: 30, range: (200, 1000), aging: AgingPolicy::V6_15, zap, slice: 1 << 40 };
+    let case = Case {
+        accesses: 900,
+        holes: 30,
+        range: (200, 1000),
+        aging: AgingPolicy::V6_15,
+        zap,
+        end: End::Leaves,
+        slice: 1 << 40,
+    };
     let platform = crate::common::x86();
     let found = outcome(&platform, &case, Runs::Whole);
     let aged = found.aged.last().unwrap();
@@ -176,7 +210,7 @@ proptest! {
         pages in 1u64..PAGES,
         slice in 1_000u64..200_000,
         (aging, which, atomic) in (0usize..4, 0usize..10, 0usize..3),
-        on in 0usize..3,
+        (on, end) in (0usize..3, 0usize..4),
     ) {
         let aging =
             [AgingPolicy::V6_12, AgingPolicy::V6_15, AgingPolicy::YU_V2, AgingPolicy::X42][aging];
@@ -184,7 +218,8 @@ proptest! {
         let zap = ZapPolicy { atomic, ..strategies()[which].policy };
         // It asks behind its work, and runs of alike leaves tell the longest stretch between two questions by a visit too long.
         prop_assume!(zap.yielding != Yield::AfterWorkOnly);
-        let case = Case { accesses, holes, range: (first, pages.min(PAGES - first)), aging, zap, slice };
+        let end = [End::Leaves, End::Leaves, End::Visitor, End::Root][end];
+        let case = Case { accesses, holes, range: (first, pages.min(PAGES - first)), aging, zap, end, slice };
         match on {
             0 => agree(&crate::common::x86(), &case),
             1 => agree(&crate::accessed::x86(arch_x86_ept::AccessedDirty::Off), &case),
