@@ -269,7 +269,7 @@ fn micro_and(rounds: u64) {
 
 /// A simulation whose vCPU has touched half of the leaves at random, so that no neighbours are alike for long.
 fn touched() -> Sim<impl Arch> {
-    let bytes = TOUCHED * LEAVES << 12;
+    let bytes = (TOUCHED * LEAVES) << 12;
     let accesses = TOUCHED * LEAVES * 7 / 10;
     let pattern = PatternSpec { bytes, mix: Mix::Uniform, writes_percent: 30, accesses };
     let mut sim = sim(&spec(bytes, 1, GuestPaging::Flat, Workload::Pattern(pattern)));
@@ -281,7 +281,7 @@ fn touched() -> Sim<impl Arch> {
 
 /// The leaves of so many tables.
 fn leaves(tables: u64) -> GpaRange {
-    GpaRange::new(Gpa::new(0), Bytes(tables * LEAVES << 12))
+    GpaRange::new(Gpa::new(0), Bytes((tables * LEAVES) << 12))
 }
 
 async fn age<F: Format>(host: &Host<F>, tables: u64) {

@@ -133,17 +133,16 @@ impl TableMemory {
         let start = self.live_range(at, len)?;
         let (mut w, end) = (start, start + len);
         while w < end {
-            let seen = match self.plain_words(w, end) {
-                Some(words) => (words.len() as u64, words.iter().position(|&word| look(word).is_break())),
-                None => {
-                    let run = self.run_at(self.address(w), end - w)?;
-                    (run.len, (0..run.len).position(|i| look(run.word(i)).is_break()))
-                }
+            let (len, stopped) = if let Some(words) = self.plain_words(w, end) {
+                (words.len() as u64, words.iter().position(|&word| look(word).is_break()))
+            } else {
+                let run = self.run_at(self.address(w), end - w)?;
+                (run.len, (0..run.len).position(|i| look(run.word(i)).is_break()))
             };
-            match seen {
-                (_, Some(n)) => return Ok(w - start + n as u64),
-                (n, None) => w += n,
+            if let Some(n) = stopped {
+                return Ok(w - start + n as u64);
             }
+            w += len;
         }
         Ok(len)
     }

@@ -107,7 +107,8 @@ fn outcome<A: Arch>(platform: &Platform<A>, case: &Case, runs: Runs) -> Outcome 
             for i in 0..holes {
                 take_away(&host, range(i * i * 7 % PAGES, 1), &zap).await;
                 if i % 16 == 15 {
-                    into.borrow_mut().push(clear_young(&host, touched, &aging).await);
+                    let found = clear_young(&host, touched, &aging).await;
+                    into.borrow_mut().push(found);
                 }
             }
         })
@@ -172,7 +173,7 @@ fn all_of_a_touched_guest() {
         everywhere!(agree, &case);
         for (end, which) in [(End::Visitor, 0), (End::Root, 4), (End::Root, 9)] {
             let zap = strategies()[which].policy;
-            everywhere!(agree, &Case { end, zap, ..case.clone() });
+            everywhere!(agree, &Case { zap, end, ..case.clone() });
         }
     }
 }
