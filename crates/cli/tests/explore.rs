@@ -85,12 +85,13 @@ fn protocols_in_pairs_are_a_table_and_each_pair_has_a_name() {
     assert!(text.contains("write-protect") && text.contains("passed") && !text.contains("x86"), "{text}");
     let all = json(&["explore", "--pairs", "--arch", "power", "--schedules", "3", "--json"]);
     let pairs = all["pairs"].as_array().unwrap();
-    assert_eq!(pairs.len(), 2 * 11 * 12 / 2);
+    assert_eq!(pairs.len(), 2 * 16 * 17 / 2);
     assert!(pairs.iter().all(|pair| pair["verdict"] == "passed" && pair["arch"] == "power"), "{all}");
     let one = json(&["explore", "discard+log:huge", "--arch", "arm64", "--schedules", "20", "--json"]);
     assert_eq!((&one["scenario"], &one["verdict"]), (&"discard+log:huge".into(), &"passed".into()));
     fails(&["explore", "discard+log", "--bug", "X05"], 2, &["no defect to switch on"]);
     fails(&["explore", "discard+log", "--arch", "vax"], 2, &["use x86, arm64 or power"]);
+    fails(&["explore", "age+zap-roots", "--arch", "power"], 2, &["zap-roots means nothing on power", "x86"]);
     fails(&["explore", "discard+nap"], 2, &["discard+nap", "\"nap\" is no act", "flush-slot"]);
     for (meaningless, value) in [
         ("--bug", "X05"),

@@ -1,19 +1,23 @@
 //! Mixtures of protocols that are right by themselves: in pairs, and any that proptest comes to.
 
+use std::fs;
+use std::path::Path;
+
 use mmu_core::AccessKind;
 use mmu_explore::museum::Architecture;
 use mmu_explore::programs::{
     Act, Backing, NameError, PAGES, Page, Pages, Program, Schedule, Step, Touch, memory_orders, pairs,
 };
-use mmu_sim::explore::{Budget, MemoryOrder, Mutation, Shrinking, Strategy, Verdict};
+use mmu_sim::explore::{Budget, MemoryOrder, Mutation, ReplayFile, Shrinking, Strategy, Verdict};
 use proptest::collection::vec;
 use proptest::prelude::{Just, ProptestConfig, any, prop_assert, prop_oneof, proptest};
 use proptest::strategy::Strategy as Any;
 
 #[test]
 fn no_two_protocols_break_each_other() {
-    let all = pairs(&Architecture::ALL, None, &Strategy::Portfolio, Budget::schedules(60));
-    assert_eq!(all.len(), 3 * 2 * Act::ALL.len() * (Act::ALL.len() + 1) / 2);
+    let all = pairs(&Architecture::ALL, None, &Strategy::Portfolio, Budget::schedules(30));
+    // 22 acts mean something on x86, 17 on Arm, 16 on POWER; each pair once, with small pages and with huge ones.
+    assert_eq!(all.len(), 2 * (22 * 23 + 17 * 18 + 16 * 17) / 2);
     let broken = all.iter().filter_map(|pair| Some((pair, pair.report.failure.as_ref()?)));
     let broken: Vec<String> = broken.map(|(pair, failure)| format!("{}{}", pair.program, failure.table())).collect();
     assert!(broken.is_empty(), "{} of {}\n{}", broken.len(), all.len(), broken.join("\n"));
@@ -40,7 +44,7 @@ fn names_of_pairs_are_read_and_refused() {
     for name in ["discard+flush-slot", "log+age:huge"] {
         let program = Program::named(name, arch).unwrap();
         assert_eq!(
-            (program.name(), program.scenario().execute(nothing()).scenario),
+            (program.name(), program.scenario().execute(Box::new(nothing())).scenario),
             (name.to_owned(), name.to_owned())
         );
     }
@@ -55,11 +59,44 @@ fn names_of_pairs_are_read_and_refused() {
         assert_eq!(error, NameError::NoAct { name: name.to_owned() }, "{wrong}");
         assert!(error.to_string().contains("flush-slot"), "the remedy is a list: {error}");
     }
+    let nowhere = Program::named("zap-roots+age", arch).unwrap_err();
+    assert_eq!(nowhere.to_string(), "zap-roots means nothing on arm64; it does on x86");
+}
+
+/// Every schedule under which a mixture of fixed protocols has broken an invariant breaks none any more: not as far as it goes, nor however it goes on.
+/// docs/protocols.md says of each whose fault it was.
+#[test]
+fn schedules_that_were_findings_break_nothing_any_more() {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mixtures");
+    let mut files: Vec<_> = fs::read_dir(kept).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert_eq!(files.len(), 10);
+    for path in files {
+        let file = ReplayFile::read(&fs::read_to_string(&path).unwrap()).unwrap();
+        let program = Program::named(&file.scenario, file.arch.unwrap().parse().unwrap()).unwrap();
+        let mut scenario = program.scenario();
+        let orders = [MemoryOrder::Sequential, MemoryOrder::StoreBuffer, MemoryOrder::Weak];
+        scenario.limits_mut().memory = orders.into_iter().find(|order| order.name() == file.memory).unwrap();
+        scenario.limits_mut().without = file.without;
+        let report = scenario.explore(&Strategy::Continue(file.decisions), Budget::schedules(40));
+        assert_eq!((report.verdict, report.stats.executions), (Verdict::Passed, 40), "{}: {report:?}", path.display());
+    }
+}
+
+/// What a run of stores has filled is seen by who takes the lock afterwards, not its first word alone: the discard found pages of the new table unmapped.
+#[test]
+fn a_table_filled_by_a_run_is_seen_whole_under_weak_memory() {
+    let program =
+        Program { memory: MemoryOrder::Weak, ..Program::named("discard+split:huge", Architecture::Arm64).unwrap() };
+    let report = program.scenario().explore(&Strategy::Sticky, Budget::schedules(40));
+    assert_eq!(report.verdict, Verdict::Passed, "{}", report.failure.unwrap().table());
+    // The discard meets the block in some executions and the table in others.
+    assert!(report.stats.longest > 1000, "{:?}", report.stats);
 }
 
 /// A schedule in which everybody who can go on does so in turn.
-fn nothing() -> Box<Schedule> {
-    Box::new(Schedule::new(&[]))
+fn nothing() -> Schedule {
+    Schedule::new(&[])
 }
 
 #[test]

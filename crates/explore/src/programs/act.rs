@@ -1,22 +1,10 @@
-//! What a host actor can do.
+//! What a host actor can do, and where that means something.
 
 use std::fmt;
 
-use mmu_core::{Bytes, Format, GpaRange, PageSize};
-use mmu_sim::engine::{Host, LockId, LockMode};
-use mmu_sim::protocols::aging::{AgingPolicy, clear_flush_young, clear_young};
-use mmu_sim::protocols::dirty_log::{DirtyLog, DirtyPolicy, disable, enable, get_dirty_log};
-use mmu_sim::protocols::iter::FlushDebt;
-use mmu_sim::protocols::notifier::{ChangePte, Notifier};
-use mmu_sim::protocols::primary::{collapse, copy_on_write, madvise_dontneed, migrate, oom_reap, reclaim};
-use mmu_sim::protocols::protect::write_protect_range;
-use mmu_sim::protocols::unmap::{UnmapPolicy, unmap_range};
-use mmu_sim::protocols::zap::{ZapLock, ZapPolicy, zap_leafs};
-
-use super::Step;
 use crate::museum::Architecture;
 
-/// What a host actor can do: the protocols as Linux 6.6 to 6.15 have them.
+/// What a host actor can do: the protocols as Linux 6.6 to 6.18 have them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Act {
     /// `MADV_DONTNEED`: pages are freed.
@@ -41,11 +29,57 @@ pub enum Act {
     FlushSlot,
     /// Dirty logging is switched on, the log read, and logging switched off.
     Log,
+    /// The memslot is deleted and added again. On x86 all roots are replaced for it.
+    DeleteSlot,
+    /// The memslot gets other guest addresses, and its own ones back.
+    MoveSlot,
+    /// A cache of the first page's place is refreshed and used: `gfn_to_pfn_cache`.
+    Cache,
+    /// A vCPU runs a nested guest on the pages; the last one that does so takes the nested guest's tables down.
+    Nest,
+    /// A vCPU reads the pages. Where a table stands in the way of what the host has as one page, its fault coalesces.
+    Coalesce,
+    /// Huge pages are split before anybody writes.
+    Split,
+    /// Tables become huge pages in place, unless the log is on.
+    Recover,
+    /// All roots become invalid and are torn down: `kvm_mmu_zap_all_fast`.
+    ZapRoots,
+    /// A vCPU reads a page, leaves its root, looks one up and writes the page.
+    SwitchRoot,
+    /// A vCPU fetches from a page, which is split for it, and what was split is recovered: NX huge pages.
+    RecoverNx,
+    /// Pages are faulted in before the guest comes: `KVM_PRE_FAULT_MEMORY`.
+    Prefault,
 }
 
+/// Whose an act is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) enum Actor {
+    /// Any task's.
+    Task,
+    /// The thread's of a vCPU.
+    Thread,
+}
+
+/// A row of the table of acts.
+struct Row {
+    name: &'static str,
+    actor: Actor,
+    on: &'static [Architecture],
+}
+
+const fn row(name: &'static str, actor: Actor, on: &'static [Architecture]) -> Row {
+    Row { name, actor, on }
+}
+
+const ANY: &[Architecture] = &Architecture::ALL;
+const X86: &[Architecture] = &[Architecture::X86];
+const EAGER: &[Architecture] = &[Architecture::X86, Architecture::Arm64];
+
 impl Act {
-    /// All of them.
-    pub const ALL: [Act; 11] = [
+    /// All of them. [`Act::all_on`] has those that mean something on an architecture.
+    pub const ALL: [Act; 22] = [
         Act::Discard,
         Act::Reap,
         Act::Migrate,
@@ -57,23 +91,80 @@ impl Act {
         Act::WriteProtect,
         Act::FlushSlot,
         Act::Log,
+        Act::DeleteSlot,
+        Act::MoveSlot,
+        Act::Cache,
+        Act::Nest,
+        Act::Coalesce,
+        Act::Split,
+        Act::Recover,
+        Act::ZapRoots,
+        Act::SwitchRoot,
+        Act::RecoverNx,
+        Act::Prefault,
     ];
+
+    const fn row(self) -> Row {
+        use Actor::{Task, Thread};
+        match self {
+            Act::Discard => row("discard", Task, ANY),
+            Act::Reap => row("reap", Task, ANY),
+            Act::Migrate => row("migrate", Task, ANY),
+            Act::Collapse => row("collapse", Task, ANY),
+            Act::Copy => row("copy", Task, ANY),
+            Act::Reclaim => row("reclaim", Task, ANY),
+            Act::Age => row("age", Task, ANY),
+            Act::AgeAndFlush => row("age-and-flush", Task, ANY),
+            Act::WriteProtect => row("write-protect", Task, ANY),
+            Act::FlushSlot => row("flush-slot", Task, ANY),
+            Act::Log => row("log", Task, ANY),
+            Act::DeleteSlot => row("delete-slot", Task, ANY),
+            Act::MoveSlot => row("move-slot", Task, ANY),
+            Act::Cache => row("cache", Task, ANY),
+            Act::Nest => row("nest", Thread, ANY),
+            Act::Coalesce => row("coalesce", Thread, ANY),
+            // POWER's KVM splits nothing eagerly.
+            Act::Split => row("split", Task, EAGER),
+            // Where replacing a table needs a break, faults coalesce instead.
+            Act::Recover => row("recover", Task, X86),
+            // Elsewhere a VM has one root for its whole life.
+            Act::ZapRoots => row("zap-roots", Task, X86),
+            Act::SwitchRoot => row("switch-root", Thread, X86),
+            // The erratum is one of x86.
+            Act::RecoverNx => row("recover-nx", Thread, X86),
+            // `KVM_CAP_PRE_FAULT_MEMORY` is x86's.
+            Act::Prefault => row("prefault", Thread, X86),
+        }
+    }
 
     /// Its name, as in `flush-slot`.
     pub const fn name(self) -> &'static str {
-        match self {
-            Act::Discard => "discard",
-            Act::Reap => "reap",
-            Act::Migrate => "migrate",
-            Act::Collapse => "collapse",
-            Act::Copy => "copy",
-            Act::Reclaim => "reclaim",
-            Act::Age => "age",
-            Act::AgeAndFlush => "age-and-flush",
-            Act::WriteProtect => "write-protect",
-            Act::FlushSlot => "flush-slot",
-            Act::Log => "log",
-        }
+        self.row().name
+    }
+
+    /// The act of a name.
+    pub fn of_name(name: &str) -> Option<Act> {
+        Act::ALL.into_iter().find(|act| act.name() == name)
+    }
+
+    /// Architectures on which it means something.
+    pub const fn architectures(self) -> &'static [Architecture] {
+        self.row().on
+    }
+
+    /// Acts that mean something on an architecture, in the order of [`Act::ALL`].
+    pub fn all_on(arch: Architecture) -> Vec<Act> {
+        Act::ALL.into_iter().filter(|act| act.architectures().contains(&arch)).collect()
+    }
+
+    /// Whether a vCPU of its own is needed for it.
+    pub(super) const fn actor(self) -> Actor {
+        self.row().actor
+    }
+
+    /// Whether it changes what the primary MMU has.
+    pub(super) const fn is_change(self) -> bool {
+        matches!(self, Act::Discard | Act::Reap | Act::Migrate | Act::Collapse | Act::Copy | Act::Reclaim)
     }
 }
 
@@ -81,76 +172,4 @@ impl fmt::Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
-}
-
-/// What acts are done with.
-pub(super) struct Bench {
-    pub(super) arch: Architecture,
-    pub(super) notifier: Notifier,
-    /// What keeps changes of the primary MMU apart, as its own locks do (`mmap_lock`, page locks).
-    pub(super) changes: LockId,
-    pub(super) log: DirtyLog,
-    pub(super) dirty: DirtyPolicy,
-    /// The largest page that the host has.
-    pub(super) largest: PageSize,
-}
-
-impl Bench {
-    pub(super) async fn perform<F: Format>(&self, host: &Host<F>, step: Step) {
-        let Self { arch, notifier, changes, log, dirty, largest } = self;
-        let is_change =
-            matches!(step.act, Act::Discard | Act::Reap | Act::Migrate | Act::Collapse | Act::Copy | Act::Reclaim);
-        if is_change {
-            host.lock(*changes, LockMode::Write).await;
-        }
-        match step.act {
-            Act::Discard => {
-                madvise_dontneed(host, notifier, step.pages.hvas()).await;
-            }
-            Act::Reap => {
-                oom_reap(host, notifier, step.pages.hvas()).await;
-            }
-            Act::Migrate => {
-                migrate(host, notifier, step.pages.hvas()).await;
-            }
-            Act::Collapse => {
-                collapse(host, notifier, step.pages.hvas()).await;
-            }
-            Act::Copy => copy_on_write(host, notifier, step.pages.hvas().start, ChangePte::Ignore).await,
-            Act::Reclaim => {
-                reclaim(host, notifier, step.pages.hvas(), Bytes(32 * super::pages::PAGE)).await;
-            }
-            Act::Age => {
-                clear_young(host, step.pages.gpas(), &AgingPolicy::V6_15).await;
-            }
-            Act::AgeAndFlush => {
-                clear_flush_young(host, step.pages.gpas(), &AgingPolicy::V6_12).await;
-            }
-            Act::WriteProtect => write_protect_range(host, step.pages.gpas()).await,
-            Act::FlushSlot => match arch {
-                Architecture::X86 => zap_slot(host, log.slot).await,
-                Architecture::Arm64 | Architecture::Power => unmap_range(host, log.slot, UnmapPolicy::V6_6).await,
-            },
-            // Whoever finds logging on leaves it to him who switched it on.
-            Act::Log => {
-                if enable(host, log, dirty).await.is_ok() {
-                    let _ = get_dirty_log(host, log, dirty).await;
-                    let _ = disable(host, log, dirty, *largest).await;
-                }
-            }
-        }
-        if is_change {
-            host.unlock(*changes).await;
-        }
-    }
-}
-
-async fn zap_slot<F: Format>(host: &Host<F>, slot: GpaRange) {
-    host.lock(LockId::MMU, LockMode::Write).await;
-    let root = host.root().await;
-    let policy = ZapPolicy { lock: ZapLock::Write, ..ZapPolicy::V6_9 };
-    if zap_leafs(host, root, slot, &policy).await == FlushDebt::Owed {
-        host.flush_vm().await;
-    }
-    host.unlock(LockId::MMU).await;
 }

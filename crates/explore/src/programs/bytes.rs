@@ -25,8 +25,9 @@ impl Program {
         let guests = several(&mut bytes, GUESTS)
             .map(|_| several(&mut bytes, EACH).map(|_| touch(&mut bytes)).collect())
             .collect();
+        let acts = Act::all_on(arch);
         let actors = several(&mut bytes, ACTORS)
-            .map(|_| several(&mut bytes, EACH).map(|_| step(&mut bytes)).collect())
+            .map(|_| several(&mut bytes, EACH).map(|_| step(&mut bytes, &acts)).collect())
             .collect();
         (Program { arch, backing, memory, guests, actors }, bytes.0)
     }
@@ -37,8 +38,8 @@ fn touch(bytes: &mut Reader<'_>) -> Touch {
     Touch { kind, page: page(bytes) }
 }
 
-fn step(bytes: &mut Reader<'_>) -> Step {
-    let act = Act::ALL[bytes.below(Act::ALL.len())];
+fn step(bytes: &mut Reader<'_>, acts: &[Act]) -> Step {
+    let act = acts[bytes.below(acts.len())];
     let first = page(bytes);
     Step { act, pages: Pages::from(first, 1 + bytes.below(usize::from(PAGES)) as u8) }
 }

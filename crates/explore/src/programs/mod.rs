@@ -6,7 +6,9 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `act` | what a host actor can do, and how it is done |
+//! | `act` | what a host actor can do, and where that means something |
+//! | `vm` | the VM of a program, and how each act is done with it |
+//! | `thread` | the threads of its vCPUs |
 //! | `pairs` | every act beside every act |
 //! | `bytes` | programs and schedules from bytes |
 //! | `name` | programs by name |
@@ -28,18 +30,17 @@ mod bytes;
 mod name;
 mod pages;
 mod pairs;
+mod thread;
+mod vm;
 
 use std::fmt;
 use std::rc::Rc;
 
-use mmu_core::{AccessKind, Gpa, GpaRange, PageSize};
+use mmu_core::{AccessKind, PageSize};
 use mmu_sim::arch::Arch;
-use mmu_sim::engine::{Bed, LockKind};
-use mmu_sim::explore::{Explorable, Limits, MemoryOrder, Scenario, SmallVm, access};
-use mmu_sim::protocols::dirty_log::vcpu::{LoggedSlot, run};
-use mmu_sim::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind};
-use mmu_sim::protocols::fault::{FaultPolicy, Faults};
-use mmu_sim::protocols::notifier::{Notifier, NotifierPolicy};
+use mmu_sim::engine::{ActorFuture, Bed, Host, VcpuId};
+use mmu_sim::experiment::Populate;
+use mmu_sim::explore::{Build, Explorable, Leaks, Limits, MemoryOrder, Scenario, SmallVm, access};
 
 pub use act::Act;
 pub use bytes::Schedule;
@@ -47,7 +48,10 @@ pub use name::NameError;
 pub use pages::{PAGES, Page, Pages};
 pub use pairs::{Pair, pairs};
 
-use act::Bench;
+use act::Actor;
+use pages::PAGE;
+use thread::Thread;
+use vm::Vm;
 
 use crate::museum::{Architecture, formats};
 
@@ -135,50 +139,70 @@ impl Program {
         }
     }
 
+    /// Whether one of its actors does this.
+    fn has(&self, act: Act) -> bool {
+        self.actors.iter().flatten().any(|step| step.act == act)
+    }
+
     fn on<A: Arch>(&self, arch: A) -> Scenario<A> {
-        let (vm, page) = match self.backing {
+        let (vm, largest) = match self.backing {
             Backing::Small => (SmallVm::mapped(u64::from(PAGES)), PageSize::SIZE_4K),
             Backing::Huge => (SmallVm::huge(1), PageSize::SIZE_2M),
         };
-        let (machine, guests, actors) = (self.arch, self.guests.clone(), self.actors.clone());
-        let fault = FaultPolicy::linux_6_6(arch.two(), page);
-        let dirty = DirtyPolicy::linux_6_6(arch.two());
-        let limits = Limits { memory: self.memory, ..Limits::default() };
-        Scenario::new(self.name(), arch, vm).limits(limits).setup(move |build| {
-            let slot = GpaRange::new(Gpa::new(0), vm.memory);
-            let log = DirtyLog::new(slot, build.new_var(0), PageSize::SIZE_4K, LogKind::Bitmap);
-            for touches in &guests {
-                let accesses = touches.iter().map(|touch| access(touch.kind, touch.page.gpa().raw()));
-                let vcpu = build.add_vcpu(accesses.collect());
+        // No huge page is executable that a fault maps; those that are there at the start would be.
+        let by_faults = self.has(Act::RecoverNx);
+        let vm = if by_faults { SmallVm { populate: Populate::ByFaults, ..vm } } else { vm };
+        // Who makes tables huge pages needs a table.
+        let has_table = self.backing == Backing::Huge && (self.has(Act::Coalesce) || self.has(Act::Recover));
+        let (program, format) = (self.clone(), *arch.two());
+        // Of the list of roots on x86 some are left, and they say which.
+        let leaks = if self.arch == Architecture::X86 { Leaks::OfTheVm } else { Leaks::Reported };
+        let limits = Limits { memory: self.memory, leaks, ..Limits::default() };
+        let mut scenario = Scenario::new(self.name(), arch, vm).limits(limits);
+        if has_table && !by_faults {
+            scenario = scenario.leaves(PageSize::SIZE_4K).pages(HAVE_LEAVES.map(|page| page * PAGE));
+        }
+        scenario.setup(move |build| {
+            let guests: Vec<VcpuId> = program.guests.iter().map(|touches| add_guest(build, touches)).collect();
+            let needs_vcpu = |steps: &Vec<Step>| steps.iter().any(|step| step.act.actor() == Actor::Thread);
+            let own: Vec<Option<VcpuId>> =
+                program.actors.iter().map(|steps| needs_vcpu(steps).then(|| build.add_vcpu(Vec::new()))).collect();
+            let vm = Rc::new(Vm::new(build, &program, &format, vm.memory, largest));
+            for vcpu in guests {
+                let mut thread = Thread::new(&vm, vcpu);
                 build.spawn_thread(vcpu, move |host| {
                     Box::pin(async move {
-                        let logged = LoggedSlot::new(log);
-                        let mut faults = Faults::with_hooks(vcpu, fault, logged);
-                        // A failed run is one that the host could not go on with; what it left is checked all the same.
-                        let _ = run(&host, vcpu, &logged, &mut faults).await;
-                        faults.release(&host).await;
+                        thread.run(&host).await;
+                        thread.release(&host).await;
                     })
                 });
             }
-            let bench = Rc::new(Bench {
-                arch: machine,
-                notifier: Notifier::new(NotifierPolicy::V6_8),
-                changes: build.new_lock(LockKind::Spin),
-                log,
-                dirty,
-                largest: page,
-            });
-            for steps in &actors {
+            for (steps, vcpu) in program.actors.iter().zip(own) {
                 let name = steps.first().map_or("nobody", |step| step.act.name());
-                let (steps, bench) = (steps.clone(), bench.clone());
-                build.spawn(name, move |host| {
+                let mut thread = vcpu.map(|vcpu| Thread::new(&vm, vcpu));
+                let (steps, vm) = (steps.clone(), vm.clone());
+                let task = move |host: Host<A::Two>| -> ActorFuture {
                     Box::pin(async move {
                         for step in steps {
-                            bench.perform(&host, step).await;
+                            vm.perform(&host, step, thread.as_mut()).await;
+                        }
+                        if let Some(thread) = thread {
+                            thread.release(&host).await;
                         }
                     })
-                });
+                };
+                match vcpu {
+                    Some(vcpu) => build.spawn_thread(vcpu, task),
+                    None => build.spawn(name, task),
+                }
             }
         })
     }
+}
+
+/// Pages that have small leaves at the start, where there is a table below a huge page of the host. The other one faults.
+const HAVE_LEAVES: [u64; 3] = [0, 1, 3];
+
+fn add_guest<A: Arch>(build: &mut Build<'_, A>, touches: &[Touch]) -> VcpuId {
+    build.add_vcpu(touches.iter().map(|touch| access(touch.kind, touch.page.gpa().raw())).collect())
 }

@@ -21,6 +21,13 @@ pub enum NameError {
         /// What stands there.
         name: String,
     },
+    /// One of the two means nothing on the architecture.
+    Nowhere {
+        /// Which.
+        act: Act,
+        /// Where.
+        arch: Architecture,
+    },
 }
 
 impl fmt::Display for NameError {
@@ -30,6 +37,10 @@ impl fmt::Display for NameError {
             NameError::NoAct { name } => {
                 let all = Act::ALL.map(Act::name).join(", ");
                 write!(f, "{name:?} is no act; use two of {all}")
+            }
+            NameError::Nowhere { act, arch } => {
+                let known: Vec<&str> = act.architectures().iter().map(|arch| arch.name()).collect();
+                write!(f, "{act} means nothing on {arch}; it does on {}", known.join(" and "))
             }
         }
     }
@@ -58,8 +69,8 @@ impl Program {
         };
         let (one, two) = acts.split_once('+').ok_or(NameError::NoPair)?;
         let act = |name: &str| {
-            let found = Act::ALL.into_iter().find(|act| act.name() == name);
-            found.ok_or_else(|| NameError::NoAct { name: name.to_owned() })
+            let act = Act::of_name(name).ok_or_else(|| NameError::NoAct { name: name.to_owned() })?;
+            if act.architectures().contains(&arch) { Ok(act) } else { Err(NameError::Nowhere { act, arch }) }
         };
         Ok(Program { backing, ..Program::pair(act(one)?, act(two)?, arch) })
     }

@@ -32,7 +32,14 @@ impl Program {
     }
 }
 
-/// Every two acts on some architectures, with small pages and with huge ones, in the order of [`Act::ALL`]; under this memory order, or
+fn every_two(arch: Architecture) -> impl Iterator<Item = (Act, Act)> {
+    let acts = Act::all_on(arch);
+    let beside = acts.clone();
+    let with = move |one: Act| beside.clone().into_iter().filter(move |two| *two >= one).map(move |two| (one, two));
+    acts.into_iter().flat_map(with)
+}
+
+/// Every two acts on some architectures where both mean something, with small pages and with huge ones, in the order of [`Act::ALL`]; under this memory order, or
 /// the weakest that the architecture may have.
 pub fn pairs(
     architectures: &[Architecture],
@@ -40,10 +47,9 @@ pub fn pairs(
     strategy: &Strategy,
     budget: Budget,
 ) -> Vec<Pair> {
-    let ordered = |one: Act| Act::ALL.into_iter().filter(move |two| *two >= one).map(move |two| (one, two));
     let all: Vec<Program> = architectures
         .iter()
-        .flat_map(|&arch| Act::ALL.into_iter().flat_map(ordered).map(move |(one, two)| Program::pair(one, two, arch)))
+        .flat_map(|&arch| every_two(arch).map(move |(one, two)| Program::pair(one, two, arch)))
         .map(|program| match (memory, memory_orders(program.arch)) {
             (Some(memory), _) | (None, &[.., memory]) => Program { memory, ..program },
             (None, []) => program,

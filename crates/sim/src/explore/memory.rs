@@ -53,26 +53,30 @@ impl MemoryOrder {
     }
 }
 
-/// For words, by address: the version of this moment, or a later one, is what can be read.
+/// For runs of words, by address and length: the version of this moment, or a later one, is what can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Sight(Vec<(u64, Moment)>);
+pub(crate) struct Sight(Vec<(u64, u64, Moment)>);
 
 impl Sight {
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
     fn of(&self, at: Hpa) -> Moment {
-        self.0.iter().find(|&&(word, _)| word == at.raw()).map_or(0, |&(_, moment)| moment)
+        let covers = |&&(first, len, _): &&(u64, u64, Moment)| at.raw().wrapping_sub(first) < 8 * len;
+        self.0.iter().filter(covers).map(|&(.., moment)| moment).max().unwrap_or(0)
     }
     fn see(&mut self, at: Hpa, moment: Moment) {
-        match self.0.iter_mut().find(|(word, _)| *word == at.raw()) {
-            Some((_, seen)) => *seen = moment.max(*seen),
-            None => self.0.push((at.raw(), moment)),
+        self.see_run(at, 1, moment);
+    }
+    fn see_run(&mut self, at: Hpa, len: u64, moment: Moment) {
+        match self.0.iter_mut().find(|&&mut (first, many, _)| (first, many) == (at.raw(), len)) {
+            Some((.., seen)) => *seen = moment.max(*seen),
+            None => self.0.push((at.raw(), len, moment)),
         }
     }
     pub(crate) fn join(&mut self, other: &Sight) {
-        for &(word, moment) in &other.0 {
-            self.see(Hpa::new(word), moment);
+        for &(first, len, moment) in &other.0 {
+            self.see_run(Hpa::new(first), len, moment);
         }
     }
 }
@@ -198,23 +202,23 @@ impl<A: Arch> Lab<A> {
         self.commit(at, 1, word, 0, super::ghost::Store::Plain(order));
     }
 
-    /// After a write of the acting actor: what it carries.
-    pub(crate) fn publish(&mut self, at: Hpa, order: Order) {
+    /// After a write of the acting actor, to one word or a run: what it carries.
+    pub(crate) fn publish(&mut self, at: Hpa, len: u64, order: Order) {
         if !self.weak() {
             return;
         }
         let (me, moment) = (self.me(), self.words.now());
         if let super::decision::Who::Guest(vcpu) = self.acting.who() {
-            self.guests[vcpu].wrote.see(at, moment);
+            self.guests[vcpu].wrote.see_run(at, len, moment);
         }
         let mut carried = match self.hands.get_mut(me) {
             Some(hand) => {
-                hand.view.seen.see(at, moment);
+                hand.view.seen.see_run(at, len, moment);
                 if order == Order::Synchronizing { hand.view.seen.clone() } else { hand.view.released.clone() }
             }
             None => Sight::default(),
         };
-        carried.see(at, moment);
+        carried.see_run(at, len, moment);
         self.ghost.carried.resize(moment as usize, Sight::default());
         self.ghost.carried[moment as usize - 1] = carried;
     }

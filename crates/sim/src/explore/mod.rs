@@ -25,7 +25,7 @@
 //! | `lab`, `perform`, `waiting`, `memory_ops`, `run` | the stage that actors perform on; what operations do; one execution |
 //! | `words`, `memory` | tables with the history of each word; what loads may return |
 //! | `guest` | vCPUs: walks, and what translation caches may hold |
-//! | `ghost`, `endings`, `promises`, `tags`, `tally`, `invariant` | the checker: tables and pages, what protocols announce, tags, bounds; the invariants by name |
+//! | `ghost`, `sizes`, `endings`, `promises`, `tags`, `tally`, `invariant` | the checker: tables and pages, what protocols announce, tags, bounds; the invariants by name |
 //! | `mutation` | steps of the host gone wrong, to test the checks |
 //! | `traced` | executions for others to judge |
 //! | `shrink`, `failure`, `file`, `render` | failures: made small, as tables, as files, in words |
@@ -62,6 +62,7 @@ mod sample;
 mod scenario;
 mod search;
 mod shrink;
+mod sizes;
 mod strategy;
 mod tags;
 mod tally;

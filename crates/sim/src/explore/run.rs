@@ -112,11 +112,17 @@ impl<'s, A: Arch> Runner<'s, A> {
             lab.reset();
             lab.chooser = Some(chooser);
         }
-        let mut build = Build { lab: &self.lab, futures: Vec::new(), finally: Vec::new(), roots: Vec::new() };
+        let mut build = Build {
+            lab: &self.lab,
+            futures: Vec::new(),
+            finally: Vec::new(),
+            roots: Vec::new(),
+            late_roots: Vec::new(),
+        };
         for part in &self.scenario.parts {
             part(&mut build);
         }
-        let Build { futures, finally, roots, .. } = build;
+        let Build { futures, finally, mut roots, late_roots, .. } = build;
         self.run(futures);
         let mut lab = self.lab.borrow_mut();
         lab.chooser = None;
@@ -131,9 +137,9 @@ impl<'s, A: Arch> Runner<'s, A> {
                 lab.hold(invariant, found.is_ok(), |_| found.err().unwrap_or_default());
             }
             lab.check_statistics();
+            roots.extend(late_roots.into_iter().flat_map(|tables| tables()));
             match self.scenario.limits.leaks {
                 Leaks::Reported => {
-                    let mut roots = roots;
                     roots.push(lab.root);
                     lab.check_leaks(&roots);
                 }

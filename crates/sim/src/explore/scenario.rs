@@ -230,7 +230,8 @@ impl<A: Arch> Scenario<A> {
     pub fn cast(&self) -> Cast {
         let lab = Rc::new(RefCell::new(self.build()));
         lab.borrow_mut().reset();
-        let mut build = Build { lab: &lab, futures: Vec::new(), finally: Vec::new(), roots: Vec::new() };
+        let mut build =
+            Build { lab: &lab, futures: Vec::new(), finally: Vec::new(), roots: Vec::new(), late_roots: Vec::new() };
         self.parts.iter().for_each(|part| part(&mut build));
         drop(build);
         let lab = lab.borrow();
@@ -354,6 +355,7 @@ fn set_place(words: &mut Words, table: Hpa, parent: Hpa, gpa: u64) {
     }
 }
 
+pub(crate) type LateRoots = Box<dyn FnOnce() -> Vec<Hpa>>;
 pub(crate) type Check = Box<dyn FnOnce(&Ended) -> Result<(), String>>;
 
 /// How an execution that broke nothing ended.
@@ -385,6 +387,7 @@ pub struct Build<'a, A: Arch> {
     pub(crate) futures: Vec<ActorFuture>,
     pub(crate) finally: Vec<(Invariant, Check)>,
     pub(crate) roots: Vec<Hpa>,
+    pub(crate) late_roots: Vec<LateRoots>,
 }
 
 impl<A: Arch> fmt::Debug for Build<'_, A> {
@@ -428,6 +431,11 @@ impl<A: Arch> Build<'_, A> {
     /// This table, and what it points to, may be left at the end.
     pub fn keep_root(&mut self, table: Hpa) {
         self.roots.push(table);
+    }
+
+    /// These tables, asked for at the end, and what they point to, may be left then.
+    pub fn keep_roots(&mut self, tables: impl FnOnce() -> Vec<Hpa> + 'static) {
+        self.late_roots.push(Box::new(tables));
     }
 
     /// Behind these guest addresses are registers of a device that user space has mapped, not memory.

@@ -27,6 +27,7 @@ use mmu_core::{Cycles, Format, Gpa, GpaRange, Hpa, Level, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::{TdpIter, rest_of_table};
+use super::nested::ChainLock;
 use super::roots::{UnmapRoots, VmRoots};
 use super::young::{Clear, YoungBitmap};
 use crate::engine::{self, AgeBelow, AgeRun, AgeWrite, Cmpxchg, EachLeaf, Host, LockId, LockMode, ReschedCheck};
@@ -233,6 +234,11 @@ pub async fn clear_flush_young_in<F: Format>(
     host.trace(|| Trace::KvmAgeHva { start: range.start.raw(), end: range.end().raw() });
     let section = enter(host, policy).await;
     let mut aged = walk_all(host, roots, range, policy).await;
+    if let Some(shadow) = roots.shadow() {
+        // The chains have locks of their own; who holds mmu_lock needs none (`kvm_rmap_age_gfn_range`, 6.15).
+        let lock = (section.path == AgingPath::Lockless).then_some(ChainLock::PreemptionOff);
+        aged.merge(&shadow.age_chains(host, range, Clear::Clear, policy, lock).await);
+    }
     if aged.young > 0 && policy.flush == YoungFlush::IfYoung {
         host.flush_range(range, WalkCaches::Keep).await;
     }

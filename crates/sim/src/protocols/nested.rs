@@ -20,6 +20,7 @@ mod error;
 mod log;
 mod policy;
 mod rc;
+mod unmap;
 
 use mmu_core::{Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Leaf, Level, PageSize};
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,7 @@ use crate::engine::{
 };
 
 pub use error::ShadowError;
-pub use policy::{RcTarget, ShadowLock, ShadowPolicy};
+pub use policy::{RcCopy, RcTarget, ShadowLock, ShadowPolicy};
 pub use rc::{RcClear, ShadowLeaf};
 
 /// Whether a walker that holds a chain's bit lock can be preempted.
@@ -350,6 +351,7 @@ impl Shadow {
             let usable = relaxed(&format, Level::LAST, word, wanted.access).unwrap_or(word);
             // Lost to an ager or to hardware: the guest faults again.
             let _ = host.cmpxchg(at, word, usable).await;
+            self.forget_denial(host, l2).await;
             return Ok(());
         }
         let (output, perms) = (page.align_down(self.page), wanted.perms());
@@ -378,20 +380,6 @@ impl Shadow {
         }
         self.unlock(host, head, 0).await;
         FlushDebt::Owed
-    }
-
-    /// Unmaps what L2 can reach of a range of L1's memory, and flushes it. Takes `mmu_lock`; call it from inside
-    /// [`range_start_and`](super::notifier::range_start_and), while faults are turned away.
-    pub async fn unmap<F: Format>(&self, host: &Host<F>, l1: GpaRange) {
-        host.lock(LockId::MMU, LockMode::Write).await;
-        let mut debt = FlushDebt::Clean;
-        for head in self.heads_of(l1) {
-            debt = debt.merge(self.zap_chain(host, head).await);
-        }
-        if debt == FlushDebt::Owed {
-            host.flush_vm().await;
-        }
-        host.unlock(LockId::MMU).await;
     }
 
     fn heads_of(&self, l1: GpaRange) -> impl Iterator<Item = Var> + use<> {
@@ -500,7 +488,7 @@ impl Shadow {
 
     /// `kvm_rmap_age_gfn_range`: ages the shadow leaves of a range of L1's pages; with `lock` each chain is locked, without the caller
     /// holds `mmu_lock`.
-    async fn age_chains<F: Format>(
+    pub(super) async fn age_chains<F: Format>(
         &self,
         host: &Host<F>,
         l1: GpaRange,

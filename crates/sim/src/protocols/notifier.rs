@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use super::change_pte::{ChangePte, change_pte};
 use super::iter::{FlushDebt, Yield};
 use super::pfncache::{self, GpcList};
-use super::zap::{ZapLock, ZapPolicy, zap_leafs, zap_leafs_owing};
+use super::roots::VmRoots;
+use super::zap::{ZapLock, ZapPolicy, zap_leafs_owing};
 use crate::engine::{Blockable, Fence, Host, LockId, LockMode, SlotsVersion, Var, WaitQueue, Wake};
 use crate::events::Trace;
 
@@ -299,17 +300,24 @@ pub async fn invalidation_covers<F: Format>(host: &Host<F>, test: RetryTest, tar
 
 /// KVM's registration with the primary MMU: how it works, and the caches it must invalidate besides the second stage.
 #[derive(Clone, Debug)]
-pub struct Notifier {
+pub struct Notifier<F> {
     /// How.
     pub policy: NotifierPolicy,
     /// `kvm->gpc_list`
     pub gpcs: GpcList,
+    /// Where pages are mapped.
+    pub roots: VmRoots<F>,
 }
 
-impl Notifier {
-    /// A notifier without any `gfn_to_pfn_cache`.
+impl<F> Notifier<F> {
+    /// The notifier of a VM with one root, without any `gfn_to_pfn_cache`.
     pub fn new(policy: NotifierPolicy) -> Self {
-        Self { policy, gpcs: GpcList::default() }
+        Self::of(VmRoots::Current, policy)
+    }
+
+    /// The notifier of a VM with these roots, without any `gfn_to_pfn_cache`.
+    pub fn of(roots: VmRoots<F>, policy: NotifierPolicy) -> Self {
+        Self { policy, gpcs: GpcList::default(), roots }
     }
 }
 
@@ -324,7 +332,7 @@ pub struct Invalidation {
 /// `invalidate_range_start`: when this returns nobody reaches the pages through KVM, and no new mapping appears until [`range_end`].
 pub async fn range_start<F: Format>(
     host: &Host<F>,
-    notifier: &Notifier,
+    notifier: &Notifier<F>,
     range: HvaRange,
     blockable: Blockable,
 ) -> Invalidation {
@@ -335,7 +343,7 @@ pub async fn range_start<F: Format>(
 /// be turned away as well. (`__split_huge_pmd` invalidates the huge page in a pass of its own; here one pass is for both.)
 pub async fn split_and_start<F: Format>(
     host: &Host<F>,
-    notifier: &Notifier,
+    notifier: &Notifier<F>,
     range: HvaRange,
     blockable: Blockable,
 ) -> Invalidation {
@@ -347,7 +355,7 @@ pub async fn split_and_start<F: Format>(
 /// `kvm_unmap_gfn_range` does with the chains of a nested guest.
 pub async fn range_start_and<F: Format>(
     host: &Host<F>,
-    notifier: &Notifier,
+    notifier: &Notifier<F>,
     range: HvaRange,
     blockable: Blockable,
     also: impl AsyncFnOnce(),
@@ -368,14 +376,15 @@ pub async fn range_start_and<F: Format>(
     if policy.gpc == GpcInvalidation::AtStart {
         pfncache::invalidate(host, &notifier.gpcs, range).await;
     }
-    unmap_hva_range(host, policy, range, blockable).await;
+    unmap_hva_range(host, notifier, range, blockable).await;
     also().await;
     host.may_block(Blockable::Yes).await;
     Invalidation { range, window: host.forbid_pages(range).await }
 }
 
 /// The slots of the range lose their mappings.
-async fn unmap_hva_range<F: Format>(host: &Host<F>, policy: &NotifierPolicy, range: HvaRange, blockable: Blockable) {
+async fn unmap_hva_range<F: Format>(host: &Host<F>, notifier: &Notifier<F>, range: HvaRange, blockable: Blockable) {
+    let policy = &notifier.policy;
     host.trace(|| Trace::KvmUnmapHvaRange { start: range.start.raw(), end: range.end().raw() });
     let section = host.srcu_read_lock().await;
     let slots = host.active_slots().await;
@@ -394,7 +403,7 @@ async fn unmap_hva_range<F: Format>(host: &Host<F>, policy: &NotifierPolicy, ran
         if policy.test == RetryTest::GfnRange {
             merge_range(host, MMU_RANGE, (gpas.start.raw(), gpas.end().raw()), false, policy.merge).await;
         }
-        if unmap_gfn_range(host, policy, gpas, blockable).await == FlushDebt::Owed {
+        if unmap_gfn_range(host, notifier, gpas, blockable).await == FlushDebt::Owed {
             dirty = Some(dirty.map_or(gpas, |dirty| dirty.hull(gpas)));
         }
         last = Some(slot);
@@ -458,18 +467,19 @@ async fn merge_range<F: Format>(host: &Host<F>, vars: (Var, Var), range: (u64, u
 /// `kvm_unmap_gfn_range`: the leaves of a range go. The caller owes the flush.
 async fn unmap_gfn_range<F: Format>(
     host: &Host<F>,
-    policy: &NotifierPolicy,
+    notifier: &Notifier<F>,
     range: GpaRange,
     blockable: Blockable,
 ) -> FlushDebt {
+    let policy = &notifier.policy;
     let yields = blockable == Blockable::Yes || policy.nonblocking == NonBlocking::Ignored;
     let yielding = if yields { policy.zap.yielding } else { Yield::Never };
     // The notifier holds the lock exclusively whatever the policy says of root zaps.
     let zap = ZapPolicy { lock: ZapLock::Write, yielding, ..policy.zap };
-    let root = host.root().await;
     if policy.pages == PageLoop::Walk {
-        return zap_leafs(host, root, range, &zap).await;
+        return notifier.roots.unmap_gfn_range(host, range, &zap).await;
     }
+    let root = host.root().await;
     let page = host.format().geometry().granule();
     let mut debt = FlushDebt::Clean;
     for n in 0..range.bytes.0.div_ceil(page.bytes()) {
@@ -482,7 +492,7 @@ async fn unmap_gfn_range<F: Format>(
 }
 
 /// `invalidate_range_end`: the primary MMU has made its change, faults may map the range again.
-pub async fn range_end<F: Format>(host: &Host<F>, notifier: &Notifier, invalidation: Invalidation) {
+pub async fn range_end<F: Format>(host: &Host<F>, notifier: &Notifier<F>, invalidation: Invalidation) {
     let policy = &notifier.policy;
     host.allow_pages(invalidation.window).await;
     let section = host.srcu_read_lock().await;

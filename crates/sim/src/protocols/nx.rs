@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::coalesce::Changed;
 use super::fault::FaultHooks;
 use super::iter::{FlushDebt, Yield};
+use super::roots::{UnmapRoots, VmRoots};
 use super::split::{Children, Linked, SplitPolicy, link_children};
 use super::zap::{LinkedTable, TableFlush, TableZap, ZapLock, ZapPolicy, is_table, zap_sp};
 use crate::engine::{Bed, Cmpxchg, Host, LockId, LockKind, LockMode, Var};
@@ -282,8 +283,13 @@ impl NxPages {
         }
     }
 
-    /// `kvm_recover_nx_huge_pages`: takes one `ratio`th of the listed pages back. Takes `mmu_lock`.
+    /// `kvm_recover_nx_huge_pages`: takes one `ratio`th of the listed pages back. Takes `mmu_lock`. Of a VM with one root.
     pub async fn recover<F: Format>(&self, host: &Host<F>) {
+        self.recover_in(host, &VmRoots::Current).await;
+    }
+
+    /// [`recover`](Self::recover) in all roots of a VM.
+    pub async fn recover_in<F: Format>(&self, host: &Host<F>, roots: &VmRoots<F>) {
         let policy = self.0.policy;
         host.lock(LockId::MMU, policy.lock.mode()).await;
         host.rcu_read_lock().await;
@@ -293,7 +299,7 @@ impl NxPages {
         while left > 0 {
             let Some(page) = self.pop(host).await else { break };
             left -= 1;
-            let owed = self.recover_one(host, page).await;
+            let owed = self.recover_one(host, roots, page).await;
             debt = match policy.debt {
                 NxDebt::Merged => debt.merge(owed),
                 NxDebt::Forgotten => FlushDebt::Clean,
@@ -342,7 +348,7 @@ impl NxPages {
         page
     }
 
-    async fn recover_one<F: Format>(&self, host: &Host<F>, page: NxPage) -> FlushDebt {
+    async fn recover_one<F: Format>(&self, host: &Host<F>, roots: &VmRoots<F>, page: NxPage) -> FlushDebt {
         let logged = self.0.logged.borrow().iter().any(|slot| slot.contains(page.gpa));
         let mark = self.0.marks.borrow_mut().remove(&page.table);
         if let Some(mark) = mark {
@@ -352,7 +358,7 @@ impl NxPages {
             self.count(|recovered| recovered.kept += 1);
             return FlushDebt::Clean;
         }
-        let Some(link) = find(host, page).await else {
+        let Some(link) = find(host, roots, page).await else {
             self.count(|recovered| recovered.gone += 1);
             return FlushDebt::Clean;
         };
@@ -398,11 +404,22 @@ impl<F: Format> FaultHooks<F> for NxMemory {
     }
 }
 
-/// The entry that points to a page's table, if one still does.
-async fn find<F: Format>(host: &Host<F>, page: NxPage) -> Option<LinkedTable> {
+/// The entry that points to a page's table, if one still does. Inside an RCU section, behind which roots are freed.
+async fn find<F: Format>(host: &Host<F>, roots: &VmRoots<F>, page: NxPage) -> Option<LinkedTable> {
+    let mut next = roots.next(host, None, UnmapRoots::All).await;
+    while let Some(root) = next {
+        if let Some(link) = find_below(host, root.table, page).await {
+            return Some(link);
+        }
+        next = roots.next(host, next, UnmapRoots::All).await;
+    }
+    None
+}
+
+async fn find_below<F: Format>(host: &Host<F>, root: Hpa, page: NxPage) -> Option<LinkedTable> {
     let format = *host.format();
     let geometry = *format.geometry();
-    let (mut table, mut level) = (host.root().await, geometry.root());
+    let (mut table, mut level) = (root, geometry.root());
     loop {
         let sptep = table + 8 * geometry.index(level, page.gpa.raw()) as u64;
         let word = host.read(sptep).await;

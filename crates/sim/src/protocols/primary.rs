@@ -47,16 +47,16 @@ pub async fn hva_to_pfn<F: Format>(
 }
 
 /// `MADV_DONTNEED`: the pages of a range are freed, what was in them is gone. Bytes freed.
-pub async fn madvise_dontneed<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange) -> Bytes {
+pub async fn madvise_dontneed<F: Format>(host: &Host<F>, notifier: &Notifier<F>, range: HvaRange) -> Bytes {
     discard(host, notifier, range, Blockable::Yes).await
 }
 
 /// The OOM reaper: the same, and it must not block.
-pub async fn oom_reap<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange) -> Bytes {
+pub async fn oom_reap<F: Format>(host: &Host<F>, notifier: &Notifier<F>, range: HvaRange) -> Bytes {
     discard(host, notifier, range, Blockable::No).await
 }
 
-async fn discard<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange, blockable: Blockable) -> Bytes {
+async fn discard<F: Format>(host: &Host<F>, notifier: &Notifier<F>, range: HvaRange, blockable: Blockable) -> Bytes {
     let invalidation = split_and_start(host, notifier, range, blockable).await;
     let freed = host.unmap_pages(range, Unmapping::Discard).await;
     range_end(host, notifier, invalidation).await;
@@ -64,7 +64,7 @@ async fn discard<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange
 }
 
 /// `mprotect`
-pub async fn mprotect<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange, protection: Protection) {
+pub async fn mprotect<F: Format>(host: &Host<F>, notifier: &Notifier<F>, range: HvaRange, protection: Protection) {
     let invalidation = split_and_start(host, notifier, range, Blockable::Yes).await;
     host.protect_pages(range, protection).await;
     range_end(host, notifier, invalidation).await;
@@ -72,25 +72,25 @@ pub async fn mprotect<F: Format>(host: &Host<F>, notifier: &Notifier, range: Hva
 
 /// Migration of a range's pages: migration entries go in between start and end; the copies are made afterwards, while faults
 /// wait. Pages that somebody holds stay.
-pub async fn migrate<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange) -> Moved {
+pub async fn migrate<F: Format>(host: &Host<F>, notifier: &Notifier<F>, range: HvaRange) -> Moved {
     take_for_move(host, notifier, range).await;
     host.finish_move(range, Migration::Each).await
 }
 
 /// khugepaged: the pages of a range become one huge page of the range's size.
-pub async fn collapse<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange) -> Moved {
+pub async fn collapse<F: Format>(host: &Host<F>, notifier: &Notifier<F>, range: HvaRange) -> Moved {
     take_for_move(host, notifier, range).await;
     host.finish_move(range, Migration::Collapse).await
 }
 
-async fn take_for_move<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange) {
+async fn take_for_move<F: Format>(host: &Host<F>, notifier: &Notifier<F>, range: HvaRange) {
     let invalidation = split_and_start(host, notifier, range, Blockable::Yes).await;
     host.begin_move(range).await;
     range_end(host, notifier, invalidation).await;
 }
 
 /// Copy on write of one page: the copy takes its place. `change` says what KVM's `change_pte` does between start and end.
-pub async fn copy_on_write<F: Format>(host: &Host<F>, notifier: &Notifier, at: Hva, change: ChangePte) {
+pub async fn copy_on_write<F: Format>(host: &Host<F>, notifier: &Notifier<F>, at: Hva, change: ChangePte) {
     let page = HvaRange::new(at, Bytes(1));
     let invalidation = split_and_start(host, notifier, page, Blockable::Yes).await;
     if let Some(new) = host.replace_page(at, Protection::ReadWrite).await {
@@ -113,7 +113,7 @@ pub struct Reclaimed {
 /// One reclaim scan of a range, `batch` at a time (the kernel takes 32 pages, `SWAP_CLUSTER_MAX`): pages that were used lose the flag
 /// and stay, the others go to swap. What is known of use is what zapped entries have handed over, so a page that only a live
 /// second-stage entry knows to be used looks old unless somebody asks with `clear_young` first.
-pub async fn reclaim<F: Format>(host: &Host<F>, notifier: &Notifier, range: HvaRange, batch: Bytes) -> Reclaimed {
+pub async fn reclaim<F: Format>(host: &Host<F>, notifier: &Notifier<F>, range: HvaRange, batch: Bytes) -> Reclaimed {
     let mut done = Reclaimed::default();
     let mut at = range.start;
     while at < range.end() {
@@ -153,7 +153,7 @@ pub struct Storm {
 }
 
 /// Runs a storm, without touching the range in between. How often it was dropped.
-pub async fn madvise_storm<F: Format>(host: &Host<F>, notifier: &Notifier, storm: Storm) -> u64 {
+pub async fn madvise_storm<F: Format>(host: &Host<F>, notifier: &Notifier<F>, storm: Storm) -> u64 {
     for done in 0..storm.times {
         if let Some(stop) = storm.stop
             && host.load(stop).await != 0

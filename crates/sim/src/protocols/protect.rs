@@ -3,18 +3,41 @@
 //! Models `kvm_mmu_wp_memory_region` / `kvm_tdp_mmu_wrprot_slot` (Linux 6.6), which run when dirty logging starts. Locking: `mmu_lock` for write. Flush: one for the
 //! range, before the lock is dropped. Frees nothing.
 
-use mmu_core::{Entry, Format, Gpa, GpaRange, Leaf, Level, Perms, WalkCaches};
+use mmu_core::{Entry, Format, Gpa, GpaRange, Hpa, Leaf, Level, Perms, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::fault_fast::lockless_leaf;
-use super::iter::{TdpIter, bulk, skip_run};
+use super::iter::{FlushDebt, TdpIter, bulk, skip_run};
+use super::roots::{UnmapRoots, VmRoots};
 use crate::engine::{Announced, Apply, Atomicity, Cmpxchg, Host, LockId, LockMode, ReschedCheck};
 
-/// Takes write permission from every leaf of a range; each remembers that it had it.
+/// Takes write permission from every leaf of a range; each remembers that it had it. Of a VM with one root.
 pub async fn write_protect_range<F: Format>(host: &Host<F>, range: GpaRange) {
+    write_protect_range_in(host, &VmRoots::Current, range).await;
+}
+
+/// [`write_protect_range`] in all valid roots of a VM, and in the chains of a nested guest.
+pub async fn write_protect_range_in<F: Format>(host: &Host<F>, roots: &VmRoots<F>, range: GpaRange) {
     host.lock(LockId::MMU, LockMode::Write).await;
+    if let Some(shadow) = roots.shadow()
+        && shadow.write_protect(host, range).await == FlushDebt::Owed
+    {
+        // Its addresses are others than those of the flush below.
+        host.flush_vm().await;
+    }
     host.rcu_read_lock().await;
-    let root = host.root().await;
+    let mut next = roots.next(host, None, UnmapRoots::ValidOnly).await;
+    while let Some(root) = next {
+        protect_below(host, root.table, range).await;
+        next = roots.next(host, next, UnmapRoots::ValidOnly).await;
+    }
+    host.flush_range(range, WalkCaches::Keep).await;
+    host.announce(Announced::WriteProtected(range)).await;
+    host.rcu_read_unlock().await;
+    host.unlock(LockId::MMU).await;
+}
+
+async fn protect_below<F: Format>(host: &Host<F>, root: Hpa, range: GpaRange) {
     let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
     while iter.next(host).await {
         let protected = host.format().write_protect(iter.old);
@@ -26,10 +49,6 @@ pub async fn write_protect_range<F: Format>(host: &Host<F>, range: GpaRange) {
             skip_run(host, &mut iter, ReschedCheck::Never).await;
         }
     }
-    host.flush_range(range, WalkCaches::Keep).await;
-    host.announce(Announced::WriteProtected(range)).await;
-    host.rcu_read_unlock().await;
-    host.unlock(LockId::MMU).await;
 }
 
 /// What write tracking does with a leaf that is read-only already, for dirty logging.

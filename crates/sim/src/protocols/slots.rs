@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::iter::FlushDebt;
 use super::memslot::zap_all_fast_locked;
 use super::primary::hva_to_pfn;
+use super::roots::VmRoots;
 use super::unmap::{UnmapPolicy, unmap_range};
-use super::zap::{ZapLock, ZapPolicy, zap_leafs};
+use super::zap::{ZapLock, ZapPolicy};
 use crate::engine::{
     Host, HostAccess, HvaError, LockId, LockMode, Memslot, Reference, Resolved, SlotChange, SlotFlags, SlotId, Var,
     WaitQueue,
@@ -139,26 +140,44 @@ pub async fn set_memory_region<F: Format>(
     update: SlotUpdate,
     policy: &SlotPolicy,
 ) -> Result<(), SlotError> {
+    set_memory_region_in(host, &VmRoots::Current, update, policy).await
+}
+
+/// [`set_memory_region`] of a VM with these roots: a fast zap is that of their list, and what a nested guest has of a slot goes with it.
+///
+/// # Errors
+/// As [`set_memory_region`].
+pub async fn set_memory_region_in<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    update: SlotUpdate,
+    policy: &SlotPolicy,
+) -> Result<(), SlotError> {
     host.lock(LockId::SLOTS, LockMode::Write).await;
-    let result = set_memslot(host, update, policy).await;
+    let result = set_memslot(host, roots, update, policy).await;
     host.unlock(LockId::SLOTS).await;
     result
 }
 
-async fn set_memslot<F: Format>(host: &Host<F>, update: SlotUpdate, policy: &SlotPolicy) -> Result<(), SlotError> {
+async fn set_memslot<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    update: SlotUpdate,
+    policy: &SlotPolicy,
+) -> Result<(), SlotError> {
     match update {
         SlotUpdate::Create(slot) => {
             is_free(host, slot.id, slot.gpa).await?;
             install(host, SlotChange::Put(slot), policy).await;
         }
         SlotUpdate::Delete(slot) => {
-            invalidate(host, slot, policy).await?;
+            invalidate(host, roots, slot, policy).await?;
             install(host, SlotChange::Remove(slot.id), policy).await;
         }
         SlotUpdate::Move(slot, to) => {
             let moved = Memslot { gpa: GpaRange::new(to, slot.gpa.bytes), ..slot };
             is_free(host, slot.id, moved.gpa).await?;
-            invalidate(host, slot, policy).await?;
+            invalidate(host, roots, slot, policy).await?;
             install(host, SlotChange::Put(moved), policy).await;
         }
         SlotUpdate::Flags(slot, flags) => install(host, SlotChange::Put(Memslot { flags, ..slot }), policy).await,
@@ -175,10 +194,15 @@ async fn is_free<F: Format>(host: &Host<F>, slot: SlotId, range: GpaRange) -> Re
 }
 
 /// `kvm_invalidate_memslot`: nobody maps anything of the slot from here on, and what was mapped is gone.
-async fn invalidate<F: Format>(host: &Host<F>, slot: Memslot, policy: &SlotPolicy) -> Result<(), SlotError> {
+async fn invalidate<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    slot: Memslot,
+    policy: &SlotPolicy,
+) -> Result<(), SlotError> {
     let invalid = Memslot { flags: slot.flags | SlotFlags::INVALID, ..slot };
     install(host, SlotChange::Put(invalid), policy).await;
-    let flushed = flush_shadow(host, slot.gpa, policy).await;
+    let flushed = flush_shadow(host, roots, slot.gpa, policy).await;
     if flushed.is_err() {
         install(host, SlotChange::Put(slot), policy).await;
     }
@@ -220,7 +244,12 @@ async fn wait_for_invalidations<F: Format>(host: &Host<F>) {
 }
 
 /// `kvm_arch_flush_shadow_memslot`
-async fn flush_shadow<F: Format>(host: &Host<F>, range: GpaRange, policy: &SlotPolicy) -> Result<(), SlotError> {
+async fn flush_shadow<F: Format>(
+    host: &Host<F>,
+    roots: &VmRoots<F>,
+    range: GpaRange,
+    policy: &SlotPolicy,
+) -> Result<(), SlotError> {
     if policy.bump == SequenceBump::UnderLock {
         // Before anything is unmapped: a fault that took the lock earlier has installed what goes below, a later one tries again. The kernel has it
         // in the section that unmaps (`kvmppc_radix_flush_memslot`), which here may be several.
@@ -228,20 +257,26 @@ async fn flush_shadow<F: Format>(host: &Host<F>, range: GpaRange, policy: &SlotP
         host.add(Var::INVALIDATE_SEQ, 1).await;
         host.unlock(LockId::MMU).await;
     }
-    match policy.zap {
-        SlotZap::Fast(zap) => zap_all_fast_locked(host, &zap).await.ok_or(SlotError::NoTable)?,
-        SlotZap::Leafs(zap) => {
-            host.lock(LockId::MMU, LockMode::Write).await;
-            let root = host.root().await;
-            let zap = ZapPolicy { lock: ZapLock::Write, ..zap };
-            if zap_leafs(host, root, range, &zap).await == FlushDebt::Owed {
-                host.flush_range(range, WalkCaches::Keep).await;
-            }
-            host.unlock(LockId::MMU).await;
-        }
-        SlotZap::Unmap(unmap) => unmap_range(host, range, unmap).await,
+    match (policy.zap, roots.list()) {
+        (SlotZap::Fast(_), Some(list)) => list.zap_all_fast_locked(host).await,
+        (SlotZap::Fast(zap), None) => zap_all_fast_locked(host, &zap).await.ok_or(SlotError::NoTable)?,
+        (SlotZap::Leafs(zap), _) => zap_memslot(host, roots, range, &zap).await,
+        (SlotZap::Unmap(unmap), _) => unmap_range(host, range, unmap).await,
+    }
+    if let Some(shadow) = roots.shadow() {
+        shadow.unmap(host, range).await;
     }
     Ok(())
+}
+
+/// `kvm_mmu_zap_memslot` (6.12): the leaves of a range go from every root. Takes `mmu_lock`; flushed before it is dropped.
+pub async fn zap_memslot<F: Format>(host: &Host<F>, roots: &VmRoots<F>, range: GpaRange, zap: &ZapPolicy) {
+    host.lock(LockId::MMU, LockMode::Write).await;
+    let zap = ZapPolicy { lock: ZapLock::Write, ..*zap };
+    if roots.unmap_gfn_range(host, range, &zap).await == FlushDebt::Owed {
+        host.flush_range(range, WalkCaches::Keep).await;
+    }
+    host.unlock(LockId::MMU).await;
 }
 
 // ---- faults ----

@@ -257,7 +257,10 @@ async fn write_until_refused<F: Format>(
                         refused += 1;
                         break;
                     }
-                    Some(ExitReason::Fault(fault)) => rooted.handle(host, fault).await,
+                    // What could not be fixed is taken again; a run that failed is counted.
+                    Some(ExitReason::Fault(fault)) => {
+                        rooted.handle(host, fault).await;
+                    }
                     Some(ExitReason::Kicked | ExitReason::LogFull) => {}
                     Some(ExitReason::Done) | None => break,
                 }

@@ -87,7 +87,7 @@ fn run<A: Arch>(sim: &mut Sim<A>) -> Vec<Violation> {
 
 // ---- the contract ----
 
-async fn everything_at_once<F: Format>(host: Host<F>, notifier: Notifier, page: u64) {
+async fn everything_at_once<F: Format>(host: Host<F>, notifier: Notifier<F>, page: u64) {
     for round in 0..3 {
         primary::madvise_dontneed(&host, &notifier, hvas(page, 3 + round, 20)).await;
         primary::mprotect(&host, &notifier, hvas(page, 10, 20), Protection::Read).await;

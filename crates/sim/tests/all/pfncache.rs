@@ -116,7 +116,7 @@ fn g09_invalidating_at_the_end_lets_users_reach_the_page() {
 }
 
 /// A small guest with one cache.
-fn guest<A: Arch>(platform: &Platform<A>, notifier: &Notifier) -> (Sim<A>, Gpc, u64) {
+fn guest<A: Arch>(platform: &Platform<A>, notifier: &Notifier<A::Two>) -> (Sim<A>, Gpc, u64) {
     let page = platform.arch.two().geometry().page_size(Level::LAST);
     let spec = VmSpec {
         memory: Bytes(64 * page.bytes()),

@@ -10,7 +10,7 @@ use mmu_sim::protocols::notifier::{
     GpcInvalidation, Notifier, NotifierPolicy, RetryOrder, RetryTest, range_end, range_start,
 };
 use mmu_sim::protocols::pfncache::{
-    CachedAddress, Gpc, GpcPolicy, Place, SamePfn, Serialization, Staleness, access, refresh, use_for,
+    CachedAddress, Gpc, GpcList, GpcPolicy, Place, SamePfn, Serialization, Staleness, access, refresh, use_for,
 };
 use mmu_sim::protocols::primary::madvise_dontneed;
 
@@ -127,8 +127,7 @@ fn g05<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let serialization = variant.choose(Serialization::None, Serialization::Mutex);
     let policy = GpcPolicy { serialization, ..FEW_ROUNDS };
     Box::new(Scenario::new("G05", arch, SmallVm::unmapped(2)).setup(move |build| {
-        let notifier = Notifier::new(NotifierPolicy::V5_15);
-        let cache = Gpc::create(build, &notifier.gpcs);
+        let cache = Gpc::create(build, &GpcList::default());
         for (name, at) in [("first user", GUEST_MEMORY), ("second user", Hva::new(GUEST_MEMORY.raw() + PAGE))] {
             build.spawn(name, move |host| {
                 Box::pin(async move {

@@ -323,7 +323,8 @@ impl PrimaryMmu {
     }
 
     /// The pages that are on their way arrive: as new pages of the same sizes, or as one of `Migration::Collapse`'s. Pages that
-    /// somebody holds a reference to stay where they were.
+    /// somebody holds a reference to stay where they were; nothing becomes one page where a page was faulted in meanwhile, which the range's
+    /// invalidation knew nothing of (khugepaged holds `mmap_lock`, so that there is none).
     pub(crate) fn move_finish(&mut self, range: HvaRange, how: Migration) -> (Moved, Vec<HpaRange>) {
         let (start, len) = (range.start.raw(), range.bytes.0);
         let moving: Vec<Span<Pte>> =
@@ -331,10 +332,13 @@ impl PrimaryMmu {
         let held = moving
             .iter()
             .any(|part| matches!(part.value, Pte::Moving { host, .. } if self.pages.is_held(host, part.len)));
+        let came = self.ptes.parts(start, len).any(|part| matches!(part.value, Pte::Present { .. }));
         let mut moved = Moved::default();
         let mut freed = Vec::new();
         let huge = match how {
-            Migration::Collapse if !held && !moving.is_empty() => Some(self.pages.alloc(len, self.size_of(len))),
+            Migration::Collapse if !held && !came && !moving.is_empty() => {
+                Some(self.pages.alloc(len, self.size_of(len)))
+            }
             _ => None,
         };
         if let Some(host) = huge {

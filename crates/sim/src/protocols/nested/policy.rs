@@ -22,6 +22,17 @@ pub enum RcTarget {
     OfL1,
 }
 
+/// Which bits of L1's entry a nested fault takes over.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RcCopy {
+    /// Whether it is dirty (POWER: `__kvmhv_nested_page_fault`).
+    #[default]
+    Dirty,
+    /// None (x86): a shadow leaf is dirty from the start, and what L2 writes is noticed by write protection.
+    Nothing,
+}
+
 /// How a nested guest's faults are handled.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,9 +41,15 @@ pub struct ShadowPolicy {
     pub lock: ShadowLock,
     /// Where bits are set.
     pub rc: RcTarget,
+    /// What is taken over from L1's entry.
+    #[serde(default)]
+    pub copies: RcCopy,
 }
 
 impl ShadowPolicy {
     /// As it is right.
-    pub const RIGHT: ShadowPolicy = ShadowPolicy { lock: ShadowLock::Write, rc: RcTarget::Nested };
+    pub const RIGHT: ShadowPolicy =
+        ShadowPolicy { lock: ShadowLock::Write, rc: RcTarget::Nested, copies: RcCopy::Dirty };
+    /// As it is right on x86, where L1 may have several roots.
+    pub const X86: ShadowPolicy = ShadowPolicy { copies: RcCopy::Nothing, ..Self::RIGHT };
 }

@@ -10,7 +10,7 @@
 use mmu_core::{AccessKind, Format, Gpa, GpaRange, Level, Perms};
 use serde::{Deserialize, Serialize};
 
-use super::Shadow;
+use super::{RcCopy, Shadow};
 use crate::engine::{Host, LockId, LockMode, Var};
 use crate::protocols::fault_fast::lockless_leaf;
 
@@ -42,6 +42,9 @@ impl ShadowLeaf {
 impl Shadow {
     /// What a fault for `access` takes over from L1's entry, if there is one. No lock is held.
     pub(super) async fn copied<F: Format>(&self, host: &Host<F>, l1: Gpa, access: AccessKind) -> ShadowLeaf {
+        if self.policy.copies == RcCopy::Nothing {
+            return ShadowLeaf { access, dirty: true };
+        }
         host.rcu_read_lock().await;
         let root = host.root().await;
         let leaf = lockless_leaf(host, root, l1).await;

@@ -9,12 +9,13 @@
 //!
 //! The memslots of both address spaces of x86 are one set here, so a walk over a slot goes through the roots of both.
 
-use mmu_core::{Format, Hpa};
+use mmu_core::{Format, GpaRange, Hpa};
 
 use super::{Root, Roots, UnmapRoots};
 use crate::engine::Host;
+use crate::protocols::iter::FlushDebt;
 use crate::protocols::nested::Shadow;
-use crate::protocols::zap::ZapLock;
+use crate::protocols::zap::{ZapLock, ZapPolicy, zap_leafs};
 
 /// The roots of a VM, as walks find them.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub enum VmRoots<F> {
     List(Roots<F>),
     /// One, and beside it the shadow tree that a nested guest runs on: dirty logging goes through its chains too.
     Nested(Shadow),
+    /// Those on a list, and beside them a shadow tree.
+    ListAndNested(Roots<F>, Shadow),
 }
 
 impl<F> Clone for VmRoots<F> {
@@ -33,6 +36,7 @@ impl<F> Clone for VmRoots<F> {
             VmRoots::Current => VmRoots::Current,
             VmRoots::List(roots) => VmRoots::List(roots.clone()),
             VmRoots::Nested(shadow) => VmRoots::Nested(*shadow),
+            VmRoots::ListAndNested(roots, shadow) => VmRoots::ListAndNested(roots.clone(), *shadow),
         }
     }
 }
@@ -49,14 +53,34 @@ impl<F: Format> VmRoots<F> {
     /// The tree of a nested guest, if there is one.
     pub fn shadow(&self) -> Option<&Shadow> {
         match self {
-            VmRoots::Nested(shadow) => Some(shadow),
+            VmRoots::Nested(shadow) | VmRoots::ListAndNested(_, shadow) => Some(shadow),
             VmRoots::Current | VmRoots::List(_) => None,
+        }
+    }
+
+    /// The list of roots, if there is one.
+    pub fn list(&self) -> Option<&Roots<F>> {
+        match self {
+            VmRoots::List(roots) | VmRoots::ListAndNested(roots, _) => Some(roots),
+            VmRoots::Current | VmRoots::Nested(_) => None,
+        }
+    }
+
+    /// `kvm_unmap_gfn_range`: what maps a range of guest memory goes, from the chains of a nested guest and from every root. Caller holds `mmu_lock` for
+    /// write, and owes the returned flush before it drops it; what the nested guest had is flushed already, because its addresses are others.
+    pub async fn unmap_gfn_range(&self, host: &Host<F>, range: GpaRange, zap: &ZapPolicy) -> FlushDebt {
+        if let Some(shadow) = self.shadow() {
+            shadow.unmap_locked(host, range).await;
+        }
+        match self.list() {
+            Some(roots) => roots.unmap_gfn_range_by(host, range, zap).await,
+            None => zap_leafs(host, host.root().await, range, zap).await,
         }
     }
 
     /// The root after `previous`, without a reference.
     pub async fn next(&self, host: &Host<F>, previous: Option<Visited>, which: UnmapRoots) -> Option<Visited> {
-        let VmRoots::List(roots) = self else {
+        let Some(roots) = self.list() else {
             return match previous {
                 None => Some(Visited { table: host.root().await, root: None }),
                 Some(_) => None,
@@ -80,7 +104,7 @@ impl<F: Format> VmRoots<F> {
         which: UnmapRoots,
         held: ZapLock,
     ) -> Option<Visited> {
-        let VmRoots::List(roots) = self else { return self.next(host, previous, which).await };
+        let Some(roots) = self.list() else { return self.next(host, previous, which).await };
         let found = roots.next_root(host, previous.and_then(|visited| visited.root), which, held).await;
         found.map(|root| Visited { table: root.table, root: Some(root) })
     }

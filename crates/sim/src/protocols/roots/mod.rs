@@ -319,6 +319,12 @@ impl<F: Format> Roots<F> {
     /// returns. Takes `slots_lock` and `mmu_lock`.
     pub async fn zap_all_fast(&self, host: &Host<F>) {
         host.lock(LockId::SLOTS, LockMode::Write).await;
+        self.zap_all_fast_locked(host).await;
+        host.unlock(LockId::SLOTS).await;
+    }
+
+    /// The same for a caller that holds `slots_lock`.
+    pub async fn zap_all_fast_locked(&self, host: &Host<F>) {
         host.lock(LockId::MMU, LockMode::Write).await;
         self.invalidate_all(host).await;
         // KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, waited for: nobody runs on an invalid root from here on. Who takes the request sees that the root
@@ -330,7 +336,6 @@ impl<F: Format> Roots<F> {
         host.kick_all().await;
         host.unlock(LockId::MMU).await;
         self.zap_invalidated(host).await;
-        host.unlock(LockId::SLOTS).await;
     }
 
     async fn invalidate(&self, host: &Host<F>, root: Root) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{AddressSpace, ObsoleteTest, Root, RootPage, Roots};
 use crate::engine::{ExitReason, GuestFault, Host, VcpuId};
-use crate::protocols::fault::{FaultPolicy, FaultRoot, Faults, PlainMemory};
+use crate::protocols::fault::{FaultHooks, FaultPolicy, FaultRoot, Faults, PfRet, PlainMemory};
 use crate::workload::GuestWork;
 
 /// What a vCPU does next.
@@ -33,21 +33,28 @@ pub enum RanTo {
     NoRoot,
 }
 
-/// A vCPU with the root that it has loaded.
+/// A vCPU with the root that it has loaded, on memory with the hooks `H`.
 #[derive(Debug)]
-pub struct RootedVcpu<F> {
+pub struct RootedVcpu<F, H = PlainMemory> {
     roots: Roots<F>,
     vcpu: VcpuId,
     space: AddressSpace,
     root: Option<Root>,
-    faults: Faults<PlainMemory>,
+    faults: Faults<H>,
 }
 
 impl<F: Format> RootedVcpu<F> {
-    /// A vCPU that has the VM's first root loaded: once for each vCPU.
+    /// A vCPU on plain memory that has the VM's first root loaded: once for each vCPU.
     pub fn new(roots: Roots<F>, vcpu: VcpuId, policy: FaultPolicy) -> Self {
+        Self::with_hooks(roots, vcpu, policy, PlainMemory)
+    }
+}
+
+impl<F: Format, H: FaultHooks<F>> RootedVcpu<F, H> {
+    /// A vCPU that has the VM's first root loaded: once for each vCPU.
+    pub fn with_hooks(roots: Roots<F>, vcpu: VcpuId, policy: FaultPolicy, hooks: H) -> Self {
         let root = Some(roots.0.first);
-        Self { roots, vcpu, space: AddressSpace::NORMAL, root, faults: Faults::new(vcpu, policy) }
+        Self { roots, vcpu, space: AddressSpace::NORMAL, root, faults: Faults::with_hooks(vcpu, policy, hooks) }
     }
 
     /// Leaves the root, if one is loaded (`kvm_mmu_unload`); the next entry looks one up.
@@ -74,7 +81,10 @@ impl<F: Format> RootedVcpu<F> {
         loop {
             match self.run_once(host).await {
                 None => return RanTo::NoRoot,
-                Some(ExitReason::Fault(fault)) => self.handle(host, fault).await,
+                // What could not be fixed is taken again; a run that failed is counted.
+                Some(ExitReason::Fault(fault)) => {
+                    self.handle(host, fault).await;
+                }
                 Some(ExitReason::Kicked | ExitReason::LogFull) => {}
                 Some(ExitReason::Done) => return RanTo::Done,
             }
@@ -83,6 +93,12 @@ impl<F: Format> RootedVcpu<F> {
 
     /// `vcpu_run`: loads a root if it must and runs the guest up to the next exit; `None` when there was no table for a root.
     pub async fn run_once(&mut self, host: &Host<F>) -> Option<ExitReason> {
+        self.reload(host).await?;
+        Some(host.vcpu_run(self.vcpu).await.reason)
+    }
+
+    /// `kvm_mmu_reload`: leaves a root that is obsolete, and loads one if none is loaded.
+    async fn reload(&mut self, host: &Host<F>) -> Option<Root> {
         // KVM_REQ_MMU_FREE_OBSOLETE_ROOTS. A request after this look turns the entry below back.
         if host.xchg_var(self.roots.0.requests[self.vcpu.0], 0).await != 0 && self.is_obsolete(host).await {
             self.leave(host).await;
@@ -92,7 +108,14 @@ impl<F: Format> RootedVcpu<F> {
             host.load_root(self.vcpu, loaded.table, loaded.serial as u16).await;
             self.root = Some(loaded);
         }
-        Some(host.vcpu_run(self.vcpu).await.reason)
+        self.root
+    }
+
+    /// The fault handler at work below the loaded root, for calls that fault without the guest; `None` when there was no table for a root.
+    pub async fn faults(&mut self, host: &Host<F>) -> Option<&mut Faults<H>> {
+        let root = self.reload(host).await?;
+        self.work_below(root);
+        Some(&mut self.faults)
     }
 
     async fn is_obsolete(&self, host: &Host<F>) -> bool {
@@ -103,8 +126,13 @@ impl<F: Format> RootedVcpu<F> {
     }
 
     /// Handles a fault below the loaded root.
-    pub async fn handle(&mut self, host: &Host<F>, fault: GuestFault) {
-        let Some(root) = self.root else { return };
+    pub async fn handle(&mut self, host: &Host<F>, fault: GuestFault) -> PfRet {
+        let Some(root) = self.root else { return PfRet::Retry };
+        self.work_below(root);
+        self.faults.handle(host, fault).await
+    }
+
+    fn work_below(&mut self, root: Root) {
         let policy = self.roots.policy();
         // `is_page_fault_stale`: by the root's page, or where it has none by the request that everybody got.
         let obsolete = match (policy.stale, policy.page) {
@@ -112,10 +140,7 @@ impl<F: Format> RootedVcpu<F> {
             (_, RootPage::Own) => Some(root.invalid),
             (ObsoleteTest::Tested, RootPage::None) => Some(self.roots.0.requests[self.vcpu.0]),
         };
-        let below = FaultRoot { table: root.table, obsolete };
-        self.faults.work_below(below);
-        // What could not be fixed is taken again; a run that failed is counted.
-        let _ = self.faults.handle(host, fault).await;
+        self.faults.work_below(FaultRoot { table: root.table, obsolete });
     }
 }
 

@@ -55,7 +55,12 @@ impl<F: Format> Roots<F> {
     /// `kvm_tdp_mmu_unmap_gfn_range`: the leaves of a range go from every root. Caller holds `mmu_lock` for write, and owes the returned
     /// flush before it drops it.
     pub async fn unmap_gfn_range(&self, host: &Host<F>, range: GpaRange) -> FlushDebt {
-        let zap = ZapPolicy { lock: ZapLock::Write, ..self.policy().zap };
+        self.unmap_gfn_range_by(host, range, &self.policy().zap).await
+    }
+
+    /// [`unmap_gfn_range`](Self::unmap_gfn_range), zapping otherwise than invalid roots are.
+    pub(super) async fn unmap_gfn_range_by(&self, host: &Host<F>, range: GpaRange, zap: &ZapPolicy) -> FlushDebt {
+        let zap = ZapPolicy { lock: ZapLock::Write, ..*zap };
         let which = self.policy().unmap;
         let mut debt = FlushDebt::Clean;
         let mut next = self.next_root(host, None, which, ZapLock::Write).await;
