@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions/baseline.toml");
-const CHANGELOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/CHANGELOG.md");
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/instructions/baseline.toml");
+const CHANGELOG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../CHANGELOG.md");
 /// Growth that fails.
 const LIMIT: f64 = 0.03;
 /// The same with another compiler than the baseline's.
@@ -62,7 +62,7 @@ impl Baseline {
     pub fn write(&self) -> Result<(), String> {
         let mut text = String::from(
             "# Instructions of one operation of each case; written by\n\
-             #   cargo bench --bench instructions -- --bless \"REASON\"\n",
+             #   cargo bench -p mmu-sim --bench instructions -- --bless \"REASON\"\n",
         );
         let Self { compiler, reason, .. } = self;
         writeln!(text, "compiler = {compiler:?}\nreason = {reason:?}\n\n[figures]")

@@ -2,16 +2,19 @@
 
 use std::hint::black_box;
 
-use mmusim::core::tlb::{Input, Lookup, Port, Tag, Tlb, TlbEntry};
-use mmusim::core::walk::walk;
-use mmusim::sim::engine::{Host, Sim, Stopped};
-use mmusim::sim::experiment::build;
-use mmusim::sim::protocols::aging::{AgingPolicy, clear_young};
-use mmusim::sim::protocols::notifier;
-use mmusim::{
-    Access, Arch, ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, GuestPaging, Gva, Hpa, Machine, Mix, PageSize,
-    PatternSpec, Perms, Platform, Populate, Seed, VmSpec, Workload, arch, strategies,
-};
+use arch_x86_ept::{EptConfig, LongModeConfig};
+use mmu_core::machine::Machine;
+use mmu_core::tlb::{Input, Lookup, Port, Tag, Tlb, TlbEntry};
+use mmu_core::walk::walk;
+use mmu_core::{Access, ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Hpa, PageSize, Perms};
+use mmu_sim::arch::{Arch, Arch2};
+use mmu_sim::engine::{GuestPaging, Host, Sim, Stopped};
+use mmu_sim::experiment::zap::strategies;
+use mmu_sim::experiment::{Platform, Populate, VmSpec, build};
+use mmu_sim::protocols::aging::{AgingPolicy, clear_young};
+use mmu_sim::protocols::notifier;
+use mmu_sim::rng::Seed;
+use mmu_sim::workload::{Mix, PatternSpec, Workload};
 
 use super::scatter::Scatter;
 use super::sum::sum;
@@ -227,8 +230,9 @@ fn spec(memory: u64, vcpus: usize, guest: GuestPaging, workload: Workload) -> Vm
 
 /// A simulation of an EPT guest.
 fn sim(spec: &VmSpec) -> Sim<impl Arch + use<>> {
-    let machine = machine();
-    let platform = Platform::new(arch::x86(&machine, spec.memory).expect("its own architecture"), &machine);
+    let one = LongModeConfig::new().max_phys_addr(52).build().expect("a legal format");
+    let two = EptConfig::new().max_phys_addr(52).build().expect("a legal format");
+    let platform = Platform::new(Arch2 { name: "x86", one, two }, &machine());
     build(&platform, spec).expect("a legal machine")
 }
 

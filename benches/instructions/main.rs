@@ -1,10 +1,10 @@
 //! How many instructions the hot paths take, beside the committed figures: what a quiet machine is not needed for.
 //!
 //! ```text
-//! cargo bench --bench instructions                        counts all cases under valgrind, fails where one grew
-//! cargo bench --bench instructions -- tlb                 only cases whose name contains "tlb"
-//! cargo bench --bench instructions -- --bless "REASON"    writes the figures down; the reason goes to CHANGELOG.md too
-//! cargo bench --bench instructions -- --test              every case once, without counting
+//! cargo bench -p mmu-sim --bench instructions                        counts all cases under valgrind, fails where one grew
+//! cargo bench -p mmu-sim --bench instructions -- tlb                 only cases whose name contains "tlb"
+//! cargo bench -p mmu-sim --bench instructions -- --bless "REASON"    writes the figures down; the reason goes to CHANGELOG.md too
+//! cargo bench -p mmu-sim --bench instructions -- --test              every case once, without counting
 //! ```
 //!
 //! # How it counts
@@ -125,7 +125,7 @@ fn count(filter: &str) -> Result<(), String> {
     let names = grown.join(", ");
     Err(format!(
         "more instructions than benches/instructions/baseline.toml says: {names}. Find what they do more; if it is worth it, \
-         cargo bench --bench instructions -- --bless \"REASON\", and the reason in CHANGELOG.md"
+         cargo bench -p mmu-sim --bench instructions -- --bless \"REASON\", and the reason in CHANGELOG.md"
     ))
 }
 

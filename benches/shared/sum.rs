@@ -1,7 +1,7 @@
 //! Looking at every present leaf of a tree.
 
-use mmusim::core::memory::{Stretch, TableMemory};
-use mmusim::{Gpa, Hpa};
+use mmu_core::memory::{Stretch, TableMemory};
+use mmu_core::{Gpa, Hpa};
 
 use super::tree::Tree;
 

@@ -3,12 +3,11 @@
 // Each bench uses a part of it.
 #![allow(dead_code)]
 
-use mmusim::core::image::RamRange;
-use mmusim::core::memory::TableMemory;
-use mmusim::core::walk::walk;
-use mmusim::core::{Format, Leaf};
-use mmusim::x86::{Ept, EptConfig};
-use mmusim::{Access, ByteUnits, Gpa, Hpa, Level, PageSize, Perms};
+use arch_x86_ept::{Ept, EptConfig};
+use mmu_core::image::RamRange;
+use mmu_core::memory::TableMemory;
+use mmu_core::walk::walk;
+use mmu_core::{Access, ByteUnits, Format, Gpa, Hpa, Leaf, Level, PageSize, Perms};
 
 use super::scatter::Scatter;
 

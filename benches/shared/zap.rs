@@ -1,8 +1,10 @@
 //! A zap of everything, for benches.
 
-use mmusim::sim::engine::Sim;
-use mmusim::sim::protocols::{memslot, notifier};
-use mmusim::{Arch, Bytes, Cycles, Gpa, GpaRange, Target, strategies};
+use mmu_core::{Bytes, Cycles, Gpa, GpaRange};
+use mmu_sim::arch::Arch;
+use mmu_sim::engine::Sim;
+use mmu_sim::experiment::zap::{Target, strategies};
+use mmu_sim::protocols::{memslot, notifier};
 
 /// Spawns a host actor that zaps all of a guest of so many bytes by one of the strategies of `compare zap`.
 pub fn spawn<A: Arch>(sim: &mut Sim<A>, memory: u64, strategy: usize) {

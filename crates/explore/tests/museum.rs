@@ -1,8 +1,9 @@
 //! Every row of the museum: found with its defect, as what it is; broken in nothing without it. Small budgets; the whole tour is
 //! `mmusim explore --museum`.
 
-use mmu_explore::museum::{Architecture, Exhibit, UNSHOWN, Variant, exhibits};
-use mmu_sim::explore::{Budget, Strategy};
+use mmu_explore::museum::{Architecture, Exhibit, UNSHOWN, Variant, exhibits, mutants, survivors};
+use mmu_sim::explore::{Budget, Mutation, Strategy};
+use mmu_sim::rng::Seed;
 use rayon::prelude::*;
 
 fn wrong(judge: impl Fn(&Exhibit) -> Option<String> + Sync + Send) -> Vec<String> {
@@ -72,4 +73,19 @@ fn what_runs_on_other_architectures_is_found_there_too() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let x26 = exhibits().into_iter().find(|exhibit| exhibit.id == "X26").unwrap();
     assert!(x26.scenario_on(Architecture::Power, Variant::Fixed).is_none());
+}
+
+#[test]
+fn every_mutation_is_noticed_and_an_unnoticed_one_is_named() {
+    let mut all = mutants(60, Seed(1));
+    assert_eq!(survivors(&all), []);
+    let zap = |mutation| all.iter().find(|mutant| (mutant.topic, mutant.mutation) == ("zap", mutation)).unwrap();
+    assert!(zap(Mutation::OmitFlush).noticed_by.contains(&("X20", "T4".to_owned())));
+    for mutant in &mut all {
+        assert!(mutant.noticed_by.iter().all(|(id, _)| mutant.tried.contains(id)));
+        if mutant.mutation == Mutation::LateFlush {
+            mutant.noticed_by.clear();
+        }
+    }
+    assert_eq!(survivors(&all), [Mutation::LateFlush]);
 }

@@ -104,23 +104,3 @@ fn explored(exhibit: &Exhibit, shown: Mutation, mutation: Option<Mutation>, budg
     }
     scenario.explore(&Strategy::Portfolio, budget)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_mutation_is_noticed_and_an_unnoticed_one_is_named() {
-        let mut all = mutants(60, Seed(1));
-        assert_eq!(survivors(&all), []);
-        let zap = |mutation| all.iter().find(|mutant| (mutant.topic, mutant.mutation) == ("zap", mutation)).unwrap();
-        assert!(zap(Mutation::OmitFlush).noticed_by.contains(&("X20", "T4".to_owned())));
-        for mutant in &mut all {
-            assert!(mutant.noticed_by.iter().all(|(id, _)| mutant.tried.contains(id)));
-            if mutant.mutation == Mutation::LateFlush {
-                mutant.noticed_by.clear();
-            }
-        }
-        assert_eq!(survivors(&all), [Mutation::LateFlush]);
-    }
-}

@@ -25,7 +25,7 @@ pub(crate) trait Stage {
     fn perform(&self, op: Op) -> Option<Reply>;
     /// Performs [`Op::Read`], the most frequent one by far.
     // PERF: the word in a register and no operation in memory: 71 instructions for a read, where others take about 190
-    // (`cargo bench --bench instructions -- micro`).
+    // (`cargo bench -p mmu-sim --bench instructions -- micro`).
     #[inline]
     fn read(&self, at: Hpa) -> Option<u64> {
         self.perform(Op::Read(at)).map(|reply| reply.a)
