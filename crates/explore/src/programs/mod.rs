@@ -67,7 +67,7 @@ pub enum Backing {
 /// One act of a host actor.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Step {
-    /// What.
+    /// What. Where it means nothing ([`Act::architectures`]) it is left out.
     pub act: Act,
     /// On which pages. Acts on a whole memslot have no use for it.
     pub pages: Pages,
@@ -132,11 +132,19 @@ impl fmt::Display for Program {
 impl Program {
     /// The program as a scenario. Everything of the checker is on; an execution that is cut short by its number of steps breaks nothing.
     pub fn scenario(&self) -> Box<dyn Explorable> {
+        let program = self.meaningful();
         match self.arch {
-            Architecture::X86 => Box::new(self.on(formats::x86())),
-            Architecture::Arm64 => Box::new(self.on(formats::arm())),
-            Architecture::Power => Box::new(self.on(formats::power())),
+            Architecture::X86 => Box::new(program.on(formats::x86())),
+            Architecture::Arm64 => Box::new(program.on(formats::arm())),
+            Architecture::Power => Box::new(program.on(formats::power())),
         }
+    }
+
+    /// The same without acts that mean nothing on its architecture.
+    fn meaningful(&self) -> Program {
+        let means = |step: &Step| step.act.architectures().contains(&self.arch);
+        let steps = |steps: &Vec<Step>| steps.iter().copied().filter(means).collect();
+        Program { actors: self.actors.iter().map(steps).collect(), ..self.clone() }
     }
 
     /// Whether one of its actors does this.
