@@ -20,7 +20,7 @@ impl Shadow {
     }
 
     /// Unmaps what L2 can reach of a range of L1's memory, and flushes it. Takes `mmu_lock`; call it from inside
-    /// [`range_start_and`](super::notifier::range_start_and), while faults are turned away.
+    /// [`range_start_and`](super::super::notifier::range_start_and), while faults are turned away.
     pub async fn unmap<F: Format>(&self, host: &Host<F>, l1: GpaRange) {
         host.lock(LockId::MMU, LockMode::Write).await;
         self.unmap_locked(host, l1).await;
