@@ -508,6 +508,13 @@ impl<A: Arch> Lab<A> {
         false
     }
 
+    /// Whether another actor took the leaf of a translation away: up to then the tables allowed what the translation does, and the flush is his.
+    fn taken_by_another(&self, cached: &super::guest::Cached) -> bool {
+        let last = self.words.last_write(cached.at).filter(|write| write.agent != self.acting.0);
+        let gone = !self.maps_same(cached.level, self.words.peek(cached.at), cached.word);
+        gone && last.is_some_and(|write| self.maps_same(cached.level, write.old, cached.word))
+    }
+
     /// D4: what was reported clean again cannot be written unnoticed.
     pub(crate) fn check_clean(&mut self, range: GpaRange) {
         let format = self.format;
@@ -524,7 +531,7 @@ impl<A: Arch> Lab<A> {
                         let silent = cached.denied.is_none()
                             && format.is_writable(cached.word)
                             && format.updated(&walk, cached.level, cached.word, PathPlace::Leaf) == cached.word;
-                        if silent && !cached.current {
+                        if silent && !cached.current && !self.taken_by_another(&cached) {
                             found = found.or(Some((vcpu, cached)));
                         }
                     },

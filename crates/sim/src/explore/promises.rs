@@ -76,7 +76,9 @@ impl<A: Arch> Lab<A> {
                     |_| {},
                     |cached| {
                         let writes = cached.denied.is_none() && format.is_writable(cached.word);
-                        restored |= writes && cached.current && which == Writers::Stale;
+                        let now = self.words.peek(cached.at);
+                        let allowed = self.maps_same(cached.level, now, cached.word) && format.is_writable(now);
+                        restored |= writes && allowed && which == Writers::Stale;
                         if writes && (which == Writers::Any || !cached.current) {
                             writer = writer.or(Some((vcpu, cached)));
                         }
