@@ -125,90 +125,79 @@ impl<F: Format> Vm<F> {
     pub(super) async fn perform(&self, host: &Host<F>, step: Step, thread: Option<&mut Thread<F>>) {
         if step.act.is_change() {
             host.lock(self.changes, LockMode::Write).await;
-            self.change(host, step).await;
+            self.act(host, step, thread).await;
             host.unlock(self.changes).await;
-        } else if let Some(thread) = thread {
-            self.on_vcpu(host, step, thread).await;
         } else {
-            self.by_task(host, step).await;
+            self.act(host, step, thread).await;
         }
     }
 
-    /// What the primary MMU does.
-    async fn change(&self, host: &Host<F>, Step { act, pages }: Step) {
-        let (notifier, hvas) = (&self.notifier, pages.hvas());
-        match act {
-            Act::Discard => {
+    async fn act(&self, host: &Host<F>, Step { act, pages }: Step, thread: Option<&mut Thread<F>>) {
+        let (notifier, roots) = (&self.notifier, self.roots());
+        let (gpas, hvas) = (pages.gpas(), pages.hvas());
+        match (act, thread) {
+            // What the primary MMU does.
+            (Act::Discard, _) => {
                 madvise_dontneed(host, notifier, hvas).await;
             }
-            Act::Reap => {
+            (Act::Reap, _) => {
                 oom_reap(host, notifier, hvas).await;
             }
-            Act::Migrate => {
+            (Act::Migrate, _) => {
                 migrate(host, notifier, hvas).await;
             }
-            Act::Collapse => {
+            (Act::Collapse, _) => {
                 collapse(host, notifier, hvas).await;
             }
-            Act::Copy => copy_on_write(host, notifier, hvas.start, ChangePte::Ignore).await,
-            Act::Reclaim => {
+            (Act::Copy, _) => copy_on_write(host, notifier, hvas.start, ChangePte::Ignore).await,
+            (Act::Reclaim, _) => {
                 reclaim(host, notifier, hvas, Bytes(32 * PAGE)).await;
             }
-            _ => {}
-        }
-    }
-
-    /// What any task does.
-    async fn by_task(&self, host: &Host<F>, Step { act, pages }: Step) {
-        let (roots, gpas) = (self.roots(), pages.gpas());
-        match act {
-            Act::Age => {
+            // What any task does.
+            (Act::Age, _) => {
                 clear_young_in(host, roots, gpas, &AgingPolicy::V6_15).await;
             }
-            Act::AgeAndFlush => {
+            (Act::AgeAndFlush, _) => {
                 clear_flush_young_in(host, roots, gpas, &AgingPolicy::V6_12).await;
             }
-            Act::WriteProtect => write_protect_range_in(host, roots, gpas).await,
-            Act::FlushSlot => self.flush_slot(host).await,
-            Act::Log => self.log(host).await,
-            Act::DeleteSlot => {
+            (Act::WriteProtect, _) => write_protect_range_in(host, roots, gpas).await,
+            (Act::FlushSlot, _) => self.flush_slot(host).await,
+            (Act::Log, _) => self.log(host).await,
+            (Act::DeleteSlot, _) => {
                 self.update_slot(host, |slot| [SlotUpdate::Delete(slot), SlotUpdate::Create(slot)]).await;
             }
-            Act::MoveSlot => {
+            (Act::MoveSlot, _) => {
                 let there = |slot: Memslot| Memslot { gpa: GpaRange::new(ELSEWHERE, slot.gpa.bytes), ..slot };
                 let back = |slot: Memslot| SlotUpdate::Move(there(slot), slot.gpa.start);
                 self.update_slot(host, |slot| [SlotUpdate::Move(slot, ELSEWHERE), back(slot)]).await;
             }
-            Act::Cache => self.use_cache(host, pages).await,
-            Act::Split => self.split(host).await,
-            Act::Recover => self.recover(host).await,
-            Act::ZapRoots => self.zap_roots(host).await,
-            _ => {}
-        }
-    }
-
-    /// What the thread of a vCPU does.
-    async fn on_vcpu(&self, host: &Host<F>, step: Step, thread: &mut Thread<F>) {
-        let first = step.pages.first().gpa().raw();
-        match step.act {
-            Act::Nest => self.nest(host, step.pages, thread).await,
-            Act::Coalesce => {
-                let all = (0..step.pages.count()).map(|n| read(first + u64::from(n) * PAGE));
+            (Act::Cache, _) => self.use_cache(host, pages).await,
+            (Act::Split, _) => self.split(host).await,
+            (Act::Recover, _) => self.recover(host).await,
+            (Act::ZapRoots, _) => self.zap_roots(host).await,
+            // What only the thread of a vCPU does.
+            (Act::Nest, Some(thread)) => self.nest(host, pages, thread).await,
+            (Act::Coalesce, Some(thread)) => {
+                let first = pages.first().gpa().raw();
+                let all = (0..pages.count()).map(|n| read(first + u64::from(n) * PAGE));
                 thread.touch(host, all.collect()).await;
             }
-            Act::SwitchRoot => {
+            (Act::SwitchRoot, Some(thread)) => {
+                let first = pages.first().gpa().raw();
                 thread.touch(host, vec![read(first)]).await;
                 thread.leave(host).await;
                 thread.touch(host, vec![write(first)]).await;
             }
-            Act::RecoverNx => {
-                thread.touch(host, vec![access(AccessKind::Execute, first)]).await;
+            (Act::RecoverNx, Some(thread)) => {
+                thread.touch(host, vec![access(AccessKind::Execute, pages.first().gpa().raw())]).await;
                 if let Some(nx) = &self.nx {
-                    nx.recover_in(host, self.roots()).await;
+                    nx.recover_in(host, roots).await;
                 }
             }
-            Act::Prefault => thread.pre_fault(host, step.pages).await,
-            _ => self.by_task(host, step).await,
+            (Act::Prefault, Some(thread)) => thread.pre_fault(host, pages).await,
+            (Act::Nest | Act::Coalesce | Act::SwitchRoot | Act::RecoverNx | Act::Prefault, None) => {
+                unreachable!("{act:?} needs the thread of a vCPU, which `Program` gives whoever does it")
+            }
         }
     }
 

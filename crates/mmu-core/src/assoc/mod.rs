@@ -33,6 +33,7 @@ mod replacement;
 mod row;
 mod shape;
 mod slow;
+mod wide;
 
 use std::fmt;
 
@@ -43,6 +44,7 @@ pub use replacement::Replacement;
 use replacement::{SplitMix, nru};
 use row::Row;
 pub use shape::{Shape, ShapeError};
+pub use wide::{Put, Taken};
 
 /// What a structure is searched by: a word that is compared first, and the rest.
 pub trait Key: Copy + Eq {

@@ -201,6 +201,14 @@ impl Lists {
         slot
     }
 
+    /// Makes the slot at the end of the order the first, and tells which it is.
+    #[inline(always)]
+    pub(super) fn last_to_front(&mut self, set: u32) -> u32 {
+        let head = &mut self.heads[set as usize];
+        *head = self.links[*head as usize].prev;
+        *head
+    }
+
     #[inline(always)]
     pub(super) fn move_front(&mut self, set: u32, slot: u32) {
         if self.heads[set as usize] != slot {
@@ -253,8 +261,9 @@ impl Chains {
         Self { heads: vec![NONE; buckets], next: vec![NONE; slots as usize], shift: 64 - buckets.trailing_zeros() }
     }
 
+    /// The chain that slots with a tag are in.
     #[inline(always)]
-    fn bucket(&self, tag: u64) -> usize {
+    pub(super) fn bucket(&self, tag: u64) -> usize {
         // The low bits of a tag are nearly constant (page size, kind): fold before the multiplication.
         ((tag ^ (tag >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
     }
@@ -262,7 +271,13 @@ impl Chains {
     /// First slot that may hold the tag, or [`NONE`].
     #[inline(always)]
     pub(super) fn first(&self, tag: u64) -> u32 {
-        self.heads[self.bucket(tag)]
+        self.first_of(self.bucket(tag))
+    }
+
+    /// First slot of a chain, or [`NONE`].
+    #[inline(always)]
+    pub(super) fn first_of(&self, bucket: usize) -> u32 {
+        self.heads[bucket]
     }
 
     /// The slot after this one, or [`NONE`].
@@ -273,9 +288,32 @@ impl Chains {
 
     #[inline(always)]
     pub(super) fn link(&mut self, tag: u64, slot: u32) {
-        let bucket = self.bucket(tag);
+        self.link_at(self.bucket(tag), slot);
+    }
+
+    /// Puts a slot into a chain.
+    #[inline(always)]
+    pub(super) fn link_at(&mut self, bucket: usize, slot: u32) {
         self.next[slot as usize] = self.heads[bucket];
         self.heads[bucket] = slot;
+    }
+
+    /// Takes out of the chain of a tag the slots for which `goes` says so.
+    #[inline(always)]
+    pub(super) fn unlink_where(&mut self, tag: u64, mut goes: impl FnMut(u32) -> bool) {
+        let bucket = self.bucket(tag);
+        let (mut before, mut slot) = (NONE, self.heads[bucket]);
+        while slot != NONE {
+            let after = self.next[slot as usize];
+            if !goes(slot) {
+                before = slot;
+            } else if before == NONE {
+                self.heads[bucket] = after;
+            } else {
+                self.next[before as usize] = after;
+            }
+            slot = after;
+        }
     }
 
     #[inline(always)]

@@ -32,13 +32,11 @@ impl Tlb {
     #[inline(never)]
     pub(super) fn second_exclusive(&mut self, port: Port, pair: Pair, missed: Missed, key: &TlbKey) -> Searched {
         let (first, second) = (&mut self.l1.all[pair.l1 as usize], &mut self.l2.all[pair.l2 as usize]);
-        let Some(slot) = second.use_sole(key) else {
+        let Some((stored, entry)) = second.take_used(key) else {
             self.l2.missed[port as usize] += 1;
             return Searched::Nowhere;
         };
-        let (stored, entry) = second.contents(slot);
         self.found = entry;
-        second.take_at(slot, key);
         let evicted = first.exchange_missed(missed, &stored, entry);
         self.demote_page(port, evicted);
         Searched::L2

@@ -4,7 +4,7 @@ use super::array::TlbArray;
 use super::entry::Stored;
 use super::spec::MAX_SIZES;
 use super::{Input, TlbKey};
-use crate::assoc::{Inserted, Key, Missed, Slot};
+use crate::assoc::{Inserted, Key, Missed, Put, Slot};
 
 impl TlbArray {
     /// The shift of its pages, if all are of one size and it needs no more of them than their translation.
@@ -72,8 +72,9 @@ impl TlbArray {
     /// Puts a page in under such a key, whether it is here or not.
     #[inline]
     pub(super) fn put_under(&mut self, key: &TlbKey, entry: Stored) {
-        if !self.replace_sole(key, entry) {
-            self.put_sole(key, entry);
+        match self.store.put(*key, entry) {
+            Put::Replaced => self.stats.fills += 1,
+            Put::Placed(old) => self.count_put(old),
         }
     }
 
@@ -99,28 +100,30 @@ impl TlbArray {
         self.classes[self.present.trailing_zeros() as usize % MAX_SIZES].count += 1;
     }
 
-    /// Takes out what was found at a place under such a key, and whatever else the key finds.
+    /// Takes out what such a key finds, all of it, as one use; returns what a look-up would have found.
     #[inline]
-    pub(super) fn take_at(&mut self, slot: Slot, key: &TlbKey) {
-        let mut next = Some(slot);
-        // One in general; a global and a specific entry may both answer.
-        while let Some(slot) = next {
-            self.store.remove(slot);
-            let classes = &mut self.classes[..self.class_count as usize];
-            Self::forget_in(classes, &mut self.present, self.sole.class());
-            next = self.store.find(key);
-        }
-        if self.present == 0 {
-            self.prepare();
-        }
+    pub(super) fn take_used(&mut self, key: &TlbKey) -> Option<(TlbKey, Stored)> {
+        let taken = self.store.use_and_take(key)?;
+        self.count_taken(taken.entries);
+        Some((taken.key, taken.value))
     }
 
     /// [`take`](Self::take) where all entries are of one size and none is a group.
     // PERF: what an invalidation asks beside the key is not asked here.
     pub(super) fn take_sole(&mut self, input: Input, context: u64) {
-        let key = self.sole.key(input, context);
-        if let Some(slot) = self.store.find(&key) {
-            self.take_at(slot, &key);
+        if let Some(taken) = self.store.take(&self.sole.key(input, context)) {
+            self.count_taken(taken.entries);
+        }
+    }
+
+    /// Entries of the one size that are gone: one in general; a global and a specific one may both answer to one key.
+    #[inline(always)]
+    fn count_taken(&mut self, entries: u32) {
+        let class = self.present.trailing_zeros() as usize % MAX_SIZES;
+        self.classes[class].count -= entries;
+        if self.classes[class].count == 0 {
+            self.present = 0;
+            self.prepare();
         }
     }
 }

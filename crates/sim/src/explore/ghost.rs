@@ -10,6 +10,7 @@ use mmu_core::{Access, BreakRule, Entry, Format, GpaRange, Hpa, HpaRange, Level,
 
 use super::decision::Agent;
 use super::digest::Mix;
+use super::guest::Cached;
 use super::invariant::Invariant;
 use super::lab::Lab;
 use super::memory::Sight;
@@ -509,7 +510,7 @@ impl<A: Arch> Lab<A> {
     }
 
     /// Whether another actor took the leaf of a translation away: up to then the tables allowed what the translation does, and the flush is his.
-    fn taken_by_another(&self, cached: &super::guest::Cached) -> bool {
+    fn taken_by_another(&self, cached: &Cached) -> bool {
         let last = self.words.last_write(cached.at).filter(|write| write.agent != self.acting.0);
         let gone = !self.maps_same(cached.level, self.words.peek(cached.at), cached.word);
         gone && last.is_some_and(|write| self.maps_same(cached.level, write.old, cached.word))

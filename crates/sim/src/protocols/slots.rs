@@ -260,7 +260,11 @@ async fn flush_shadow<F: Format>(
     match (policy.zap, roots.list()) {
         (SlotZap::Fast(_), Some(list)) => list.zap_all_fast_locked(host).await,
         (SlotZap::Fast(zap), None) => zap_all_fast_locked(host, &zap).await.ok_or(SlotError::NoTable)?,
-        (SlotZap::Leafs(zap), _) => zap_memslot(host, roots, range, &zap).await,
+        (SlotZap::Leafs(zap), _) => {
+            // From the shadow's tables too.
+            zap_memslot(host, roots, range, &zap).await;
+            return Ok(());
+        }
         (SlotZap::Unmap(unmap), _) => unmap_range(host, range, unmap).await,
     }
     if let Some(shadow) = roots.shadow() {
