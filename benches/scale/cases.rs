@@ -306,6 +306,11 @@ fn clock() -> Duration {
 const ACCESSES: u64 = 1 << 19;
 
 fn busy(vcpus: usize, host: &'static str, threads: usize) -> Measured {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be had");
+    pool.install(|| busy_here(vcpus, host, threads))
+}
+
+fn busy_here(vcpus: usize, host: &'static str, threads: usize) -> Measured {
     let each = ACCESSES / vcpus as u64;
     let pattern = PatternSpec { bytes: 1.TiB(), mix: Mix::Uniform, writes_percent: 30, accesses: each };
     let mut sim = sim(&vm(1.TiB(), vcpus, Workload::Pattern(pattern)));

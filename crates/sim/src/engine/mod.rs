@@ -30,6 +30,7 @@ mod bulk;
 mod cleanliness;
 mod costs;
 mod counters;
+mod crew;
 mod dirty;
 mod flight;
 mod guest;

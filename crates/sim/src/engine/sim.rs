@@ -25,6 +25,7 @@ use mmu_core::Cycles;
 use rayon::prelude::*;
 
 use super::actor::ActorState;
+use super::crew::Crew;
 use super::host::{Host, Stage};
 use super::lock::{ActorId, Granted, LockKind};
 use super::op::{Frames, LockId, Reply, Var, VcpuId, WaitQueue};
@@ -91,6 +92,9 @@ pub struct Sim<A: Arch> {
     pub(super) now: Cycles,
     pub(super) stretch: u64,
     threads: Threads,
+    crew: Crew,
+    /// vCPUs that run in the window, in the order of their numbers.
+    due: Vec<usize>,
     watch: Watch,
     window: Cycles,
     pub(super) windows: u64,
@@ -106,8 +110,10 @@ impl<A: Arch> fmt::Debug for Sim<A> {
 /// A window may grow to this many times its least length while the host is quiet.
 const STRETCH: u64 = 64;
 
+/// Cycles of an access that misses the TLBs: whoever runs in a window makes one at least.
+const ACCESS_CYCLES: u64 = 300;
 /// vCPU cycles in a window below which starting threads costs more than it gains.
-const PARALLEL_CYCLES: u64 = 40_000;
+const PARALLEL_CYCLES: u64 = 1000;
 
 impl<A: Arch> Sim<A> {
     pub(crate) fn new(world: World<A>) -> Self {
@@ -125,6 +131,8 @@ impl<A: Arch> Sim<A> {
             now: Cycles::ZERO,
             stretch: 1,
             threads: Threads::One,
+            crew: Crew::default(),
+            due: Vec::new(),
             watch: Watch::Walks,
             window,
             windows: 0,
@@ -330,15 +338,16 @@ impl<A: Arch> Sim<A> {
             costs: &world.costs,
             watch: self.watch,
         };
-        let work: u64 = vcpus
-            .iter()
-            .filter(|vcpu| vcpu.mode == Mode::Guest)
-            .map(|vcpu| end.since(vcpu.clock).0)
-            .fold(0, u64::saturating_add);
+        let mut due: Vec<_> = vcpus.iter_mut().filter(|vcpu| vcpu.mode == Mode::Guest && vcpu.clock < end).collect();
+        self.due.clear();
+        self.due.extend(due.iter().map(|vcpu| vcpu.index));
+        let work = due.iter().map(|vcpu| end.since(vcpu.clock).0.max(ACCESS_CYCLES)).fold(0, u64::saturating_add);
         if self.threads == Threads::Pool && work >= PARALLEL_CYCLES {
-            vcpus.par_iter_mut().for_each(|vcpu| vcpu.run(view, end));
+            self.crew.call();
+            due.par_iter_mut().for_each(|vcpu| vcpu.run(view, end));
+            self.crew.wait();
         } else {
-            for vcpu in vcpus {
+            for vcpu in due {
                 vcpu.run(view, end);
             }
         }
@@ -349,7 +358,8 @@ impl<A: Arch> Sim<A> {
         {
             let Timed { world, vcpus, .. } = &mut *self.stage.borrow_mut();
             let mut tap = self.tap.as_ref().map(|tap| tap.borrow_mut());
-            for (i, vcpu) in vcpus.iter_mut().enumerate() {
+            for &i in &self.due {
+                let Some(vcpu) = vcpus.get_mut(i) else { continue };
                 if !vcpu.log.is_empty() {
                     for (at, word) in vcpu.log.drain() {
                         if let Some(tap) = &mut tap {
