@@ -15,28 +15,46 @@ use crate::arch::Arch;
 use crate::checker::Violation;
 
 impl<A: Arch> World<A> {
-    /// Cycles of one entry of a run after the first: reading it, asking whether to reschedule, the work.
-    fn run_costs(&self, run: &RunOp) -> (Cycles, Cycles) {
-        let update = match (run.apply, run.atomicity) {
-            (Apply::Nothing, _) => Cycles::ZERO,
-            (_, Atomicity::Plain) => self.costs.store,
-            (_, Atomicity::Atomic | Atomicity::IfStill(_)) => self.costs.atomic,
-        };
-        let work = update + run.work.map_or(Cycles::ZERO, |work| self.cost_of(work));
-        let check = match run.check {
-            ReschedCheck::EachEntry => self.costs.resched_check,
+    /// Cycles of an entry: reading it and asking whether to reschedule; and its work, which may write it.
+    pub(super) fn entry_costs(
+        &self,
+        check: ReschedCheck,
+        update: Option<Atomicity>,
+        work: Option<Work>,
+    ) -> (Cycles, Cycles) {
+        let check = match check {
+            ReschedCheck::EachEntry | ReschedCheck::BehindEach => self.costs.resched_check,
             ReschedCheck::Never => Cycles::ZERO,
         };
-        match run.apply {
-            // A private table is filled without a look at it.
-            Apply::Fill { .. } => (Cycles::ZERO, work),
-            _ => (self.costs.visit + check, work),
+        let update = match update {
+            None => Cycles::ZERO,
+            Some(Atomicity::Plain) => self.costs.store,
+            Some(Atomicity::Atomic | Atomicity::IfStill(_)) => self.costs.atomic,
+        };
+        (self.costs.visit + check, update + work.map_or(Cycles::ZERO, |work| self.cost_of(work)))
+    }
+
+    /// The same of an entry of a run after the first.
+    fn run_costs(&self, run: &RunOp) -> (Cycles, Cycles) {
+        let update = (run.apply != Apply::Nothing).then_some(run.atomicity);
+        let (look, work) = self.entry_costs(run.check, update, run.work);
+        // A private table is filled without a look at it.
+        let fills = matches!(run.apply, Apply::Fill { .. });
+        (if fills { Cycles::ZERO } else { look }, work)
+    }
+
+    /// How long after the work on an entry the loop has its answer whether to reschedule: it reads the next entry before it asks, or afterwards.
+    fn answered(&self, check: ReschedCheck, overhead: Cycles) -> Cycles {
+        match check {
+            ReschedCheck::EachEntry => overhead,
+            ReschedCheck::BehindEach => overhead.min(self.costs.resched_check),
+            ReschedCheck::Never => Cycles::ZERO,
         }
     }
 
-    /// How many entries of a run can be done before something else has to happen. The first entry was read and checked
-    /// by the caller; entry j+1 is begun only if that happens before the horizon, and its rescheduling check must not
-    /// find the time slice over or the lock contended.
+    /// How many entries of a run can be done before something else has to happen. The first entry was read by the caller, and checked if that comes first;
+    /// entry j+1 is begun only if that happens before the horizon, and the rescheduling check in front of it must not find the time slice over or the lock
+    /// contended.
     fn run_length(&self, run: &RunOp, actor: &ActorState, horizon: Horizon) -> u64 {
         let (overhead, work) = self.run_costs(run);
         let unit = overhead + work;
@@ -45,13 +63,13 @@ impl<A: Arch> World<A> {
         }
         // Every operation of an entry begins before the horizon, the work after the read and the check.
         let mut limit = Cycles(horizon.until.0.saturating_sub(overhead.0));
-        if run.check == ReschedCheck::EachEntry {
+        if run.check != ReschedCheck::Never {
             if self.locks.iter().any(|lock| lock.is_held_by(actor.id) && lock.is_contended()) {
                 return 1;
             }
-            // The check comes after the read: it must fall into this slice.
-            let slice_end = self.slice_end(actor);
-            limit = limit.min(Cycles(slice_end.0.saturating_sub(overhead.0)));
+            // The answer must fall into this slice.
+            let answered = self.answered(run.check, overhead);
+            limit = limit.min(Cycles(self.slice_end(actor).0.saturating_sub(answered.0)));
         }
         // Entry j (from 0) begins at now + work + (j - 1) * unit and must begin before `limit`.
         let room = limit.0.saturating_sub((actor.now + work).0);
@@ -87,10 +105,11 @@ impl<A: Arch> World<A> {
         }
         let start = actor.now;
         actor.now += work.times(n) + overhead.times(n - 1);
-        if run.check == ReschedCheck::EachEntry && n > 1 {
+        if run.check != ReschedCheck::Never && n > 1 {
             let longest = if n > 2 { overhead + work } else { Cycles::ZERO };
-            let first = (start + work + overhead).since(actor.scheduled);
-            actor.checked(first, longest, work);
+            let answered = self.answered(run.check, overhead);
+            let first = (start + work + answered).since(actor.scheduled);
+            actor.checked(first, longest, overhead.since(answered) + work);
         }
         n
     }
@@ -211,15 +230,18 @@ impl<A: Arch> World<A> {
         n
     }
 
-    /// Until when a loop under locks runs without being asked to give way; `None`: it is being asked already.
+    /// Until when a loop under locks that asks first, if it asks, runs without being asked to give way; `None`: it is being asked already, or asks behind its
+    /// work.
     pub(super) fn undisturbed_until(
         &self,
         check: ReschedCheck,
         actor: &ActorState,
         horizon: Horizon,
     ) -> Option<Cycles> {
-        if check == ReschedCheck::Never {
-            return Some(horizon.until);
+        match check {
+            ReschedCheck::Never => return Some(horizon.until),
+            ReschedCheck::BehindEach => return None,
+            ReschedCheck::EachEntry => {}
         }
         let contended = self.locks.iter().any(|lock| lock.is_held_by(actor.id) && lock.is_contended());
         (!contended).then(|| horizon.until.min(self.slice_end(actor)))
@@ -299,17 +321,14 @@ impl<A: Arch> World<A> {
 
     /// One table entry - reading it and asking to reschedule, then the rest - and what lies below it.
     fn removal_costs(&self, remove: &RemoveSubtrees, below: &UniformTables) -> (Cycles, Cycles) {
-        let check = match remove.check {
-            ReschedCheck::EachEntry => self.costs.resched_check,
-            ReschedCheck::Never => Cycles::ZERO,
-        };
+        let (look, unlink) = self.entry_costs(remove.check, Some(Atomicity::Atomic), None);
         let entry = match (below.holds, below.replaced(remove)) {
             // Leaves have accessed and dirty state that hardware may still write: always exchanged atomically.
             (Holds::Leaves, _) => self.costs.visit + self.costs.atomic + self.costs.release_leaf,
             (Holds::Nothing, Replaced::ByMarker) => self.costs.visit + self.costs.atomic,
             (Holds::Nothing, Replaced::Kept) => self.costs.visit,
         };
-        (self.costs.visit + check, self.costs.atomic + entry.times(below.entries))
+        (look, unlink + entry.times(below.entries))
     }
 }
 

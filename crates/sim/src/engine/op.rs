@@ -206,11 +206,14 @@ pub enum TableEntries {
     Apart,
 }
 
-/// Whether the loop around a run asks for rescheduling before each entry.
+/// Where the loop around a run asks for rescheduling. The run stops where the loop would yield.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ReschedCheck {
-    /// `cond_resched` is the loop's first statement: the run stops where it would yield.
+    /// `cond_resched` is the loop's first statement: it asks before each entry.
     EachEntry,
+    /// `cond_resched` is its last one: it asks behind the work on each entry, which is the caller's to do for the last entry of the run. Of the operations on
+    /// runs only [`Op::Run`] knows it; the others do nothing.
+    BehindEach,
     /// The loop does not ask.
     Never,
 }
@@ -228,7 +231,7 @@ pub struct RunOp {
     pub atomicity: Atomicity,
     /// Extra work per entry.
     pub work: Option<Work>,
-    /// Whether the loop checks for rescheduling.
+    /// Where the loop asks for rescheduling.
     pub check: ReschedCheck,
 }
 

@@ -106,22 +106,12 @@ impl<A: Arch> World<A> {
 
     /// Cycles of an entry: reading it and asking whether to reschedule, and the work on a leaf.
     fn rest_costs(&self, rest: &RestOfTable) -> (Cycles, Cycles) {
-        let check = match rest.check {
-            ReschedCheck::EachEntry => self.costs.resched_check,
-            ReschedCheck::Never => Cycles::ZERO,
+        let (update, work) = match rest.leaf {
+            EachLeaf::Age(AgeWrite::Nothing) => (None, None),
+            EachLeaf::Age(AgeWrite::And | AgeWrite::Cmpxchg) => (Some(Atomicity::Atomic), None),
+            EachLeaf::Release { atomicity, .. } => (Some(atomicity), Some(Work::ReleaseLeaf)),
         };
-        let work = match rest.leaf {
-            EachLeaf::Age(AgeWrite::Nothing) => Cycles::ZERO,
-            EachLeaf::Age(AgeWrite::And | AgeWrite::Cmpxchg) => self.costs.atomic,
-            EachLeaf::Release { atomicity, .. } => {
-                let update = match atomicity {
-                    Atomicity::Plain => self.costs.store,
-                    Atomicity::Atomic | Atomicity::IfStill(_) => self.costs.atomic,
-                };
-                update + self.cost_of(Work::ReleaseLeaf)
-            }
-        };
-        (self.costs.visit + check, work)
+        self.entry_costs(rest.check, update, work)
     }
 
     /// Goes over the entries from `start` on, as long as they are something and their work would begin before `limit`.

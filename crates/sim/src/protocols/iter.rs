@@ -178,6 +178,8 @@ impl<F: Format> TdpIter<F> {
             if !found || !std::mem::take(&mut self.advances) {
                 return found;
             }
+            // Past one entry, however many are like it.
+            self.len = 1;
         }
         if self.try_step_down(host).await {
             return true;
@@ -377,7 +379,7 @@ pub async fn cond_resched<F: Format>(
     true
 }
 
-/// Whether the loop asks before each entry of a run.
+/// Whether a loop that begins with [`cond_resched`] asks before each entry of a run.
 pub fn check_each(yielding: Yield) -> ReschedCheck {
     match yielding {
         Yield::Never => ReschedCheck::Never,
@@ -390,6 +392,16 @@ pub fn check_each(yielding: Yield) -> ReschedCheck {
 /// Moves on over the current run without touching it.
 pub async fn skip_run<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, check: ReschedCheck) {
     bulk(host, iter, Apply::Nothing, Atomicity::Plain, None, check).await;
+}
+
+/// Passes over entries that need no work, the first of which has been read; how many, as far as nothing else has to happen first. For loops without an
+/// iterator.
+pub(super) async fn pass_over<F: Format>(host: &Host<F>, at: Hpa, len: u64) -> u64 {
+    if len == 1 {
+        return 1;
+    }
+    let (apply, atomicity) = (Apply::Nothing, Atomicity::Plain);
+    host.run(RunOp { at, len, apply, atomicity, work: None, check: ReschedCheck::Never }).await
 }
 
 /// Deals with the entries behind the current one, up to the end of its table or of the range and as far as nothing else has to happen first, as

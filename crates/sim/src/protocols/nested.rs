@@ -28,13 +28,12 @@ use serde::{Deserialize, Serialize};
 use super::aging::{self, Aged, AgingPath, AgingPolicy};
 use super::fault_fast::lockless_leaf;
 use super::fault_map::relaxed;
-use super::iter::FlushDebt;
+use super::iter::{FlushDebt, pass_over};
 use super::notifier::{RetryPolicy, Target, invalidate_retry, snapshot};
 use super::slots::{Faultin, faultin_pfn};
 use super::young::Clear;
 use crate::engine::{
-    AgeRun, AgeWrite, Apply, Atomicity, Bed, Cmpxchg, Frames, GuestFault, Host, HostAccess, LockId, LockMode,
-    Reference, ReschedCheck, RunOp, Var, Work,
+    AgeRun, AgeWrite, Bed, Cmpxchg, Frames, GuestFault, Host, HostAccess, LockId, LockMode, Reference, Var, Work,
 };
 
 pub use error::ShadowError;
@@ -415,9 +414,7 @@ impl Shadow {
                 Box::pin(self.free_tables(host, format.next_table(level, run.first), down)).await;
                 index += 1;
             } else {
-                let (at, len, work) = (table + 8 * index, run.len, None);
-                let (apply, atomicity, check) = (Apply::Nothing, Atomicity::Plain, ReschedCheck::Never);
-                index += host.run(RunOp { at, len, apply, atomicity, work, check }).await;
+                index += pass_over(host, table + 8 * index, run.len).await;
             }
         }
         host.free_tables(Frames { first: table, count: 1, level, bytes: geometry.table_bytes(level) }).await;

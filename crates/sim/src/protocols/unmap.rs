@@ -11,6 +11,7 @@ use mmu_core::{Bytes, Flush, FlushScope, Format, Gpa, GpaRange, PageSize, Reach,
 
 use serde::{Deserialize, Serialize};
 
+use super::iter::pass_over;
 use super::visit::{Visit, VisitContext, Visited, Visitor, WalkEnd, WalkFlags, walk};
 use super::vm::NO_TABLES;
 use crate::engine::{
@@ -95,7 +96,7 @@ struct Unmap {
 impl<F: Format> Visitor<F> for Unmap {
     async fn visit(&mut self, host: &Host<F>, context: VisitContext) -> Visited {
         if !host.format().is_mapped(context.old) {
-            return Visited::Continue(context.len);
+            return Visited::Continue(pass_over(host, context.ptep, context.len).await);
         }
         match context.visit {
             Visit::Leaf => Visited::Continue(self.clear_leaves(host, context).await),

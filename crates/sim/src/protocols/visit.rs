@@ -11,6 +11,7 @@ use std::future::Future;
 use bitflags::bitflags;
 use mmu_core::{Format, Gpa, Hpa, Level};
 
+use super::iter::pass_over;
 use crate::engine::Host;
 
 bitflags! {
@@ -142,7 +143,7 @@ pub async fn walk<F: Format, V: Visitor<F>>(
                 Visited::Again => return WalkEnd::Raced(addr),
             }
         } else if !is_table(old) {
-            passed = len;
+            passed = pass_over(host, ptep, len).await;
         }
         if is_table(old)
             && let Some(down) = level.down()

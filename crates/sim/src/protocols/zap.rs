@@ -174,11 +174,11 @@ pub async fn zap_leafs_owing<F: Format>(
     owed: FlushDebt,
 ) -> FlushDebt {
     let mut debt = owed;
-    let check = check_each(policy.yielding);
+    let early = policy.yielding != Yield::AfterWorkOnly;
+    let check = if early { check_each(policy.yielding) } else { ReschedCheck::BehindEach };
     host.rcu_read_lock().await;
     let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
     while iter.next(host).await {
-        let early = policy.yielding != Yield::AfterWorkOnly;
         if early && cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
             continue;
         }
@@ -187,6 +187,7 @@ pub async fn zap_leafs_owing<F: Format>(
             continue;
         }
         if !iter.is_leaf() {
+            // The old place for the question is behind work: entries that need none are passed over without it.
             let check = if early { check } else { ReschedCheck::Never };
             skip_run(host, &mut iter, check).await;
             continue;
@@ -199,7 +200,7 @@ pub async fn zap_leafs_owing<F: Format>(
             rest_of_table(host, &mut iter, EachLeaf::Release { word: 0, atomicity }, check).await;
         }
         if !early {
-            // The old place for the question: the walk goes on, or starts over, either way at the loop's head.
+            // The walk goes on, or starts over, either way at the loop's head.
             cond_resched(host, &mut iter, policy.rules(), &mut debt).await;
         }
     }

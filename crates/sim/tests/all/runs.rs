@@ -6,7 +6,7 @@ use std::rc::Rc;
 use crate::common::{small_vm, x86};
 use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, PageSize};
 use mmu_sim::arch::Arch;
-use mmu_sim::engine::{ActorStats, HostCounters, Runs, Sim, Stopped, VcpuStats};
+use mmu_sim::engine::{ActorStats, HostCounters, LockId, Runs, Sim, Stopped, VcpuStats};
 use mmu_sim::experiment::zap::{Target, strategies};
 use mmu_sim::experiment::{Platform, VmSpec, build};
 use mmu_sim::protocols::aging::AgingPolicy;
@@ -15,12 +15,13 @@ use mmu_sim::protocols::dirty_log::{
     DirtyLog, DirtyPages, DirtyPolicy, HarvestFlush, LogKind, Manual, SplitWhen, Tracking, clear_dirty_log, disable,
     enable, get_dirty_log,
 };
+use mmu_sim::protocols::iter::Yield;
 use mmu_sim::protocols::reclaim::{Scan, Scanned, pass, scan};
 use mmu_sim::protocols::split::SplitPolicy;
 use mmu_sim::protocols::teardown::free_unlinked;
 use mmu_sim::protocols::unmap::{UnmapFlush, UnmapPolicy, unmap_range};
 use mmu_sim::protocols::young::{Convention, YoungBitmap};
-use mmu_sim::protocols::zap::ZapPolicy;
+use mmu_sim::protocols::zap::{ZapPolicy, zap_leafs};
 use mmu_sim::protocols::{memslot, notifier};
 use mmu_sim::workload::Workload;
 use proptest::prelude::*;
@@ -33,20 +34,27 @@ struct Outcome {
     zap: Vec<ActorStats>,
     guest: Vec<VcpuStats>,
     root: mmu_core::Hpa,
+    violations: Vec<String>,
 }
 
 fn outcome<A: Arch>(sim: &mut Sim<A>) -> Outcome {
+    let outcome = any_outcome(sim);
+    assert_eq!(outcome.violations, Vec::<String>::new());
+    outcome
+}
+
+/// The same of a policy that violates something, which it must do alike.
+fn any_outcome<A: Arch>(sim: &mut Sim<A>) -> Outcome {
     assert_eq!(sim.run(), Stopped::Finished);
     let (tables, host) = (sim.world().tables().digest(), *sim.world().counters());
     assert_eq!(sim.destroy(), Stopped::Finished);
-    let violations: Vec<String> = sim.world().violations().iter().map(ToString::to_string).collect();
-    assert_eq!(violations, Vec::<String>::new());
     Outcome {
         tables,
         host,
         zap: sim.actors().map(|(_, stats)| *stats).collect(),
         guest: sim.vcpu_stats(),
         root: sim.world().root(),
+        violations: sim.world().violations().iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -68,7 +76,63 @@ fn zap<A: Arch>(
             }
         })
     });
+    if policy.yielding == Yield::RestartAdvances { any_outcome(&mut sim) } else { outcome(&mut sim) }
+}
+
+/// Every place for the question.
+const YIELDS: [Yield; 5] =
+    [Yield::Never, Yield::AfterWorkOnly, Yield::NoProgressRule, Yield::YieldedGfn, Yield::RestartAdvances];
+
+/// Leaves are zapped by somebody who does nothing else: no wait of his hides how long he goes without asking.
+fn zap_alone(yielding: Yield, slice: u64, range: (u64, u64), runs: Runs) -> Outcome {
+    let mut platform = x86();
+    platform.costs.tick_period = Cycles(slice);
+    let vm = VmSpec { workload: Workload::Idle, ..small_vm(8.MiB(), 1, 0) };
+    let mut sim = build(&platform, &vm).unwrap();
+    sim.set_runs(runs);
+    sim.spawn("zap", Cycles(10_000), move |host| {
+        Box::pin(async move {
+            let policy = ZapPolicy { yielding, ..ZapPolicy::V5_17 };
+            host.lock(LockId::MMU, policy.lock.mode()).await;
+            let root = host.root().await;
+            // Nobody has a translation of an idle guest.
+            let _owed = zap_leafs(&host, root, bytes(range), &policy).await;
+            host.unlock(LockId::MMU).await;
+        })
+    });
     outcome(&mut sim)
+}
+
+/// A walk that asks behind its work asks before it reads the next entry, one that asks first does so afterwards.
+#[test]
+fn the_longest_stretch_ends_where_the_loop_asks() {
+    for yielding in YIELDS {
+        for (pages, slice) in [(1, 1 << 40), (2, 1 << 40), (3, 1 << 40), (700, 1 << 40), (700, 20_000)] {
+            let run = |runs| zap_alone(yielding, slice, (100 << 12, pages << 12), runs);
+            assert_eq!(run(Runs::Whole), run(Runs::Single), "{yielding:?}, {pages} pages, {slice}");
+        }
+    }
+    // It asks for the first time right after the first leaf has gone, be it alone or one of many.
+    let longest = |pages: u64| {
+        let zap = zap_alone(Yield::AfterWorkOnly, 1 << 40, (0, pages << 12), Runs::Whole).zap;
+        zap[0].longest_unscheduled
+    };
+    assert_eq!(longest(1), longest(512));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_stretch(
+        start in 0u64..1_500,
+        pages in 1u64..1_500,
+        slice in prop_oneof![1_000u64..60_000, Just(1 << 40)],
+        which in 0usize..5,
+    ) {
+        let range = (start << 12, (pages << 12).min(8.MiB() - (start << 12)));
+        let run = |runs| zap_alone(YIELDS[which], slice, range, runs);
+        prop_assert_eq!(run(Runs::Whole), run(Runs::Single));
+    }
 }
 
 fn bytes((start, bytes): (u64, u64)) -> GpaRange {
@@ -183,6 +247,7 @@ proptest! {
         pages in 1u64..6_000,
         slice in 1_000u64..200_000,
         which in 0usize..10,
+        yielding in 0usize..10,
         huge: bool,
     ) {
         let mut platform = x86();
@@ -190,8 +255,11 @@ proptest! {
         let page = if huge { PageSize::SIZE_2M } else { PageSize::SIZE_4K };
         let vm = VmSpec { workload: Workload::Idle, page, ..small_vm(32.MiB(), 1, 0) };
         let strategy = strategies()[which];
+        // Its own, or any.
+        let yielding = YIELDS.get(yielding).copied().unwrap_or(strategy.policy.yielding);
+        let policy = ZapPolicy { yielding, ..strategy.policy };
         let range = (start << 12, (pages << 12).min(vm.memory.0 - (start << 12)));
-        let run = |runs| zap(&platform, &vm, strategy.target, strategy.policy, range, runs);
+        let run = |runs| zap(&platform, &vm, strategy.target, policy, range, runs);
         prop_assert_eq!(run(Runs::Whole), run(Runs::Single));
     }
 }

@@ -37,6 +37,7 @@ use mmu_core::{EncodeError, Format, Gpa, GpaRange, HashedPages, Hpa, Leaf, Level
 use hashed::age_hashed;
 
 use super::aging::{self, Aged, AgingPath, AgingPolicy};
+use super::iter::pass_over;
 use super::young::Clear;
 use crate::engine::{
     Apply, Atomicity, Bed, Fence, Frames, Host, LockId, LockKind, LockMode, ReschedCheck, RunOp, Var, Work,
@@ -358,16 +359,10 @@ async fn free_tree<F: Format>(host: &Host<F>, table: Hpa, level: Level) {
                 Box::pin(free_tree(host, format.next_table(level, run.first), down)).await;
                 index += 1;
             }
-            _ => index += skip(host, table + 8 * index, run.len).await,
+            _ => index += pass_over(host, table + 8 * index, run.len).await,
         }
     }
     free_now(host, table, level).await;
-}
-
-/// Passes entries over, the first of which has been read; how many.
-async fn skip<F: Format>(host: &Host<F>, at: Hpa, len: u64) -> u64 {
-    let (apply, atomicity) = (Apply::Nothing, Atomicity::Plain);
-    host.run(RunOp { at, len, apply, atomicity, work: None, check: ReschedCheck::Never }).await
 }
 
 async fn free_now<F: Format>(host: &Host<F>, table: Hpa, level: Level) {
@@ -504,7 +499,7 @@ async fn replace_table<F: HashedPages>(
         let run = host.read_run(table + 8 * index, entries - index).await;
         let at = table + 8 * index;
         if !format.is_mapped(run.first) {
-            index += skip(host, at, run.len).await;
+            index += pass_over(host, at, run.len).await;
         } else if format.is_leaf(down, run.first) {
             let (apply, work) = (Apply::Set(0), Some(Work::ReleaseLeaf));
             let check = ReschedCheck::Never;
