@@ -19,7 +19,7 @@ use mmu_sim::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind, disable_in, 
 use mmu_sim::protocols::fault::FaultPolicy;
 use mmu_sim::protocols::nested::{Shadow, ShadowPolicy};
 use mmu_sim::protocols::notifier::{ChangePte, Notifier, NotifierPolicy};
-use mmu_sim::protocols::nx::{NxPages, NxPolicy};
+use mmu_sim::protocols::nx::{Mitigation, NxPages, NxPolicy};
 use mmu_sim::protocols::pfncache::{self, Gpc, GpcPolicy, Place};
 use mmu_sim::protocols::primary::{collapse, copy_on_write, madvise_dontneed, migrate, oom_reap, reclaim};
 use mmu_sim::protocols::protect::write_protect_range_in;
@@ -259,7 +259,9 @@ impl<F: Format> Vm<F> {
 
     /// `kvm_mmu_recover_huge_pages`, which is called when logging has ended, under `slots_lock`.
     async fn recover(&self, host: &Host<F>) {
-        let (roots, range, policy) = (self.roots(), self.log.slot, CollapsePolicy::X86_6_13);
+        let (roots, range) = (self.roots(), self.log.slot);
+        let mitigation = self.nx.as_ref().map_or(Mitigation::Off, NxPages::mitigation);
+        let policy = CollapsePolicy { mitigation, ..CollapsePolicy::X86_6_13 };
         host.lock(LockId::SLOTS, LockMode::Write).await;
         if !self.log.is_on(host, range.start).await {
             host.lock(LockId::MMU, policy.lock.mode()).await;

@@ -9,13 +9,14 @@
 //! Locking: the caller holds `mmu_lock` in the policy's mode and gets it back; yields drop it in between. Nothing is owed afterwards.
 //! Frees the tables by RCU.
 
-use mmu_core::{BreakRule, Entry, Format, GpaRange, Hpa, Leaf, Level, NotPresent, PageSize, WalkCaches};
+use mmu_core::{BreakRule, Entry, Format, GpaRange, Hpa, Leaf, Level, NotPresent, PageSize, Perms, WalkCaches};
 use serde::{Deserialize, Serialize};
 
-use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, check_each, cond_resched, skip_run};
+use super::iter::{FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, check_each, cond_resched, pass_over, skip_run};
+use super::nx::Mitigation;
 use super::split::{BreakBeforeMake, replace};
 use super::zap::{TableFlush, ZapLock, ZapPolicy, is_table, remove_table};
-use crate::engine::{Apply, Atomicity, Cmpxchg, Host, ReschedCheck, RunOp};
+use crate::engine::{Cmpxchg, Host};
 
 /// What becomes of a table that could be one large page.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -75,6 +76,10 @@ pub struct CollapsePolicy {
     pub test: CollapseTest,
     /// Whether they are looked at again.
     pub recheck: CollapseRecheck,
+    /// Whether the VM's huge pages may be executable. Where they may not, a leaf made in place is not, whatever the small one was that it is made from
+    /// (`make_huge_spte`); a fetch splits it again.
+    #[serde(default)]
+    pub mitigation: Mitigation,
 }
 
 impl CollapsePolicy {
@@ -86,6 +91,7 @@ impl CollapsePolicy {
         yielding: Yield::YieldedGfn,
         test: CollapseTest::Tables,
         recheck: CollapseRecheck::SameEntry,
+        mitigation: Mitigation::Off,
     };
     /// x86, Linux 6.13: recovered in place, flushes batched.
     pub const X86_6_13: CollapsePolicy =
@@ -220,7 +226,8 @@ async fn recover<F: Format>(host: &Host<F>, iter: &TdpIter<F>, policy: &Collapse
     let mut table = format.next_table(iter.level, iter.old);
     let Some(leaf) = first_leaf(host, table, iter.level).await else { return One::Nothing };
     let page = format.geometry().page_size(iter.level);
-    let huge = Leaf { output: leaf.output.align_down(page), ..leaf };
+    let perms = if policy.mitigation == Mitigation::On { leaf.perms.without(Perms::X) } else { leaf.perms };
+    let huge = Leaf { output: leaf.output.align_down(page), perms, ..leaf };
     let Ok(word) = format.encode_leaf(iter.level, &huge) else { return One::Nothing };
     let mut old = iter.old;
     if policy.recheck == CollapseRecheck::None {
@@ -269,9 +276,7 @@ async fn first_leaf<F: Format>(host: &Host<F>, table: Hpa, parent: Level) -> Opt
         } else if let Entry::Leaf(leaf) = format.decode(level, run.first) {
             return Some(leaf);
         } else {
-            let (at, apply, atomicity) = (table + 8 * index, Apply::Nothing, Atomicity::Plain);
-            let skip = RunOp { at, len: run.len, apply, atomicity, work: None, check: ReschedCheck::Never };
-            index += host.run(skip).await;
+            index += pass_over(host, table + 8 * index, run.len).await;
         }
     }
     None

@@ -36,12 +36,13 @@ use super::zap::{LinkedTable, TableFlush, TableZap, ZapLock, ZapPolicy, is_table
 use crate::engine::{Bed, Cmpxchg, Host, LockId, LockKind, LockMode, Var};
 
 /// Whether huge pages may be executable.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mitigation {
     /// They may not (`nx_huge_pages=on`).
     On,
     /// They may.
+    #[default]
     Off,
 }
 

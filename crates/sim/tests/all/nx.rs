@@ -8,11 +8,12 @@ use crate::common::{arm64, power, small_vm, x86};
 use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Gpa, GpaRange, Gva, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::checker::Violation;
-use mmu_sim::engine::{GuestPaging, LockMode, Stopped, VcpuId};
+use mmu_sim::engine::{GuestPaging, LockId, LockMode, Stopped, VcpuId};
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build, build_without_threads};
+use mmu_sim::protocols::collapse::{CollapsePolicy, collapse_range};
 use mmu_sim::protocols::fault::{FaultPolicy, Faults};
 use mmu_sim::protocols::iter::Yield;
-use mmu_sim::protocols::nx::{NxDebt, NxMemory, NxPages, NxPolicy, Recovered};
+use mmu_sim::protocols::nx::{Mitigation, NxDebt, NxMemory, NxPages, NxPolicy, Recovered};
 use mmu_sim::protocols::split::LazySplit;
 use mmu_sim::protocols::vcpu::{self, Ran};
 use mmu_sim::protocols::walkers::{Walked, write_protect};
@@ -83,6 +84,47 @@ fn recovery_takes_its_share_with_one_flush() {
             assert_eq!((recovered.zapped, recovered.flushes), (3, 1), "{policy:?}");
         }
     }
+}
+
+/// Pages that were split for a fetch become huge in place; the next fetch splits them again, because they are not executable.
+#[test]
+fn a_fetch_splits_what_was_collapsed_in_place() {
+    const PAGES: u64 = 6;
+    let huge = PageSize::SIZE_2M;
+    let faults = |mitigation| {
+        let mut sim = build_without_threads(&x86(), &VmSpec { page: huge, ..vm(PAGES * huge.bytes()) }).unwrap();
+        let nx = NxPages::new(&mut sim, NxPolicy::v6_18(Cycles(1)));
+        let access = move |page: u64, kind| GuestAccess { gva: Gva::new(page * huge.bytes()), kind };
+        let all = move |kind| GuestWork::List((0..PAGES).map(|page| access(page, kind)).collect());
+        // Until the collapse is over.
+        let waits = GuestWork::List((0..400_000).map(|i| access(i % PAGES, AccessKind::Read)).collect());
+        sim.spawn_vcpu(VcpuId(0), move |host| {
+            Box::pin(async move {
+                let policy = FaultPolicy::linux_6_6(host.format(), huge);
+                let mut faults = Faults::with_hooks(VcpuId(0), policy, NxMemory(nx));
+                for work in [all(AccessKind::Write), all(AccessKind::Execute), waits, all(AccessKind::Execute)] {
+                    host.assign(VcpuId(0), work);
+                    assert_eq!(vcpu::run(&host, VcpuId(0), &mut faults).await, Ran::Done);
+                }
+                faults.release(&host).await;
+            })
+        });
+        sim.spawn("collapse", Cycles(1_500_000), move |host| {
+            Box::pin(async move {
+                let policy = CollapsePolicy { mitigation, ..CollapsePolicy::X86_6_13 };
+                let range = GpaRange::new(Gpa::new(0), Bytes(PAGES * huge.bytes()));
+                host.lock(LockId::MMU, policy.lock.mode()).await;
+                let root = host.root().await;
+                assert_eq!(collapse_range(&host, root, range, huge, &policy).await.tables, PAGES);
+                host.unlock(LockId::MMU).await;
+            })
+        });
+        assert_eq!(sim.run(), Stopped::Finished);
+        let faults = sim.vcpu_stats()[0].faults;
+        assert_eq!((sim.destroy(), sim.world().violations()), (Stopped::Finished, &[][..]));
+        faults
+    };
+    assert_eq!(faults(Mitigation::On), faults(Mitigation::Off) + PAGES);
 }
 
 #[test]

@@ -5,14 +5,16 @@ use std::rc::Rc;
 
 use crate::common::{arm64, power, small_vm, x86};
 use mmu_core::memory::TableMemory;
-use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Level, PageSize};
+use mmu_core::{ByteUnits, Bytes, Cycles, Entry, Format, Gpa, GpaRange, Hpa, Level, PageSize, Perms};
 use mmu_sim::arch::Arch;
 use mmu_sim::checker::Violation;
-use mmu_sim::engine::{ActorStats, GuestPaging, HostCounters, LockId, Runs, Sim, Stopped};
+use mmu_sim::engine::{ActorStats, GuestPaging, HostCounters, LockId, ReschedCheck, Runs, Sim, Stopped};
 use mmu_sim::experiment::{Platform, VmSpec, build};
 use mmu_sim::protocols::collapse::{
     CollapseFlush, CollapsePolicy, CollapseRecheck, CollapseTest, Collapsed, collapse_range,
 };
+use mmu_sim::protocols::iter::{TdpIter, skip_run};
+use mmu_sim::protocols::nx::Mitigation;
 use mmu_sim::protocols::split::{
     BreakBeforeMake, LazilySplit, LazySplit, SplitError, SplitPolicy, SplitTables, Splits, eager_split, lazy_split,
 };
@@ -271,6 +273,42 @@ fn every_architecture_collapses() {
     collapses_well(&arm64(), PageSize::SIZE_4K, PageSize::SIZE_2M);
     collapses_well(&power(), PageSize::SIZE_64K, PageSize::SIZE_2M);
     collapses_well(&x86(), PageSize::SIZE_2M, PageSize::SIZE_1G);
+}
+
+/// Small leaves may be executable under the mitigation of NX huge pages; the huge one that takes their place must not.
+#[test]
+fn a_huge_page_made_in_place_is_executable_only_without_the_mitigation() {
+    let all = (0, 16.MiB());
+    let huge_leaves = |mitigation| {
+        let found = Rc::new(RefCell::new(Vec::new()));
+        let into = Rc::clone(&found);
+        let policy = CollapsePolicy { mitigation, ..CollapsePolicy::X86_6_13 };
+        let job: Job<arch_x86_ept::Ept> = Box::new(move |host| {
+            Box::pin(async move {
+                let lock = policy.lock.mode();
+                let root = host.root().await;
+                host.lock(LockId::MMU, lock).await;
+                let split = SplitPolicy { lock: policy.lock, ..SplitPolicy::X86_5_18 };
+                eager_split(&host, root, between(all), PageSize::SIZE_4K, &split).await.unwrap();
+                let done = collapse_range(&host, root, between(all), PageSize::SIZE_2M, &policy).await;
+                assert_eq!(done, Collapsed { tables: 8, raced: 0 });
+                host.rcu_read_lock().await;
+                let mut iter = TdpIter::new(*host.format(), root, Level::LAST.up(), Gpa::new(0), Gpa::new(all.1));
+                while iter.next(&host).await {
+                    if let Entry::Leaf(leaf) = host.format().decode(iter.level, iter.old) {
+                        into.borrow_mut().push((iter.len, leaf.perms.without(Perms::DIRTY)));
+                    }
+                    skip_run(&host, &mut iter, ReschedCheck::Never).await;
+                }
+                host.rcu_read_unlock().await;
+                host.unlock(LockId::MMU).await;
+            })
+        });
+        run(&x86(), &huge_vm(16.MiB(), PageSize::SIZE_2M), Runs::Whole, job);
+        found.take()
+    };
+    assert_eq!(huge_leaves(Mitigation::Off), [(8, Perms::RWX)]);
+    assert_eq!(huge_leaves(Mitigation::On), [(8, Perms::RW)]);
 }
 
 #[test]
