@@ -19,7 +19,7 @@ pub enum Act {
     Copy,
     /// Pages that look unused go to swap.
     Reclaim,
-    /// Accessed flags are cleared, without a lock and without a flush.
+    /// Accessed flags are cleared without a flush, and without a lock but on POWER.
     Age,
     /// Accessed flags are cleared under the lock, with a flush if one was set.
     AgeAndFlush,

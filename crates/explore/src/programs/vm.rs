@@ -155,7 +155,10 @@ impl<F: Format> Vm<F> {
             }
             // What any task does.
             (Act::Age, _) => {
-                clear_young_in(host, roots, gpas, &AgingPolicy::V6_15).await;
+                // POWER's faults free tables at once: nobody may be in them without the lock.
+                let locked = self.arch == Architecture::Power;
+                let policy = if locked { AgingPolicy::V6_13 } else { AgingPolicy::V6_15 };
+                clear_young_in(host, roots, gpas, &policy).await;
             }
             (Act::AgeAndFlush, _) => {
                 clear_flush_young_in(host, roots, gpas, &AgingPolicy::V6_12).await;

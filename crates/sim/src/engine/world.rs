@@ -7,7 +7,7 @@ use super::actor::ActorState;
 use super::costs::Costs;
 use super::counters::HostCounters;
 use super::flight::Flight;
-use super::lock::{Granted, LockKind, SimLock};
+use super::lock::{Granted, LockKind, LockStats, SimLock};
 use super::op::{Blockable, Frames, LockId, Op, Reply, TableEntries, Var, WaitQueue, Wake, Work};
 use super::primary::{Handover, Memslots, PrimaryMmu, Unmapping};
 use super::rcu::Rcu;
@@ -114,6 +114,10 @@ impl<A: Arch> World<A> {
     /// Time that anybody spent waiting for any lock.
     pub fn lock_wait(&self) -> Cycles {
         self.locks.iter().map(|lock| lock.stats.wait).sum()
+    }
+    /// What one lock went through.
+    pub fn lock_stats(&self, lock: LockId) -> LockStats {
+        self.locks[lock.0 as usize].stats
     }
     /// The second-stage tables.
     pub fn tables(&self) -> &TableMemory {

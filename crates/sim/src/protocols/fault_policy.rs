@@ -241,11 +241,18 @@ impl FaultPolicy {
     }
 
     /// What Linux 6.6 does on this format, with pages up to `page` as the host backs them.
+    ///
+    /// | | `mmu_lock` | a leaf that denies | source |
+    /// | --- | --- | --- | --- |
+    /// | x86 | for read | first without the lock | `fast_page_fault`, `direct_page_fault` (`arch/x86/kvm/mmu/mmu.c`) |
+    /// | arm64 | for read | under it: cached denials stay | `user_mem_abort`, `handle_access_fault` (`arch/arm64/kvm/mmu.c`) |
+    /// | POWER | a spin lock | under it | `kvmppc_book3s_radix_page_fault` takes it around `kvmppc_hv_handle_set_rc`, which sets R and C; what else is missing `kvmppc_create_pte` adds, under it too, where it also frees tables in the way at once (`arch/powerpc/kvm/book3s_64_mmu_radix.c`) |
     pub fn linux_6_6<F: Format>(format: &F, page: PageSize) -> FaultPolicy {
-        let coalesce = CoalescePolicy::of(format);
+        // Entries of POWER could be locked as well, but its KVM does not.
+        let power = F::NAME == "power-radix";
+        let coalesce = if power { CoalescePolicy::POWER } else { CoalescePolicy::of(format) };
         let shared = coalesce.check(format, Walkers::Shared).is_ok();
         let lock = if shared { LockMode::Read } else { LockMode::Write };
-        // Where cached denials stay (Arm), the access flag is mended under the lock.
         let fast = if format.denial() == Denial::WalksAgain && shared { FastPath::Lockless } else { FastPath::None };
         FaultPolicy {
             level: LevelChoice::ByBacking,

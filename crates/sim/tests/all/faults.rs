@@ -13,6 +13,7 @@ use mmu_sim::engine::{
     VcpuId, VcpuStats,
 };
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
+use mmu_sim::protocols::aging::{AgingPolicy, clear_flush_young};
 use mmu_sim::protocols::fault::{
     ExecMapping, FastPath, FaultHooks, FaultPolicy, Faults, LevelChoice, LoggedBy, PermissionLock, RelaxFlush,
     SlotState, TopUp,
@@ -36,6 +37,8 @@ struct Ended {
     stats: Vec<VcpuStats>,
     violations: Vec<Violation>,
     ran: Vec<Ran>,
+    /// Times `mmu_lock` was taken.
+    locked: u64,
 }
 
 /// Runs each vCPU through its stretches of work; logging is on throughout when `logged`.
@@ -69,9 +72,10 @@ fn guest<A: Arch>(
     spawn(&mut sim, logging);
     assert_eq!(sim.run(), Stopped::Finished);
     let (stats, counters) = (sim.vcpu_stats(), *sim.world().counters());
+    let locked = sim.world().lock_stats(LockId::MMU).acquisitions;
     assert_eq!(sim.destroy(), Stopped::Finished);
     let violations = sim.world().violations().to_vec();
-    Ended { counters, stats, violations, ran: ran.take() }
+    Ended { counters, stats, violations, ran: ran.take(), locked }
 }
 
 fn nothing<A: Arch>(_: &mut Sim<A>, _: Var) {}
@@ -153,6 +157,44 @@ fn the_fast_path_needs_no_lock() {
     };
     assert!(finished(FastPath::Lockless).0 < HELD / 2);
     assert!(finished(FastPath::None).0 > HELD);
+}
+
+/// A leaf that denies is mended without the lock on x86 alone: Arm takes it, and so does POWER, for R and C (`kvmppc_hv_handle_set_rc`) as for W.
+#[test]
+fn what_was_taken_from_a_leaf_comes_back_under_the_lock_but_on_x86() {
+    /// How often 32 faults take the lock.
+    fn locked<A: Arch>(platform: &Platform<A>, taken: Taken) -> u64 {
+        let page = platform.arch.two().geometry().page_size(Level::LAST);
+        let vm = vm(64 * page.bytes(), 1, page, Populate::Mapped);
+        let policy = FaultPolicy::linux_6_6(platform.arch.two(), page);
+        let elsewhere = GuestAccess { gva: Gva::new(40 * page.bytes()), kind: AccessKind::Read };
+        let waits = GuestWork::List(vec![elsewhere; 400_000]);
+        let work = vec![vec![waits, list(0..32, page, AccessKind::Write)]];
+        let ended = guest(platform, &vm, policy, 1, work, |sim, _| {
+            sim.spawn("take", Cycles(1000), move |host| {
+                Box::pin(async move {
+                    let range = GpaRange::new(Gpa::new(0), Bytes(32 * page.bytes()));
+                    match taken {
+                        Taken::Write => write_protect(&host, range.bytes.0).await,
+                        Taken::Reference => drop(clear_flush_young(&host, range, &AgingPolicy::V6_12).await),
+                    }
+                })
+            });
+        });
+        assert_eq!((ended.violations, ended.stats[0].faults), (vec![], 32), "{}", platform.arch.name());
+        // Whoever takes it away does so once.
+        ended.locked - 1
+    }
+    assert_eq!(locked(&x86(), Taken::Write), 0);
+    assert_eq!(locked(&arm64(), Taken::Write), 32);
+    assert_eq!(locked(&power(), Taken::Write), 32);
+    assert_eq!(locked(&crate::accessed::power(arch_ppc_radix::RcUpdate::Interrupt), Taken::Reference), 32);
+}
+
+#[derive(Clone, Copy)]
+enum Taken {
+    Write,
+    Reference,
 }
 
 /// A17: two vCPUs hold the same read-only translation and write at once. The one that loses the race must drop its translation too.

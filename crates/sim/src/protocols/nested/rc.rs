@@ -40,15 +40,18 @@ impl ShadowLeaf {
 }
 
 impl Shadow {
-    /// What a fault for `access` takes over from L1's entry, if there is one. No lock is held.
+    /// What a fault for `access` takes over from L1's entry, if there is one. Takes `mmu_lock` for the look, as `__kvmhv_nested_page_fault` does: faults of
+    /// L1 may free tables at once.
     pub(super) async fn copied<F: Format>(&self, host: &Host<F>, l1: Gpa, access: AccessKind) -> ShadowLeaf {
         if self.policy.copies == RcCopy::Nothing {
             return ShadowLeaf { access, dirty: true };
         }
+        host.lock(LockId::MMU, LockMode::Read).await;
         host.rcu_read_lock().await;
         let root = host.root().await;
         let leaf = lockless_leaf(host, root, l1).await;
         host.rcu_read_unlock().await;
+        host.unlock(LockId::MMU).await;
         let mask = host.format().dirty_mask();
         let clean = leaf.is_some_and(|(_, _, word)| mask != 0 && word & mask == 0);
         let writes = matches!(access, AccessKind::Write | AccessKind::ReadWrite);
