@@ -16,8 +16,8 @@ use proptest::strategy::Strategy as Any;
 #[test]
 fn no_two_protocols_break_each_other() {
     let all = pairs(&Architecture::ALL, None, &Strategy::Portfolio, Budget::schedules(30));
-    // 22 acts mean something on x86, 17 on Arm, 16 on POWER; each pair once, with small pages and with huge ones.
-    assert_eq!(all.len(), 2 * (22 * 23 + 17 * 18 + 16 * 17) / 2);
+    // 22 acts mean something on x86, 17 on Arm, 17 on POWER; each pair once, with small pages and with huge ones.
+    assert_eq!(all.len(), 2 * (22 * 23 + 17 * 18 + 17 * 18) / 2);
     let broken = all.iter().filter_map(|pair| Some((pair, pair.report.failure.as_ref()?)));
     let broken: Vec<String> = broken.map(|(pair, failure)| format!("{}{}", pair.program, failure.table())).collect();
     assert!(broken.is_empty(), "{} of {}\n{}", broken.len(), all.len(), broken.join("\n"));
@@ -70,7 +70,7 @@ fn schedules_that_were_findings_break_nothing_any_more() {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mixtures");
     let mut files: Vec<_> = fs::read_dir(kept).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    assert_eq!(files.len(), 13);
+    assert_eq!(files.len(), 14);
     for path in files {
         let file = ReplayFile::read(&fs::read_to_string(&path).unwrap()).unwrap();
         let program = Program::named(&file.scenario, file.arch.unwrap().parse().unwrap()).unwrap();

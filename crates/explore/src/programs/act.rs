@@ -51,6 +51,8 @@ pub enum Act {
     RecoverNx,
     /// Pages are faulted in before the guest comes: `KVM_PRE_FAULT_MEMORY`.
     Prefault,
+    /// The VM gets a hashed table and a radix tree again, unless a vCPU is in `KVM_RUN`: `KVM_PPC_CONFIGURE_V3_MMU`.
+    SwitchTables,
 }
 
 /// Whose an act is.
@@ -75,11 +77,12 @@ const fn row(name: &'static str, actor: Actor, on: &'static [Architecture]) -> R
 
 const ANY: &[Architecture] = &Architecture::ALL;
 const X86: &[Architecture] = &[Architecture::X86];
+const POWER: &[Architecture] = &[Architecture::Power];
 const EAGER: &[Architecture] = &[Architecture::X86, Architecture::Arm64];
 
 impl Act {
     /// All of them. [`Act::all_on`] has those that mean something on an architecture.
-    pub const ALL: [Act; 22] = [
+    pub const ALL: [Act; 23] = [
         Act::Discard,
         Act::Reap,
         Act::Migrate,
@@ -102,6 +105,7 @@ impl Act {
         Act::SwitchRoot,
         Act::RecoverNx,
         Act::Prefault,
+        Act::SwitchTables,
     ];
 
     const fn row(self) -> Row {
@@ -134,6 +138,8 @@ impl Act {
             Act::RecoverNx => row("recover-nx", Thread, X86),
             // `KVM_CAP_PRE_FAULT_MEMORY` is x86's.
             Act::Prefault => row("prefault", Thread, X86),
+            // Nobody else has hashed tables.
+            Act::SwitchTables => row("switch-tables", Task, POWER),
         }
     }
 

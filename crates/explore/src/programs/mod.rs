@@ -9,6 +9,7 @@
 //! | `act` | what a host actor can do, and where that means something |
 //! | `vm` | the VM of a program, and how each act is done with it |
 //! | `thread` | the threads of its vCPUs |
+//! | `tables` | radix trees and hashed tables of POWER |
 //! | `pairs` | every act beside every act |
 //! | `bytes` | programs and schedules from bytes |
 //! | `name` | programs by name |
@@ -30,6 +31,7 @@ mod bytes;
 mod name;
 mod pages;
 mod pairs;
+mod tables;
 mod thread;
 mod vm;
 
@@ -50,6 +52,7 @@ pub use pairs::{Pair, pairs};
 
 use act::Actor;
 use pages::PAGE;
+use tables::{Both, Tables};
 use thread::Thread;
 use vm::Vm;
 
@@ -134,9 +137,9 @@ impl Program {
     pub fn scenario(&self) -> Box<dyn Explorable> {
         let program = self.meaningful();
         match self.arch {
-            Architecture::X86 => Box::new(program.on(formats::x86())),
-            Architecture::Arm64 => Box::new(program.on(formats::arm())),
-            Architecture::Power => Box::new(program.on(formats::power())),
+            Architecture::X86 => Box::new(program.on(formats::x86(), None)),
+            Architecture::Arm64 => Box::new(program.on(formats::arm(), None)),
+            Architecture::Power => Box::new(program.on(formats::power(), Some(Both::new()))),
         }
     }
 
@@ -152,7 +155,7 @@ impl Program {
         self.actors.iter().flatten().any(|step| step.act == act)
     }
 
-    fn on<A: Arch>(&self, arch: A) -> Scenario<A> {
+    fn on<A: Arch>(&self, arch: A, both: Option<Both<A>>) -> Scenario<A> {
         let (vm, largest) = match self.backing {
             Backing::Small => (SmallVm::mapped(u64::from(PAGES)), PageSize::SIZE_4K),
             Backing::Huge => (SmallVm::huge(1), PageSize::SIZE_2M),
@@ -175,7 +178,9 @@ impl Program {
             let needs_vcpu = |steps: &Vec<Step>| steps.iter().any(|step| step.act.actor() == Actor::Thread);
             let own: Vec<Option<VcpuId>> =
                 program.actors.iter().map(|steps| needs_vcpu(steps).then(|| build.add_vcpu(Vec::new()))).collect();
-            let vm = Rc::new(Vm::new(build, &program, &format, vm.memory, largest));
+            let both = both.filter(|_| program.has(Act::SwitchTables));
+            let tables = both.map(|both| Tables::new(build, both));
+            let vm = Rc::new(Vm::new(build, &program, &format, vm.memory, largest, tables));
             for vcpu in guests {
                 let mut thread = Thread::new(&vm, vcpu);
                 build.spawn_thread(vcpu, move |host| {

@@ -1,6 +1,6 @@
 //! The thread of a vCPU: as the dirty log's, on whatever root is loaded.
 
-use mmu_core::{Format, Gpa};
+use mmu_core::{Format, Gpa, Hpa};
 use mmu_sim::engine::{ExitReason, Host, SlotFlags, VcpuId};
 use mmu_sim::protocols::dirty_log::flush_modification_log;
 use mmu_sim::protocols::dirty_log::vcpu::LoggedSlot;
@@ -10,6 +10,7 @@ use mmu_sim::protocols::prefault::{DeletedSlot, pre_fault_memory};
 use mmu_sim::protocols::roots::RootedVcpu;
 use mmu_sim::workload::{GuestAccess, GuestWork};
 
+use super::tables::Tables;
 use super::{Pages, Vm};
 
 /// Memory of a program's VM, as faults ask for it.
@@ -51,10 +52,12 @@ enum On<F> {
 }
 
 /// The thread of one vCPU.
-pub(super) struct Thread<F> {
+pub(super) struct Thread<F: Format> {
     pub(super) vcpu: VcpuId,
     logged: LoggedSlot,
     on: On<F>,
+    /// Tables of two kinds, and the tree that it runs on.
+    tables: Option<(Tables<F>, Hpa)>,
 }
 
 impl<F: Format> Thread<F> {
@@ -66,7 +69,7 @@ impl<F: Format> Thread<F> {
             Some(roots) => On::Listed(RootedVcpu::with_hooks(roots.clone(), vcpu, vm.fault, memory)),
             None => On::TheVms(Faults::with_hooks(vcpu, vm.fault, memory)),
         };
-        Self { vcpu, logged, on }
+        Self { vcpu, logged, on, tables: vm.tables.map(|tables| (tables, tables.first)) }
     }
 
     /// What is logged of what it writes, for a nested guest on it.
@@ -74,8 +77,28 @@ impl<F: Format> Thread<F> {
         &self.logged
     }
 
+    /// `KVM_RUN` begins.
+    pub(super) async fn enter(&mut self, host: &Host<F>) {
+        if let Some((tables, loaded)) = &mut self.tables {
+            tables.enter(host, self.vcpu, loaded).await;
+        }
+    }
+
+    /// `KVM_RUN` ends.
+    pub(super) async fn exit(&self, host: &Host<F>) {
+        if let Some((tables, _)) = &self.tables {
+            tables.leave(host).await;
+        }
+    }
+
     /// Runs the guest until its work is done. A run that failed is one that the host could not go on with; what it left is checked all the same.
     pub(super) async fn run(&mut self, host: &Host<F>) {
+        self.enter(host).await;
+        self.run_guest(host).await;
+        self.exit(host).await;
+    }
+
+    async fn run_guest(&mut self, host: &Host<F>) {
         loop {
             let exit = match &mut self.on {
                 On::TheVms(_) => Some(host.vcpu_run(self.vcpu).await.reason),

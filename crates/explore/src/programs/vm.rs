@@ -3,7 +3,7 @@
 //! | part | where |
 //! | --- | --- |
 //! | a list of roots, which vCPUs load and leave | x86; elsewhere one root |
-//! | a nested guest's shadow tables, `gfn_to_pfn_cache`s, NX huge pages | where an act of the program is about them |
+//! | a nested guest's shadow tables, `gfn_to_pfn_cache`s, NX huge pages, hashed tables | where an act of the program is about them |
 //! | locks of user space and of the primary MMU, which keep changes of one memslot and of one range apart | everywhere |
 
 use std::cell::Cell;
@@ -17,6 +17,7 @@ use mmu_sim::protocols::aging::{AgingPolicy, clear_flush_young_in, clear_young_i
 use mmu_sim::protocols::collapse::{CollapsePolicy, collapse_range};
 use mmu_sim::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind, disable_in, enable_in, get_dirty_log_in};
 use mmu_sim::protocols::fault::FaultPolicy;
+use mmu_sim::protocols::iter::Yield;
 use mmu_sim::protocols::nested::{Shadow, ShadowPolicy};
 use mmu_sim::protocols::notifier::{ChangePte, Notifier, NotifierPolicy};
 use mmu_sim::protocols::nx::{Mitigation, NxPages, NxPolicy};
@@ -30,6 +31,7 @@ use mmu_sim::protocols::unmap::{UnmapPolicy, unmap_range};
 use mmu_sim::protocols::zap::ZapPolicy;
 
 use super::pages::PAGE;
+use super::tables::Tables;
 use super::thread::Thread;
 use super::{Act, Pages, Program, Step};
 use crate::museum::Architecture;
@@ -50,7 +52,7 @@ struct Nesting {
 }
 
 /// The VM of a program.
-pub(super) struct Vm<F> {
+pub(super) struct Vm<F: Format> {
     arch: Architecture,
     notifier: Notifier<F>,
     /// What keeps changes of the primary MMU apart, as its own locks do (`mmap_lock`, page locks).
@@ -66,6 +68,17 @@ pub(super) struct Vm<F> {
     cache: Option<Gpc>,
     pub(super) nx: Option<NxPages>,
     nesting: Option<Nesting>,
+    /// Tables of two kinds, where an act switches between them.
+    pub(super) tables: Option<Tables<F>>,
+}
+
+/// `kvm_unmap_gfn_range_hv` of POWER goes from page to page without giving `mmu_lock` away; what looks for its tree once may rely on that.
+fn notifier_policy(arch: Architecture) -> NotifierPolicy {
+    let policy = NotifierPolicy::V6_8;
+    match arch {
+        Architecture::Power => NotifierPolicy { zap: ZapPolicy { yielding: Yield::Never, ..policy.zap }, ..policy },
+        Architecture::X86 | Architecture::Arm64 => policy,
+    }
 }
 
 const fn same(l2: Gpa) -> Gpa {
@@ -80,6 +93,7 @@ impl<F: Format> Vm<F> {
         format: &F,
         memory: Bytes,
         largest: PageSize,
+        tables: Option<Tables<F>>,
     ) -> Self {
         let slot = GpaRange::new(Gpa::new(0), memory);
         let log = DirtyLog::new(slot, build.new_var(0), PageSize::SIZE_4K, LogKind::Bitmap);
@@ -100,7 +114,7 @@ impl<F: Format> Vm<F> {
             // Which there are in the end is what roots are about.
             build.keep_roots(move || list.snapshot().iter().map(|root| root.table).collect());
         }
-        let notifier = Notifier::of(roots, NotifierPolicy::V6_8);
+        let notifier = Notifier::of(roots, notifier_policy(program.arch));
         Self {
             arch: program.arch,
             cache: program.has(Act::Cache).then(|| Gpc::create(build, &notifier.gpcs)),
@@ -114,6 +128,7 @@ impl<F: Format> Vm<F> {
             slots: SlotPolicy::linux_6_6(format),
             largest,
             nesting,
+            tables,
         }
     }
 
@@ -178,8 +193,17 @@ impl<F: Format> Vm<F> {
             (Act::Split, _) => self.split(host).await,
             (Act::Recover, _) => self.recover(host).await,
             (Act::ZapRoots, _) => self.zap_roots(host).await,
+            (Act::SwitchTables, _) => {
+                if let Some(tables) = &self.tables {
+                    tables.there_and_back(host).await;
+                }
+            }
             // What only the thread of a vCPU does.
-            (Act::Nest, Some(thread)) => self.nest(host, pages, thread).await,
+            (Act::Nest, Some(thread)) => {
+                thread.enter(host).await;
+                self.nest(host, pages, thread).await;
+                thread.exit(host).await;
+            }
             (Act::Coalesce, Some(thread)) => {
                 let first = pages.first().gpa().raw();
                 let all = (0..pages.count()).map(|n| read(first + u64::from(n) * PAGE));

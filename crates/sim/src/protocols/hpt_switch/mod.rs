@@ -17,7 +17,8 @@
 //! end of the switch away from it.
 //!
 //! P09 needs processors that reorder stores: the timed engine runs stores in order and cannot show it, an explorer with weak memory can.
-//! Guests run on radix trees only; accesses through the hashed table are made by [`touch_hashed`].
+//! Guests run on radix trees only; accesses through the hashed table are made by [`touch_hashed`]. While it is in use the VM has no root ([`NO_TABLES`]): protocols
+//! that go through the VM's roots under `mmu_lock` find none, as the kernel's handlers find `kvm_is_radix()` false.
 //!
 //! ```
 //! fn switches<F: mmu_core::HashedPages>() {}
@@ -38,6 +39,7 @@ use hashed::age_hashed;
 
 use super::aging::{self, Aged, AgingPath, AgingPolicy};
 use super::iter::pass_over;
+use super::vm::NO_TABLES;
 use super::young::Clear;
 use crate::engine::{
     Apply, Atomicity, Bed, Fence, Frames, Host, LockId, LockKind, LockMode, ReschedCheck, RunOp, Var, Work,
@@ -301,6 +303,8 @@ async fn switch_to_hashed<F: HashedPages>(host: &Host<F>, vm: &PowerVm, policy: 
     }
     host.lock(LockId::MMU, LockMode::Write).await;
     host.store(vm.radix, 0).await;
+    // Handlers test kvm_is_radix() under the lock: whoever goes through the VM's roots finds none from here on.
+    host.set_root(NO_TABLES).await;
     host.unlock(LockId::MMU).await;
     if policy.grace == Grace::Synchronize {
         // Who still saw radix = 1 is in the tree until then.

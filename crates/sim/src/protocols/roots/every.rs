@@ -15,12 +15,14 @@ use super::{Root, Roots, UnmapRoots};
 use crate::engine::Host;
 use crate::protocols::iter::FlushDebt;
 use crate::protocols::nested::Shadow;
+use crate::protocols::vm::NO_TABLES;
 use crate::protocols::zap::{ZapLock, ZapPolicy, zap_leafs};
 
 /// The roots of a VM, as walks find them.
 #[derive(Debug)]
 pub enum VmRoots<F> {
-    /// One for the VM's whole life, or the one that a fast zap has put in its place: Arm, POWER, and x86 without a list.
+    /// One for the VM's whole life, or the one that a fast zap has put in its place: Arm, POWER, and x86 without a list. A VM may have none for a while
+    /// ([`NO_TABLES`]): a guest of POWER that has a hashed table.
     Current,
     /// Those on a list.
     List(Roots<F>),
@@ -74,7 +76,10 @@ impl<F: Format> VmRoots<F> {
         }
         match self.list() {
             Some(roots) => roots.unmap_gfn_range_by(host, range, zap).await,
-            None => zap_leafs(host, host.root().await, range, zap).await,
+            None => match host.root().await {
+                NO_TABLES => FlushDebt::Clean,
+                root => zap_leafs(host, root, range, zap).await,
+            },
         }
     }
 
@@ -82,7 +87,9 @@ impl<F: Format> VmRoots<F> {
     pub async fn next(&self, host: &Host<F>, previous: Option<Visited>, which: UnmapRoots) -> Option<Visited> {
         let Some(roots) = self.list() else {
             return match previous {
-                None => Some(Visited { table: host.root().await, root: None }),
+                None => Some(host.root().await)
+                    .filter(|&table| table != NO_TABLES)
+                    .map(|table| Visited { table, root: None }),
                 Some(_) => None,
             };
         };
