@@ -70,7 +70,7 @@ fn schedules_that_were_findings_break_nothing_any_more() {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mixtures");
     let mut files: Vec<_> = fs::read_dir(kept).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    assert_eq!(files.len(), 14);
+    assert_eq!(files.len(), 15);
     for path in files {
         let file = ReplayFile::read(&fs::read_to_string(&path).unwrap()).unwrap();
         let program = Program::named(&file.scenario, file.arch.unwrap().parse().unwrap()).unwrap();

@@ -16,18 +16,11 @@ use mmu_sim::protocols::hpt_switch::{Mode, PowerVm, Switch, SwitchError, configu
 type Configuring = Pin<Box<dyn Future<Output = Result<(), SwitchError>>>>;
 
 /// How a VM comes to both kinds of tables, on formats that have them.
+#[derive(Clone, Copy)]
 pub(super) struct Both<A: Arch> {
     make: fn(&mut Build<'_, A>) -> PowerVm,
     configure: fn(Host<A::Two>, PowerVm, Mode) -> Configuring,
 }
-
-impl<A: Arch> Clone for Both<A> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<A: Arch> Copy for Both<A> {}
 
 impl<A: Arch> Both<A>
 where

@@ -227,7 +227,8 @@ impl PowerVm {
     pub async fn vcpu_enters<F: Format>(&self, host: &Host<F>) -> bool {
         host.add(self.running, 1).await;
         host.fence(Fence::Full).await;
-        let ready = host.load(self.ready).await != 0;
+        // Who finds the tables ready finds which they are, too.
+        let ready = host.load_acquire(self.ready).await != 0;
         if !ready {
             host.add(self.running, -1).await;
         }
@@ -287,7 +288,8 @@ async fn configure_locked<F: HashedPages>(
         (0, Mode::Radix) => switch_to_radix(host, vm, policy).await,
         _ => Err(SwitchError::Busy { running }),
     };
-    host.store(vm.ready, 1).await;
+    // In the kernel the next vCPU says so, under mmu_setup_lock (kvmhv_setup_mmu), which orders what the switch has stored before it.
+    host.store_release(vm.ready, 1).await;
     done
 }
 
