@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use mmu_core::{Bytes, Format, Gpa, GpaRange, PageSize};
+use mmu_core::{Bytes, Format, Gpa, GpaRange, Level, PageSize};
 use mmu_sim::arch::Arch;
 use mmu_sim::engine::LockMode;
 use mmu_sim::experiment::Populate;
@@ -137,14 +137,20 @@ fn a06<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
 fn a08<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let gib = PageSize::SIZE_1G.bytes();
     let chunk = Bytes(variant.choose(512 * gib, gib));
+    let tables = entries(&arch, Level::LAST) + entries(&arch, Level::LAST.up());
     let scenario = sparse(arch, "A08", 2, gib).actor("unmap", move |host| {
         Box::pin(async move {
             let range = GpaRange::new(Gpa::new(0), Bytes(2 * gib));
             unmap_range(&host, range, UnmapPolicy { chunk, ..UnmapPolicy::V6_6 }).await;
         })
     });
-    // What one gibibyte with one page in it takes.
-    Box::new(scenario.limits(Limits { stretch: Some(12), ..Limits::default() }))
+    // What one gibibyte with one page in it takes: empty entries are visited as well.
+    Box::new(scenario.limits(Limits { stretch: Some(12 + tables), ..Limits::default() }))
+}
+
+/// Entries of a table of this level.
+fn entries<A: Arch>(arch: &A, level: Level) -> u64 {
+    arch.two().geometry().entries(level) as u64
 }
 
 /// A VM ends while the notifier's release unmaps it.
@@ -193,6 +199,7 @@ fn a26<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
 fn a29<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
     let when = variant.choose(Recycling::InLoad, Recycling::OnRequest);
     let fault = FaultPolicy::new(LockMode::Read, PageSize::SIZE_4K);
+    let table = entries(&arch, Level::LAST);
     let scenario = sparse(arch, "A29", 4, TABLE).vcpu([read(PAGE)], thread(fault)).actor("vcpu load", move |host| {
         Box::pin(async move {
             let policy = UnmapPolicy { chunk: Bytes(TABLE), ..UnmapPolicy::V6_6 };
@@ -200,5 +207,5 @@ fn a29<A: Arch>(arch: A, variant: Variant) -> Box<dyn Explorable> {
         })
     });
     // What one table with one page in it takes, and its flush.
-    Box::new(scenario.limits(Limits { wait: Some(Wait::of_all(30)), ..Limits::default() }))
+    Box::new(scenario.limits(Limits { wait: Some(Wait::of_all(30 + table)), ..Limits::default() }))
 }
