@@ -42,9 +42,9 @@ pub enum Command {
     /// Run protocols adversarially: every order of steps is a decision, every step is held to the invariants
     #[command(after_help = EXIT_CODES)]
     Explore(crate::explore::ExploreArgs),
-    /// Run page-table litmus tests on an exhaustive model of entries, TLBs and invalidations
+    /// Run page-table litmus tests on an exhaustive model of entries, TLBs and invalidations, or in the timed engine
     #[command(after_help = EXIT_CODES)]
-    Litmus(JudgedFiles),
+    Litmus(crate::litmus::LitmusArgs),
     /// Replay traces of table updates through the protocol lint: break, DSB, TLBI, DSB, make
     #[command(after_help = EXIT_CODES)]
     Lint(JudgedFiles),
@@ -193,7 +193,7 @@ impl FromStr for GuestPage {
     }
 }
 
-/// `check-vectors`, `check-matrix`, `litmus` and `lint`: files against the models.
+/// `check-vectors`, `check-matrix`, `litmus` and `lint`: files against the models or, with `litmus --timed`, against the engine.
 #[derive(Args, Debug)]
 #[command(after_help = EXIT_CODES)]
 pub struct JudgedFiles {

@@ -11,7 +11,7 @@
 //! | `calibrate` | a sheet from measurements |
 //! | `validation` | both in one report |
 //! | `report` | a page of HTML from what commands wrote |
-//! | `vectors`, `litmus`, `trace`, `tlb`, `machine` | the other commands |
+//! | `vectors`, `litmus`, `timed`, `trace`, `tlb`, `machine` | the other commands |
 //! | `run`, `signals` | one run that can be saved and continued; being asked to stop |
 //! | `sweep` | plans, shards and merges of many experiments |
 //! | `invocation` | the command line as documents keep it |
@@ -28,7 +28,7 @@ mod compare;
 mod error;
 pub mod explore;
 mod invocation;
-mod litmus;
+pub mod litmus;
 mod machine;
 mod output;
 mod platform;
@@ -42,6 +42,7 @@ pub mod selftest;
 mod signals;
 pub mod sweep;
 mod table;
+mod timed;
 pub mod tlb;
 mod trace;
 pub mod validation;
@@ -90,7 +91,7 @@ fn dispatch(command: &Command, invocation: &Invocation) -> Result<(), CliError> 
         Command::CheckVectors(args) => vectors::check(args),
         Command::CheckMatrix(args) => vectors::check_matrix(args),
         Command::Explore(args) => explore::run(args),
-        Command::Litmus(args) => litmus::litmus(args),
+        Command::Litmus(args) => litmus::run(args),
         Command::Lint(args) => litmus::lint(args),
         Command::Trace(args::Trace::Info(args)) => trace::info(args),
         Command::Trace(args::Trace::Convert(args)) => trace::convert(args),

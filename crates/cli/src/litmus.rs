@@ -1,9 +1,10 @@
-//! `litmus`: page-table litmus tests on the exhaustive model. `lint`: protocol traces through the lint.
+//! `litmus`: page-table litmus tests on the exhaustive model (in the timed engine: `timed`). `lint`: protocol traces through the lint.
 
 use std::fmt::Write;
 use std::fs::File;
 use std::path::Path;
 
+use clap::Args;
 use mmusim::explore::lint::{self, Judged};
 use mmusim::explore::litmus::{
     ClassCount, Judgement, Limits, LitmusError, MemoryOrder, Test, explain, judge_all, read_each, summary,
@@ -29,8 +30,29 @@ struct FileReport {
     read: Vec<Test>,
 }
 
+/// `litmus`.
+#[derive(Args, Debug)]
+pub struct LitmusArgs {
+    #[command(flatten)]
+    pub(crate) judged: JudgedFiles,
+    /// Run the tests in the timed engine, with its TLBs, walk caches and invalidations, instead of exploring them
+    #[arg(long)]
+    pub(crate) timed: bool,
+    /// Executions of each test, each with other delays
+    #[arg(long, value_name = "N", requires = "timed", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) seeds: u64,
+    /// Threads; 0, the default, takes one per processor. The result does not depend on it
+    #[arg(long, value_name = "N", requires = "timed", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub(crate) threads: u32,
+}
+
+/// Runs the tests of every file, on the model or in the timed engine.
+pub fn run(args: &LitmusArgs) -> Result<(), CliError> {
+    if args.timed { crate::timed::litmus(args) } else { litmus(&args.judged) }
+}
+
 /// Judges every test of every file; one that cannot be read does not stop the others.
-pub fn litmus(args: &JudgedFiles) -> Result<(), CliError> {
+fn litmus(args: &JudgedFiles) -> Result<(), CliError> {
     let mut output = Output::open(args.output.as_deref())?;
     let limits = Limits::default();
     let (mut reports, mut failed) = (Vec::new(), Vec::new());
@@ -58,7 +80,7 @@ fn open(file: &Path) -> Result<File, CliError> {
     File::open(file).map_err(cannot)
 }
 
-fn tests(file: &Path, limits: &Limits) -> Result<Vec<Result<Test, LitmusError>>, CliError> {
+pub(crate) fn tests(file: &Path, limits: &Limits) -> Result<Vec<Result<Test, LitmusError>>, CliError> {
     read_each(&file.display().to_string(), open(file)?, limits).map_err(CliError::input)
 }
 

@@ -21,6 +21,7 @@ mod ops;
 pub(crate) mod read;
 mod state;
 mod test;
+pub mod timed;
 mod tlb;
 mod translate;
 mod words;

@@ -19,7 +19,7 @@
 use mmu_core::access::AccessKind;
 
 use super::defect::Defect;
-use super::state::{Buffered, Flight, Pending, Running, State};
+use super::state::{Buffered, Final, Flight, Pending, Running, State};
 use super::test::{
     BarrierKind, Change, Condition, Invalidation, Loc, OnFault, OpKind, Ordered, Place, Scope, Selector, Test, TlbiBy,
     TlbiOp, Value,
@@ -92,24 +92,7 @@ impl<'a> Model<'a> {
 
     /// Whether the condition that is looked for holds.
     pub(crate) fn wanted(&self, state: &State) -> bool {
-        self.holds(&self.test.wanted, state)
-    }
-
-    fn holds(&self, condition: &Condition, state: &State) -> bool {
-        let reg =
-            |thread: u8, reg: Option<u8>| reg.and_then(|reg| state.threads[usize::from(thread)].regs[usize::from(reg)]);
-        match condition {
-            Condition::And(parts) => parts.iter().all(|part| self.holds(part, state)),
-            Condition::Or(parts) => parts.iter().any(|part| self.holds(part, state)),
-            Condition::Not(inner) => !self.holds(inner, state),
-            Condition::Reg { thread, reg: number, value } => reg(*thread, *number) == Some(*value),
-            Condition::RegEntry { thread, reg: number, entry } => {
-                reg(*thread, *number).is_some_and(|word| entry.matches(&self.test.words, word))
-            }
-            Condition::Word { loc, value } => state.words[usize::from(*loc)] == *value,
-            Condition::Entry { loc, entry } => entry.matches(&self.test.words, state.words[usize::from(*loc)]),
-            Condition::Fault { thread, ops } => state.threads[usize::from(*thread)].faults & ops != 0,
-        }
+        holds(self.test, &self.test.wanted, state)
     }
 
     // ---- what can happen ----
@@ -487,6 +470,25 @@ impl System for Model<'_> {
 /// A state of the model.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct TestState(pub(crate) State);
+
+/// Whether a condition holds at the end of an execution of a test.
+pub(crate) fn holds(test: &Test, condition: &Condition, last: &impl Final) -> bool {
+    let reg = |thread: u8, reg: Option<u8>| {
+        reg.and_then(|reg| last.thread(usize::from(thread)).0.get(usize::from(reg)).copied().flatten())
+    };
+    match condition {
+        Condition::And(parts) => parts.iter().all(|part| holds(test, part, last)),
+        Condition::Or(parts) => parts.iter().any(|part| holds(test, part, last)),
+        Condition::Not(inner) => !holds(test, inner, last),
+        Condition::Reg { thread, reg: number, value } => reg(*thread, *number) == Some(*value),
+        Condition::RegEntry { thread, reg: number, entry } => {
+            reg(*thread, *number).is_some_and(|word| entry.matches(&test.words, word))
+        }
+        Condition::Word { loc, value } => last.words()[usize::from(*loc)] == *value,
+        Condition::Entry { loc, entry } => entry.matches(&test.words, last.words()[usize::from(*loc)]),
+        Condition::Fault { thread, ops } => last.thread(usize::from(*thread)).1 & ops != 0,
+    }
+}
 
 fn access_kind(op: &OpKind) -> AccessKind {
     match op {

@@ -81,6 +81,24 @@ pub(crate) enum Entry {
     Combined { va: u8, one: u64, two: u64 },
 }
 
+/// What a condition at the end is asked of.
+pub(crate) trait Final {
+    /// Every word of memory.
+    fn words(&self) -> &[u64];
+    /// The registers of a thread, and which of its operations have faulted, one bit each.
+    fn thread(&self, number: usize) -> (&[Option<u64>], u64);
+}
+
+impl Final for State {
+    fn words(&self) -> &[u64] {
+        &self.words
+    }
+    fn thread(&self, number: usize) -> (&[Option<u64>], u64) {
+        let running = &self.threads[number];
+        (&running.regs, running.faults)
+    }
+}
+
 impl State {
     /// Adds an invalidation in its place.
     pub(crate) fn send(&mut self, pending: Pending) {

@@ -115,6 +115,16 @@ impl Words {
         Ok(words)
     }
 
+    /// Both formats where hardware manages flags so.
+    pub(crate) fn formats(&self, updates: HardwareUpdates) -> (Stage1, Stage2) {
+        let level = match updates {
+            HardwareUpdates::None => 0,
+            HardwareUpdates::Accessed => 1,
+            HardwareUpdates::AccessedAndDirty => 2,
+        };
+        (self.one[level], self.two[level])
+    }
+
     /// The word of an entry.
     pub(crate) fn encode(&self, stage: StageNumber, entry: &EntrySpec) -> Result<u64, String> {
         let EntryPerm { write, user } = entry.perm;

@@ -53,6 +53,15 @@ impl TableMemory {
         self.update(at, |word| word | bits)
     }
 
+    /// Atomically changes the bits in which two words differ to what they are in `new`; returns the old word.
+    ///
+    /// # Errors
+    /// As [`TableMemory::read`].
+    #[inline]
+    pub fn change(&mut self, at: Hpa, old: u64, new: u64) -> Result<u64, TableFault> {
+        self.update(at, |word| word & !(old & !new) | new & !old)
+    }
+
     #[inline]
     fn update(&mut self, at: Hpa, change: impl FnOnce(u64) -> u64) -> Result<u64, TableFault> {
         let w = self.word_index(at);

@@ -3,6 +3,8 @@
 //! Each vCPU runs one address space. Guest-physical pages come from the vCPU's share of memory in order of first touch;
 //! the shares are interleaved page by page, so that a zapped range touches everybody. What a vCPU touches depends on its own
 //! accesses only, so nothing here is shared in the parallel phase.
+//!
+//! A guest whose tables all vCPUs share has them in table memory, and only their root here ([`GuestTables::shared`]).
 
 use mmu_core::{ByteUnits, EncodeError, Format, Gpa, Gva, Hpa, Leaf, Level, PageSize, Perms};
 use serde::{Deserialize, Serialize};
@@ -77,6 +79,7 @@ pub struct GuestTables<F> {
     words: Vec<u64>,
     root: Gpa,
     pages: u64,
+    shared: bool,
 }
 
 impl<F: Format> GuestTables<F> {
@@ -98,9 +101,22 @@ impl<F: Format> GuestTables<F> {
             return Err(GuestError::OutOfMemory { mapped: 0 });
         }
         let base = Gpa::new((share.memory - below) / root_bytes * root_bytes);
-        let mut tables = Self { format, share, page, base, area, words: Vec::new(), root: base, pages: 0 };
+        let mut tables = Self { format, share, page, base, area, words: Vec::new(), root: base, pages: 0, shared: false };
         tables.root = tables.alloc(geometry.root())?;
         Ok(tables)
+    }
+
+    /// Tables that others fill: the words are host memory behind the second stage, the root is at `root`.
+    pub fn shared(format: F, root: Gpa) -> Self {
+        let share = GuestShare { index: 0, of: 1, memory: 0 };
+        let page = format.geometry().page_size(Level::LAST);
+        Self { format, share, page, base: root, area: 0, words: Vec::new(), root, pages: 0, shared: true }
+    }
+
+    /// Whether its words are host memory.
+    #[inline]
+    pub fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// What changes in a run.

@@ -14,6 +14,7 @@ use super::op::{
     AgeBelow, AgeRun, Blockable, Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RestOfTable,
     RunBelow, RunOp, TableEntries, Var, VcpuId, WaitQueue, Wake, Work,
 };
+use super::probe::{Probe, Probed};
 use super::vcpu::Exit;
 use crate::events::Trace;
 use crate::workload::GuestWork;
@@ -40,6 +41,12 @@ pub(crate) trait Stage {
     fn counters(&self) -> HostCounters;
     /// What a vCPU does from its next entry on.
     fn assign(&self, vcpu: VcpuId, work: GuestWork);
+    /// What a vCPU does on its next entry instead. Only the timed engine has probes.
+    fn ask(&self, _vcpu: VcpuId, _probe: Probe) {}
+    /// What became of it, as soon as that is known.
+    fn probed(&self, _vcpu: VcpuId) -> Option<Probed> {
+        None
+    }
     /// Whether anybody wants to know what protocols have to say.
     fn is_recorded(&self) -> bool {
         false
@@ -436,6 +443,12 @@ impl<F: Copy> Host<F> {
     /// Gives a vCPU new work, to be done from its next entry on. For the vCPU's own thread, or before that runs.
     pub fn assign(&self, vcpu: VcpuId, work: GuestWork) {
         self.stage.assign(vcpu, work);
+    }
+    pub(super) fn ask(&self, vcpu: VcpuId, probe: Probe) {
+        self.stage.ask(vcpu, probe);
+    }
+    pub(super) fn probed(&self, vcpu: VcpuId) -> Option<Probed> {
+        self.stage.probed(vcpu)
     }
     /// Makes every vCPU that runs guest code leave it (`kvm_make_all_cpus_request`), and waits until all have.
     pub async fn kick_all(&self) {

@@ -18,6 +18,7 @@
 //! | `lock`, `wait`, `rcu`, `flight` | lock and wait queues, grace periods, flushes in the air |
 //! | `srcu` | sleepable RCU out of variables |
 //! | `tap` | recording of what passes between actors and the engine |
+//! | `probe` | accesses whose data counts, for judges |
 //! | `results` | what a simulation has come to |
 //! | `phases` | where the wall time of a run goes |
 //! | `replies`, `state` | what actors were answered; the state of everything, to be written and read |
@@ -39,6 +40,7 @@ mod lock;
 mod op;
 mod phases;
 mod primary;
+mod probe;
 mod processors;
 mod rcu;
 mod reach;
@@ -74,6 +76,7 @@ pub use lock::{LockKind, LockStats};
 pub use op::*;
 pub use phases::PhaseTimes;
 pub use primary::*;
+pub use probe::{Content, Data, FlagWrites, Probe, Probed};
 pub use rcu::RcuStats;
 pub use sim::{ActorFuture, Sim, Stopped, Threads};
 pub use srcu::SrcuIndex;

@@ -1,6 +1,7 @@
 //! How the host reaches vCPUs: flushes, kicks, entering the guest, and waiting for answers.
 
-use mmu_core::{Cycles, Delivery, Flush, Format};
+use mmu_core::tlb::{Invalidate, TableCaches};
+use mmu_core::{Cycles, Delivery, Flush, Format, Reach};
 
 use super::actor::ActorState;
 use super::flight::{Flight, FlightId};
@@ -39,6 +40,32 @@ impl<A: Arch> World<A> {
                 Performed::Done(Reply::default())
             }
         }
+    }
+
+    /// Sends an invalidation for which nobody waits yet; returns when it is done. Where there is no broadcast (x86) it is taken for one that hardware delivers all the same.
+    pub(super) fn invalidate(
+        &mut self,
+        what: Invalidate,
+        tables: TableCaches,
+        reach: Reach,
+        actor: &mut ActorState,
+        vcpus: &mut [Vcpu<A>],
+    ) -> Cycles {
+        if reach == Reach::Local {
+            actor.now += self.costs.invalidate_local;
+            if let Some(vcpu) = vcpus.iter_mut().find(|vcpu| vcpu.thread == Some(actor.id)) {
+                vcpu.receive_invalidation(actor.now, what, tables);
+            }
+            return actor.now;
+        }
+        self.counters.remote_flushes += 1;
+        self.counters.broadcasts += 1;
+        let done = self.broadcast(1, actor.now);
+        actor.now += self.costs.broadcast_issue;
+        for vcpu in vcpus.iter_mut() {
+            vcpu.receive_invalidation(done, what, tables);
+        }
+        done
     }
 
     /// Sends broadcast invalidations at `now`; returns when the barrier behind them is complete, which is when every processor has done

@@ -19,6 +19,7 @@ pub(super) struct Request {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) enum What {
     Flush(Flush),
+    Invalidate(Invalidate, TableCaches),
     Reload,
     Leave,
 }
@@ -26,7 +27,7 @@ pub(super) enum What {
 impl What {
     pub(super) const fn name(self) -> &'static str {
         match self {
-            What::Flush(_) => "flush",
+            What::Flush(_) | What::Invalidate(..) => "flush",
             What::Reload => "reload",
             What::Leave => "leave",
         }
@@ -75,7 +76,7 @@ impl<A: Arch> Vcpu<A> {
     }
 
     /// Keeps requests in order of time, first come first among equals.
-    fn queue(&mut self, request: Request) {
+    pub(super) fn queue(&mut self, request: Request) {
         let place = self.requests.partition_point(|earlier| earlier.at <= request.at);
         self.requests.insert(place, request);
     }
@@ -88,6 +89,8 @@ impl<A: Arch> Vcpu<A> {
                 let merged = self.owed.map_or(covers, |owed| if owed == covers { owed } else { Self::EVERYTHING });
                 self.owed = Some(merged);
             }
+            // Not noted, in fact: it stays on its way until its moment (`receive_invalidation`).
+            What::Invalidate(what, tables) => drop(self.caches.invalidate(what, tables)),
             What::Reload => self.reload = true,
             // It is out already; its thread looks at what is asked before the guest runs again.
             What::Leave => self.kicked = true,
@@ -140,7 +143,7 @@ impl<A: Arch> Vcpu<A> {
         if self.mode == Mode::Finished || self.wants_reload() {
             return None;
         }
-        let asked = self.requests.iter().any(|request| matches!(request.what, What::Flush(_)));
+        let asked = self.requests.iter().any(|request| matches!(request.what, What::Flush(_) | What::Invalidate(..)));
         let flushing = asked || self.owed.is_some();
         if flushing {
             return None;
@@ -164,6 +167,11 @@ impl<A: Arch> Vcpu<A> {
             What::Flush(covers) => {
                 self.stats.flushes += 1;
                 self.apply_flush(covers);
+                self.clock += costs.invalidate_local;
+            }
+            What::Invalidate(what, tables) => {
+                self.stats.flushes += 1;
+                self.caches.invalidate(what, tables);
                 self.clock += costs.invalidate_local;
             }
             What::Reload => self.reload = true,

@@ -21,7 +21,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use mmu_core::Cycles;
+use mmu_core::{Cycles, Hpa};
 use rayon::prelude::*;
 
 use super::actor::ActorState;
@@ -31,6 +31,7 @@ use super::lock::{ActorId, Granted, LockKind};
 use super::op::{Frames, LockId, Reply, Var, VcpuId, WaitQueue};
 use super::phases::PhaseClock;
 use super::primary::{Handover, Memslot, PrimaryMmu, SlotsVersion};
+use super::probe::{FlagWrites, access_data};
 use super::replies::Noted;
 use super::tap::Tap;
 use super::timed::{Parked, Timed};
@@ -52,6 +53,8 @@ pub enum Threads {
     One,
     /// The current rayon pool's.
     Pool,
+    /// The current rayon pool's in every window, even where starting them costs more than it gains.
+    Always,
 }
 
 /// Why a run stopped.
@@ -96,6 +99,9 @@ pub struct Sim<A: Arch> {
     /// vCPUs that run in the window, in the order of their numbers.
     due: Vec<usize>,
     watch: Watch,
+    pub(super) flag_writes: FlagWrites,
+    /// Entries that a defect writes later.
+    late: Vec<(Hpa, u64)>,
     window: Cycles,
     pub(super) windows: u64,
     pub(super) phases: PhaseClock,
@@ -134,6 +140,8 @@ impl<A: Arch> Sim<A> {
             crew: Crew::default(),
             due: Vec::new(),
             watch: Watch::Walks,
+            flag_writes: FlagWrites::CompareAndSwap,
+            late: Vec::new(),
             window,
             windows: 0,
             phases: PhaseClock::default(),
@@ -281,6 +289,9 @@ impl<A: Arch> Sim<A> {
             self.phases.lap(|times| &mut times.applying);
         }
         let end = self.run_host(end, running);
+        for (at, word) in self.late.drain(..) {
+            let _ = self.stage.borrow_mut().world.tables.write(at, word);
+        }
         self.phases.lap(|times| &mut times.host);
         if running {
             self.now = end;
@@ -342,7 +353,8 @@ impl<A: Arch> Sim<A> {
         self.due.clear();
         self.due.extend(due.iter().map(|vcpu| vcpu.index));
         let work = due.iter().map(|vcpu| end.since(vcpu.clock).0.max(ACCESS_CYCLES)).fold(0, u64::saturating_add);
-        if self.threads == Threads::Pool && work >= PARALLEL_CYCLES {
+        let worth = work >= PARALLEL_CYCLES || self.threads == Threads::Always;
+        if self.threads != Threads::One && worth {
             self.crew.call();
             due.par_iter_mut().for_each(|vcpu| vcpu.run(view, end));
             self.crew.wait();
@@ -358,15 +370,21 @@ impl<A: Arch> Sim<A> {
         {
             let Timed { world, vcpus, .. } = &mut *self.stage.borrow_mut();
             let mut tap = self.tap.as_ref().map(|tap| tap.borrow_mut());
+            let mut landed = false;
             for &i in &self.due {
                 let Some(vcpu) = vcpus.get_mut(i) else { continue };
+                landed |= vcpu.probing.has_landed();
                 if !vcpu.log.is_empty() {
-                    for (at, word) in vcpu.log.drain() {
+                    for (at, old, new) in vcpu.log.drain() {
                         if let Some(tap) = &mut tap {
-                            tap.flags(i, at, word, vcpu.clock);
+                            tap.flags(i, at, new, vcpu.clock);
                         }
-                        // Walks only ever set flags, and nobody else has written since they read the word.
-                        if let Err(fault) = world.tables.fetch_or(at, word) {
+                        if self.flag_writes == FlagWrites::LateStore {
+                            self.late.push((at, new));
+                            continue;
+                        }
+                        // Walks change flags only, and nobody but other walks has written since they read the word.
+                        if let Err(fault) = world.tables.change(at, old, new) {
                             let moment = vcpu.clock;
                             world.checker.report(Violation::TableWalk { vcpu: i, at, fault, moment });
                         }
@@ -391,6 +409,9 @@ impl<A: Arch> Sim<A> {
                     vcpu.mode = Mode::InHost;
                     world.woken.extend(vcpu.thread.map(|actor| Granted { actor, at: vcpu.clock }));
                 }
+            }
+            if landed {
+                access_data(&mut world.contents, vcpus);
             }
         }
         self.wake();

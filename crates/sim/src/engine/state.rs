@@ -90,6 +90,8 @@ impl<A: Arch> World<A> {
             checker,
             upkeep,
             written,
+            // Of judges, which keep nothing.
+            contents: _,
             // Nothing at the end of a window.
             woken: _,
             disturbed: _,
@@ -162,6 +164,8 @@ impl<A: Arch> Vcpu<A> {
             owed,
             requests,
             current,
+            // Of judges, which keep nothing.
+            probing: _,
             // Nothing at the end of a window, in a run that has not failed and that nobody records.
             violations: _,
             error: _,

@@ -14,6 +14,7 @@ use super::counters::HostCounters;
 use super::host::Stage;
 use super::lock::ActorId;
 use super::op::{EachLeaf, LockId, LockMode, Op, Reply, VcpuId};
+use super::probe::{Probe, Probed};
 use super::timed::{Parked, Timed};
 use super::vcpu::{Exit, ExitReason, GuestFault, Served};
 use crate::arch::Arch;
@@ -69,6 +70,14 @@ impl<A: Arch> Stage for RefCell<Tap<A>> {
 
     fn assign(&self, vcpu: VcpuId, work: GuestWork) {
         self.borrow().timed.assign(vcpu, work);
+    }
+
+    fn ask(&self, vcpu: VcpuId, probe: Probe) {
+        self.borrow().timed.ask(vcpu, probe);
+    }
+
+    fn probed(&self, vcpu: VcpuId) -> Option<Probed> {
+        self.borrow().timed.probed(vcpu)
     }
 
     fn is_recorded(&self) -> bool {

@@ -8,6 +8,7 @@ use super::actor::ActorState;
 use super::counters::HostCounters;
 use super::host::Stage;
 use super::op::{Op, Reply, VcpuId};
+use super::probe::{Probe, Probed};
 use super::vcpu::{Exit, Vcpu};
 use super::world::{Horizon, Performed, World};
 use crate::arch::Arch;
@@ -56,6 +57,14 @@ impl<A: Arch> Stage for RefCell<Timed<A>> {
 
     fn assign(&self, vcpu: VcpuId, work: GuestWork) {
         self.borrow_mut().vcpus[vcpu.0].assign(work.stream(vcpu.0 as u64));
+    }
+
+    fn ask(&self, vcpu: VcpuId, probe: Probe) {
+        self.borrow_mut().vcpus[vcpu.0].give(probe);
+    }
+
+    fn probed(&self, vcpu: VcpuId) -> Option<Probed> {
+        self.borrow().vcpus[vcpu.0].probing.result()
     }
 }
 

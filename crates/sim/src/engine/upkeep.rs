@@ -6,7 +6,8 @@
 //!
 //! A table frame has as many references as holders (one, when nobody does anything unusual) and counted entries; see [`Host::table_count`].
 
-use mmu_core::{BreakRule, Bytes, Cycles, Format, Gpa, GpaRange, Hpa, HpaRange, Level};
+use mmu_core::tlb::{Invalidate, TableCaches};
+use mmu_core::{BreakRule, Bytes, Cycles, Format, Gpa, GpaRange, Hpa, HpaRange, Level, Reach};
 
 use super::actor::ActorState;
 use super::cleanliness::{Cleanliness, GuestCaches};
@@ -64,7 +65,8 @@ pub enum Announced {
     RootInvalid(Hpa),
 }
 
-/// Tags of translations (VMID, LPID), where several guests share a processor. For explorations: the timed engine runs one guest and does nothing.
+/// Tags of translations (VMID, LPID), where several guests share a processor. For explorations: the timed engine runs one guest and does nothing, except for
+/// [`Tagged::Invalidate`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tagged {
     /// A processor, out of the guest, gets this root under this tag; nothing is flushed.
@@ -75,6 +77,9 @@ pub enum Tagged {
     Flush(u16),
     /// A processor, out of the guest, drops what it cached.
     FlushOwn(VcpuId, OwnCaches),
+    /// One invalidation by the guest's or the hypervisor's own instruction, of all processors or of the one of the vCPU whose thread sends it;
+    /// replies the moment by which it is done. In the timed engine too.
+    Invalidate(Invalidate, TableCaches, Reach),
 }
 
 /// What a processor drops of what it cached.
@@ -214,6 +219,9 @@ impl<A: Arch> World<A> {
                 }
             }
             Upkeep::RunFailed => self.counters.failed_runs += 1,
+            Upkeep::Tagged(Tagged::Invalidate(what, tables, reach)) => {
+                return Reply::one(self.invalidate(what, tables, reach, actor, vcpus).0);
+            }
             Upkeep::Announce(_) | Upkeep::Tagged(_) => {}
         }
         Reply::default()

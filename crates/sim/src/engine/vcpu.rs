@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use mmu_core::memory::TableMemory;
 use mmu_core::tlb::{Input, LatencyCache, Lookup, Port, Tag, TlbEntry, TranslationCaches};
 use mmu_core::{
-    Access, AccessKind, Cycles, Denial, FaultClass, Flush, Format, Gpa, Gva, Hpa, Overlap, Perms, Uncached,
+    Access, AccessKind, Cycles, Denial, FaultClass, Flush, Format, Gpa, Gva, Hpa, Level, Overlap, Perms, Privilege, Purpose,
+    Uncached,
 };
 
 use super::cleanliness::{Cleanliness, GuestCaches};
@@ -17,6 +18,7 @@ use super::flight::FlightId;
 use super::guest::{GuestError, GuestTables};
 use super::lock::ActorId;
 use super::primary::PrimaryMmu;
+use super::probe::Probing;
 use super::requests::{Request, What};
 use super::walk::FlagLog;
 use crate::arch::Arch;
@@ -239,15 +241,18 @@ pub struct Vcpu<A: Arch> {
     pub(super) owed: Option<Flush>,
     pub(super) requests: VecDeque<Request>,
     pub(super) current: Option<GuestAccess>,
+    pub(super) probing: Probing,
 }
 
 /// How one access went.
 pub(super) enum Outcome {
-    Done,
-    GuestFault,
+    /// It goes to this address.
+    Done(Hpa),
+    /// With the level of the entry that says so.
+    GuestFault(Option<Level>),
     Fault(GuestFault),
     /// The access is done, and the log of modified pages is full.
-    LogFull,
+    LogFull(Hpa),
 }
 
 impl<A: Arch> Vcpu<A> {
@@ -290,6 +295,7 @@ impl<A: Arch> Vcpu<A> {
             owed: None,
             requests: VecDeque::new(),
             current: None,
+            probing: Probing::default(),
         }
     }
 
@@ -310,6 +316,10 @@ impl<A: Arch> Vcpu<A> {
                 self.interrupted(request, view.costs);
                 continue;
             }
+            if let Some(probe) = self.probing.asked() {
+                self.run_probe(probe, view);
+                continue;
+            }
             let limit = self.requests.front().map_or(end, |request| request.at.min(end));
             self.run_guest(view, limit);
         }
@@ -328,12 +338,16 @@ impl<A: Arch> Vcpu<A> {
         }
     }
 
-    fn leave(&mut self, reason: ExitReason, costs: &Costs) {
+    pub(super) fn leave(&mut self, reason: ExitReason, costs: &Costs) {
         self.exit = Exit { reason, at: self.clock };
         self.clock += costs.exit;
         self.mode = Mode::Exited;
         // Interrupts on their way reach the processor in the host: answered there, made good before the guest is entered again.
         for request in std::mem::take(&mut self.requests) {
+            if matches!(request.what, What::Invalidate(..)) {
+                self.requests.push_back(request);
+                continue;
+            }
             self.note(request.what);
             if let Some(flight) = request.flight {
                 self.acks.push((flight, self.clock.max(request.at)));
@@ -349,9 +363,10 @@ impl<A: Arch> Vcpu<A> {
                 self.leave(ExitReason::Done, view.costs);
                 return;
             };
-            match self.access(&access, view) {
-                Outcome::Done => self.stats.accesses += 1,
-                Outcome::GuestFault => {
+            // Traces are of user mode.
+            match self.access(&access, Privilege::User, view) {
+                Outcome::Done(_) => self.stats.accesses += 1,
+                Outcome::GuestFault(_) => {
                     self.current = Some(access);
                     if let Err(error) = self.guest_fault(access.gva, view.costs) {
                         // The guest is at its end; whoever runs the simulation asks for the error.
@@ -360,7 +375,7 @@ impl<A: Arch> Vcpu<A> {
                         self.current = None;
                     }
                 }
-                Outcome::LogFull => {
+                Outcome::LogFull(_) => {
                     self.stats.accesses += 1;
                     self.leave(ExitReason::LogFull, view.costs);
                     return;
@@ -384,10 +399,10 @@ impl<A: Arch> Vcpu<A> {
         Ok(())
     }
 
-    #[inline]
-    fn access(&mut self, access: &GuestAccess, view: View<'_>) -> Outcome {
-        // Traces are of user mode.
-        let what = Access { kind: access.kind, ..Access::READ.user() };
+    // PERF: inlined into the hot loop, where nobody asks for the address and the privilege is a constant.
+    #[inline(always)]
+    pub(super) fn access(&mut self, access: &GuestAccess, privilege: Privilege, view: View<'_>) -> Outcome {
+        let what = Access { kind: access.kind, privilege, purpose: Purpose::Data };
         let input = match &self.guest {
             Some(_) => Input::Combined(access.gva),
             None => Input::GuestPhysical(Gpa::new(access.gva.raw())),
@@ -406,13 +421,13 @@ impl<A: Arch> Vcpu<A> {
             Lookup::L1(entry) if entry.perms.contains(need) => {
                 self.stats.l1_hits += 1;
                 self.watch(view, &entry, input, access.kind);
-                return Outcome::Done;
+                return Outcome::Done(entry.translate(input));
             }
             Lookup::L2(entry) if entry.perms.contains(need) => {
                 self.stats.l2_hits += 1;
                 self.clock += self.caches.tlb.l2_hit_extra(port);
                 self.watch(view, &entry, input, access.kind);
-                return Outcome::Done;
+                return Outcome::Done(entry.translate(input));
             }
             Lookup::L1(entry) | Lookup::L2(entry) => {
                 if let Some(fault) = self.denied(&entry, input, need, access.kind) {
@@ -503,7 +518,7 @@ impl<A: Arch> Vcpu<A> {
                 }
                 self.check_page(view, found.output, input);
                 self.note_store(view, found.output, input, access.kind);
-                if self.modified.is_full() { Outcome::LogFull } else { Outcome::Done }
+                if self.modified.is_full() { Outcome::LogFull(found.output) } else { Outcome::Done(found.output) }
             }
             Err(outcome) => outcome,
         }

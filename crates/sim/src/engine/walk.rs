@@ -15,14 +15,14 @@ use super::vcpu::{GuestFault, Outcome, Vcpu, View, Watch};
 use crate::arch::Arch;
 use crate::checker::Violation;
 
-/// Flags set by walks of this window: address to the word as this vCPU would read it.
+/// Flags set by walks of this window: address to the word as the window began, and as this vCPU would read it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct FlagLog(BTreeMap<u64, u64>);
+pub(crate) struct FlagLog(BTreeMap<u64, (u64, u64)>);
 
 impl FlagLog {
-    /// Takes the logged words by address.
-    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Hpa, u64)> + use<> {
-        std::mem::take(&mut self.0).into_iter().map(|(at, word)| (Hpa::new(at), word))
+    /// Takes the logged words by address, each as it was and as it is.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Hpa, u64, u64)> + use<> {
+        std::mem::take(&mut self.0).into_iter().map(|(at, (old, new))| (Hpa::new(at), old, new))
     }
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -45,7 +45,7 @@ impl<F: Format> Bus for WindowBus<'_, F> {
     #[inline]
     fn read(&mut self, at: Hpa) -> Result<u64, BusError> {
         if !self.log.0.is_empty()
-            && let Some(&word) = self.log.0.get(&at.raw())
+            && let Some(&(_, word)) = self.log.0.get(&at.raw())
         {
             return Ok(word);
         }
@@ -61,16 +61,23 @@ impl<F: Format> Bus for WindowBus<'_, F> {
             return Ok(Exchange::Found(found));
         }
         self.dirtied = !old & new & self.dirty != 0;
-        self.log.0.insert(at.raw(), new);
+        self.log.0.entry(at.raw()).or_insert((old, new)).1 = new;
         Ok(Exchange::Done)
     }
 
     #[inline]
     fn read_guest(&mut self, gpa: Gpa, at: Hpa) -> Result<u64, BusError> {
-        self.guest.as_ref().and_then(|guest| guest.read(gpa)).ok_or(BusError { at })
+        match &self.guest {
+            Some(guest) if guest.is_shared() => self.read(at),
+            Some(guest) => guest.read(gpa).ok_or(BusError { at }),
+            None => Err(BusError { at }),
+        }
     }
 
     fn cmpxchg_guest(&mut self, gpa: Gpa, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
+        if self.guest.as_ref().is_some_and(|guest| guest.is_shared()) {
+            return self.cmpxchg(at, old, new);
+        }
         let found = self.read_guest(gpa, at)?;
         if found != old {
             return Ok(Exchange::Found(found));
@@ -86,7 +93,7 @@ impl<A: Arch> Vcpu<A> {
     pub(super) fn walk_nested(&mut self, gva: Gva, access: Access, view: View<'_>) -> Result<Translation, Outcome> {
         let dirty = self.logged_flag();
         let Self { arch, guest, caches, memory, log, tag, root, modified, stores, .. } = self;
-        let Some(guest) = guest.as_mut() else { return Err(Outcome::GuestFault) };
+        let Some(guest) = guest.as_mut() else { return Err(Outcome::GuestFault(None)) };
         let mut cursor = NestedCursor::new(*arch.one(), guest.root(), *arch.two(), *root, fold(arch, gva), access);
         let mut bus = WindowBus { tables: view.tables, log, guest: Some(guest), broken: None, dirty, dirtied: false };
         let mut cached = caches.for_walk(*tag, Kind::Combined);
@@ -101,9 +108,11 @@ impl<A: Arch> Vcpu<A> {
                     }
                 }
                 Step::Done(translation) => break Ok(translation),
-                Step::Fault(NestedFault::One(fault)) => break Err((fault.class(), None)),
+                Step::Fault(NestedFault::One(fault)) => break Err(Outcome::GuestFault(fault.level())),
                 Step::Fault(NestedFault::Two { fault, gpa, table }) => {
-                    break Err((fault.class(), Some((gpa, table.is_some()))));
+                    // A walk's own reference is a read of the guest's table, or a write where it sets flags there.
+                    let access = if table.is_some() { AccessKind::Read } else { access.kind };
+                    break Err(Outcome::Fault(GuestFault { gpa, access, class: fault.class() }));
                 }
             }
         };
@@ -115,14 +124,7 @@ impl<A: Arch> Vcpu<A> {
         }
         let (meter, broken) = (meter.spent, bus.broken);
         self.charge(meter, broken);
-        end.map_err(|(class, second)| match second {
-            None => Outcome::GuestFault,
-            Some((gpa, table)) => {
-                // A walk's own reference is a read of the guest's table, or a write where it sets flags there.
-                let access = if table { AccessKind::Read } else { access.kind };
-                Outcome::Fault(GuestFault { gpa, access, class })
-            }
-        })
+        end
     }
 
     pub(super) fn walk_flat(&mut self, gpa: Gpa, access: Access, view: View<'_>) -> Result<Translation, Outcome> {

@@ -10,6 +10,7 @@ use super::flight::Flight;
 use super::lock::{Granted, LockKind, LockStats, SimLock};
 use super::op::{Blockable, Frames, LockId, Op, Reply, TableEntries, Var, WaitQueue, Wake, Work};
 use super::primary::{Handover, Memslots, PrimaryMmu, Unmapping};
+use super::probe::Contents;
 use super::rcu::Rcu;
 use super::upkeep::UpkeepState;
 use super::vcpu::Vcpu;
@@ -65,6 +66,8 @@ pub struct World<A: Arch> {
     pub(crate) handover: Handover,
     /// What was written, by the checker's account.
     pub(crate) written: Written,
+    /// Words that probes reach.
+    pub(super) contents: Contents,
     /// Actors that may go on, with when.
     pub(crate) woken: Vec<Granted>,
     /// Somebody else's next moment may have come closer since this was last cleared.
@@ -97,6 +100,7 @@ impl<A: Arch> World<A> {
             runs: Runs::default(),
             handover: Handover::default(),
             written: Written::default(),
+            contents: Contents::default(),
             woken: Vec::new(),
             disturbed: false,
             entered: None,

@@ -35,6 +35,8 @@ impl<A: Arch> Lab<A> {
                 }
             }
             Tagged::Flush(tag) => return self.flush_tag(tag),
+            // More than was asked for, and waited for: what is cached here has no address spaces.
+            Tagged::Invalidate(..) => return self.flush(EVERYTHING),
         }
         Some(Reply::default())
     }
