@@ -127,7 +127,14 @@ fn as_text(reports: &[FileReport], args: &LitmusArgs) -> String {
             test.executions.to_string(),
             test.seen.to_string(),
             test.endings.to_string(),
-            if test.fails() { "FAILS" } else if forbids(test) { "holds" } else { "not judged" }.to_owned(),
+            if test.fails() {
+                "FAILS"
+            } else if forbids(test) {
+                "holds"
+            } else {
+                "not judged"
+            }
+            .to_owned(),
         ]);
     }
     text.push_str(&columns.render());

@@ -143,3 +143,37 @@ fn a_full_disk_is_an_incomplete_run() {
     assert_eq!(output.status.code(), Some(3), "{}", talk(&output));
     assert!(talk(&output).contains("cannot write"));
 }
+
+#[test]
+fn litmus_tests_run_in_the_timed_engine() {
+    let files = ["crates/explore/data/curated.json.xz", "crates/explore/data/own.json"];
+    let on = |threads| data(&["litmus", "--timed", "--seeds", "5", "--threads", threads, "--json", files[0], files[1]]);
+    let text = on("1");
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&json["passed"], &json["violations"], &json["seeds"]), (&true.into(), &0.into(), &5.into()));
+    assert_eq!(json["files"][0]["tests"].as_array().unwrap().len(), 65);
+    assert_eq!(json["files"][1]["classes"][0]["executions"], 15);
+    assert_eq!(on("4"), text);
+    let table = data(&["litmus", "--timed", "--seeds", "2", files[1]]);
+    assert!(table.contains("ASID-switch") && table.contains("holds"), "{table}");
+    fails(&["litmus", "--seeds", "5", files[1]], 2, &["--timed"]);
+    fails(&["litmus", "--timed", "--seeds", "0", files[1]], 2, &["--seeds"]);
+}
+
+/// What the engine does is called forbidden: the program says which test, which seed, and ends with 1.
+#[test]
+fn a_forbidden_outcome_in_the_timed_engine_is_reported_with_its_seed() {
+    let scratch = Scratch::new("timed-litmus");
+    let file = scratch.path("wrong.json");
+    let test = r#"{"tests": [{"id": "stale", "use": "must_not_observe",
+        "init": {"memory": {"p": 7}, "stage1": {"x": {"map": "p"}}},
+        "threads": [{"privilege": "el1", "on_fault": "stop", "ops": [
+            {"op": "write", "to": {"pte1": "x"}, "value": {"valid": 0}},
+            {"op": "read", "from": {"va": "x"}, "reg": "r0"}]}],
+        "final": {"quantifier": "exists", "condition": ["reg", 0, "r0", 7]}}]}"#;
+    std::fs::write(&file, test).unwrap();
+    let output = mmusim(&["litmus", "--timed", "--seeds", "20", &file]);
+    assert_eq!(output.status.code(), Some(1), "{}", talk(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("FAILS") && text.contains("first with seed"), "{text}");
+}

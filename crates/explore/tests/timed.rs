@@ -41,9 +41,19 @@ fn nothing_forbidden_is_seen_on_any_number_of_threads() {
         assert_eq!(one, on(threads, &tests, 20, None), "{threads} threads");
     }
     // It would prove nothing if every race went one way.
-    let seen = |usage| one.iter().filter(|test| test.usage == usage && test.seen > 0).count();
-    assert!(seen(Use::MustBeAbleToObserve) >= 20, "{} of 41", seen(Use::MustBeAbleToObserve));
     assert!(one.iter().filter(|test| test.endings > 1).count() > 100);
+}
+
+/// What is never seen needs a processor that walks although a translation is cached, or one that faults by a cached translation of both
+/// stages: these ones walk again to see which stage forbids the access.
+#[test]
+fn permitted_outcomes_are_seen() {
+    let permitted: Vec<Test> = tests().into_iter().filter(|test| test.usage() == Use::MustBeAbleToObserve).collect();
+    let timed = on(2, &permitted, 1000, None);
+    let unseen: Vec<_> = timed.iter().filter(|test| test.seen == 0).map(|test| &test.id).collect();
+    println!("not seen: {unseen:?}");
+    assert_eq!(timed.len(), 41);
+    assert!(unseen.len() <= 11, "{unseen:?}");
 }
 
 /// Everything that happens here happens in the model too: all tests, whatever anybody says about their outcomes.
@@ -53,8 +63,7 @@ fn every_ending_is_one_of_the_models() {
     let strange: Vec<String> = tests
         .par_iter()
         .filter_map(|test| {
-            let (known, explored) =
-                endings(test, MemoryOrder::SequentiallyConsistent, None, Reduction::Ample, &limits);
+            let (known, explored) = endings(test, MemoryOrder::SequentiallyConsistent, None, Reduction::Ample, &limits);
             assert_eq!(explored.extent, Extent::Exhaustive, "{}", test.id());
             let execute = |seed| execute(test, Seed(seed), Threads::One, &machine, None).unwrap();
             let found = (0..20).find(|&seed| !known.contains(&execute(seed).ending));
@@ -66,14 +75,15 @@ fn every_ending_is_one_of_the_models() {
 
 #[test]
 fn defects_are_seen() {
-    let tests = tests();
+    let forbids = |test: &Test| matches!(test.usage(), Use::MustNotObserve | Use::MustAlwaysHold);
+    let tests: Vec<Test> = tests().into_iter().filter(forbids).collect();
     let mut silent = BTreeSet::new();
     for defect in TIMED_DEFECTS {
         let timed = on(2, &tests, 40, Some(defect));
         let failing = failing(&timed);
         println!("{defect}: {} tests fail", failing.len());
         for test in &failing {
-            println!("    {} {} of {}, seed {:?}", test.id, test.seen, test.executions, test.seed);
+            println!("    {} {} of {}, first seed {:?}", test.id, test.seen, test.executions, test.seed);
         }
         if failing.is_empty() {
             silent.insert(defect);

@@ -101,7 +101,8 @@ impl<F: Format> GuestTables<F> {
             return Err(GuestError::OutOfMemory { mapped: 0 });
         }
         let base = Gpa::new((share.memory - below) / root_bytes * root_bytes);
-        let mut tables = Self { format, share, page, base, area, words: Vec::new(), root: base, pages: 0, shared: false };
+        let mut tables =
+            Self { format, share, page, base, area, words: Vec::new(), root: base, pages: 0, shared: false };
         tables.root = tables.alloc(geometry.root())?;
         Ok(tables)
     }

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use mmu_core::memory::TableMemory;
 use mmu_core::tlb::{Input, LatencyCache, Lookup, Port, Tag, TlbEntry, TranslationCaches};
 use mmu_core::{
-    Access, AccessKind, Cycles, Denial, FaultClass, Flush, Format, Gpa, Gva, Hpa, Level, Overlap, Perms, Privilege, Purpose,
-    Uncached,
+    Access, AccessKind, Cycles, Denial, FaultClass, Flush, Format, Gpa, Gva, Hpa, Level, Overlap, Perms, Privilege,
+    Purpose, Uncached,
 };
 
 use super::cleanliness::{Cleanliness, GuestCaches};

@@ -49,6 +49,10 @@ impl Places {
     pub(super) fn gva(&self, va: u8) -> Gva {
         self.virtuals.get(usize::from(va)).copied().unwrap_or_default()
     }
+    /// An address in the last-level table of a virtual page that maps nothing: no test has so many pages.
+    pub(super) fn beside(&self, va: u8) -> Gva {
+        Gva::new(self.gva(va).raw() | 511 << 12)
+    }
     /// A word of the test as the engine has it.
     pub(super) fn to_engine(&self, word: u64) -> u64 {
         self.pointers.iter().find(|(test, _)| *test == word).map_or(word, |&(_, engine)| engine)
@@ -144,12 +148,11 @@ fn lay_out(sim: &mut Sim<Arm>, test: &Test) -> Result<Places, TimedError> {
     for number in 0..last {
         let pointer = table(2) + 8 * (number + 1);
         let word = link(1, UPPER + number)?;
-        match layout.tables.get(number as usize) {
-            None => writes.push((pointer, word)),
-            Some(_) => {
-                let of_test = test.words.encode_table(number as u32).map_err(refused)?;
-                places.pointers.push((of_test, word));
-            }
+        if number < layout.tables.len() as u64 {
+            let of_test = test.words.encode_table(number as u32).map_err(refused)?;
+            places.pointers.push((of_test, word));
+        } else {
+            writes.push((pointer, word));
         }
     }
     places.entries = vec![Hpa::new(0); usize::from(layout.entries)];
@@ -243,8 +246,7 @@ async fn leaf_entry(host: &Host<Stage2>, gpa: Gpa) -> Hpa {
 /// Writes the words that the test begins with.
 fn write_initial(sim: &mut Sim<Arm>, test: &Test, places: &Places) -> Result<(), TimedError> {
     let entries = (0..test.layout.entries).zip(&test.layout.initial);
-    let writes: Vec<(Hpa, u64)> =
-        entries.map(|(loc, &word)| (places.entry(loc), places.to_engine(word))).collect();
+    let writes: Vec<(Hpa, u64)> = entries.map(|(loc, &word)| (places.entry(loc), places.to_engine(word))).collect();
     let now = sim.now();
     sim.spawn("entries", now, move |host| {
         Box::pin(async move {

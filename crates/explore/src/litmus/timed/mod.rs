@@ -69,9 +69,8 @@ impl TimedMachine {
     /// # Errors
     /// Says what is wrong if the built-in sheet cannot be read.
     pub fn new() -> Result<Self, String> {
-        let mut machine = Machine::builtin("arm-neoverse-n1").map_err(|errors| {
-            errors.first().map_or_else(|| "no such machine".to_owned(), ToString::to_string)
-        })?;
+        let mut machine = Machine::builtin("arm-neoverse-n1")
+            .map_err(|errors| errors.first().map_or_else(|| "no such machine".to_owned(), ToString::to_string))?;
         // One level of data caches holds all tables of a test.
         machine.caches.levels.truncate(1);
         Ok(Self { machine })

@@ -114,8 +114,7 @@ pub struct TimedClass {
 
 /// The classes that occur, in their order.
 pub fn timed_summary<'a>(tests: impl IntoIterator<Item = &'a Timed>) -> Vec<TimedClass> {
-    let mut classes =
-        Use::ALL.map(|usage| TimedClass { usage, tests: 0, run: 0, executions: 0, seen: 0, failing: 0 });
+    let mut classes = Use::ALL.map(|usage| TimedClass { usage, tests: 0, run: 0, executions: 0, seen: 0, failing: 0 });
     for test in tests {
         if let Some(class) = classes.iter_mut().find(|class| class.usage == test.usage) {
             class.tests += 1;

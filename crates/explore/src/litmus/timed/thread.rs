@@ -6,7 +6,7 @@ use std::rc::Rc;
 use arch_arm64_s2::Stage2;
 use mmu_core::access::AccessKind;
 use mmu_core::tlb::{Asid, AsidScope, Globals, Invalidate, TableCaches, Vmid};
-use mmu_core::{Cycles, Gpa, Level, Reach};
+use mmu_core::{Cycles, Gpa, Gva, Level, Reach};
 use mmu_sim::engine::{Cmpxchg, Content, Data, Fence, Host, Probe, Probed, VcpuId, Work};
 use mmu_sim::rng::Rng;
 
@@ -114,12 +114,11 @@ fn warm_pages(test: &Test, thread: &Thread) -> Vec<u8> {
     let used = thread.needs.first().copied().unwrap_or(0);
     let layout = &test.layout;
     let word = |loc: Loc| layout.initial[usize::from(loc)];
-    let settled = |stage, word| {
-        match test.words.meaning(stage, word, AccessKind::Read, thread.privilege, thread.managed) {
+    let settled =
+        |stage, word| match test.words.meaning(stage, word, AccessKind::Read, thread.privilege, thread.managed) {
             Meaning::Page(page) => Some(page),
             _ => None,
-        }
-    };
+        };
     let is_warm = |va: u8| {
         let page = &layout.virtuals[usize::from(va)];
         let linked = page.table.is_none_or(|table| test.words.present(word(layout.tables[usize::from(table)].loc)));
@@ -135,8 +134,11 @@ fn warm_pages(test: &Test, thread: &Thread) -> Vec<u8> {
 impl Runner {
     async fn run(mut self, warm: Vec<u8>, start: Cycles) {
         for va in warm {
-            if self.rng.chance(1, 2) {
-                self.prefetch(va).await;
+            match self.rng.below(4) {
+                0 | 1 => self.prefetch(self.places.gva(va)).await,
+                // Nothing is mapped there, but the tables above are cached.
+                2 => self.prefetch(self.places.beside(va)).await,
+                _ => {}
             }
         }
         let begin = start + Cycles(self.rng.below(SPREAD));
@@ -175,11 +177,11 @@ impl Runner {
         }
         let pages: Vec<u8> = (0..64).filter(|va| needed >> va & 1 != 0).collect();
         let va = pages[self.rng.below(pages.len() as u64) as usize];
-        self.prefetch(va).await;
+        self.prefetch(self.places.gva(va)).await;
     }
 
-    async fn prefetch(&mut self, va: u8) {
-        self.host.probe(self.vcpu, self.probe(va, Data::Nothing)).await;
+    async fn prefetch(&mut self, gva: Gva) {
+        self.host.probe(self.vcpu, self.probe(gva, Data::Nothing)).await;
     }
 
     /// What `on_fault` says; false where the thread stops.
@@ -278,21 +280,15 @@ impl Runner {
 
     // ---- through translation ----
 
-    fn probe(&self, va: u8, data: Data) -> Probe {
+    fn probe(&self, gva: Gva, data: Data) -> Probe {
         let ignores = |defect| self.defect == Some(defect);
         let asid = if ignores(Defect::TlbIgnoresAsid) { 0 } else { self.asid };
         let vmid = if ignores(Defect::TlbIgnoresVmid) { 0 } else { self.vmid };
-        Probe {
-            gva: self.places.gva(va),
-            privilege: self.thread.privilege,
-            asid: Asid(u32::from(asid)),
-            vmid: Vmid(vmid),
-            data,
-        }
+        Probe { gva, privilege: self.thread.privilege, asid: Asid(u32::from(asid)), vmid: Vmid(vmid), data }
     }
 
     async fn access(&mut self, va: u8, data: Data) -> Result<Content, Fault> {
-        match self.host.probe(self.vcpu, self.probe(va, data)).await {
+        match self.host.probe(self.vcpu, self.probe(self.places.gva(va), data)).await {
             Probed::Done(found) => Ok(found),
             Probed::GuestFault(level) => Err(Fault { level: level.unwrap_or(Level::LAST) }),
             // All tables of the second stage are there, and a fault is one of its last level.
