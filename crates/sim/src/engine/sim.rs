@@ -349,18 +349,22 @@ impl<A: Arch> Sim<A> {
             costs: &world.costs,
             watch: self.watch,
         };
-        let mut due: Vec<_> = vcpus.iter_mut().filter(|vcpu| vcpu.mode == Mode::Guest && vcpu.clock < end).collect();
+        let is_due = |vcpu: &Vcpu<A>| vcpu.mode == Mode::Guest && vcpu.clock < end;
         self.due.clear();
-        self.due.extend(due.iter().map(|vcpu| vcpu.index));
-        let work = due.iter().map(|vcpu| end.since(vcpu.clock).0.max(ACCESS_CYCLES)).fold(0, u64::saturating_add);
+        let mut work = 0u64;
+        for vcpu in vcpus.iter().filter(|vcpu| is_due(vcpu)) {
+            self.due.push(vcpu.index);
+            work = work.saturating_add(end.since(vcpu.clock).0.max(ACCESS_CYCLES));
+        }
         let worth = work >= PARALLEL_CYCLES || self.threads == Threads::Always;
         if self.threads != Threads::One && worth {
+            let mut due: Vec<_> = vcpus.iter_mut().filter(|vcpu| is_due(vcpu)).collect();
             self.crew.call();
             due.par_iter_mut().for_each(|vcpu| vcpu.run(view, end));
             self.crew.wait();
         } else {
-            for vcpu in due {
-                vcpu.run(view, end);
+            for &i in &self.due {
+                vcpus[i].run(view, end);
             }
         }
     }
@@ -390,8 +394,10 @@ impl<A: Arch> Sim<A> {
                         }
                     }
                 }
-                for gpa in std::mem::take(&mut vcpu.stores.pages) {
-                    world.written.wrote(gpa);
+                if !vcpu.stores.pages.is_empty() {
+                    for gpa in std::mem::take(&mut vcpu.stores.pages) {
+                        world.written.wrote(gpa);
+                    }
                 }
                 for violation in vcpu.violations.drain(..) {
                     world.checker.report(violation);
