@@ -85,7 +85,7 @@ fn protocols_in_pairs_are_a_table_and_each_pair_has_a_name() {
     assert!(text.contains("write-protect") && text.contains("passed") && !text.contains("x86"), "{text}");
     let all = json(&["explore", "--pairs", "--arch", "power", "--schedules", "3", "--json"]);
     let pairs = all["pairs"].as_array().unwrap();
-    assert_eq!(pairs.len(), 2 * 16 * 17 / 2);
+    assert_eq!(pairs.len(), 2 * 17 * 18 / 2);
     assert!(pairs.iter().all(|pair| pair["verdict"] == "passed" && pair["arch"] == "power"), "{all}");
     let one = json(&["explore", "discard+log:huge", "--arch", "arm64", "--schedules", "20", "--json"]);
     assert_eq!((&one["scenario"], &one["verdict"]), (&"discard+log:huge".into(), &"passed".into()));
