@@ -119,7 +119,7 @@ const STRETCH: u64 = 64;
 /// Cycles of an access that misses the TLBs: whoever runs in a window makes one at least.
 const ACCESS_CYCLES: u64 = 300;
 /// vCPU cycles in a window below which starting threads costs more than it gains.
-const PARALLEL_CYCLES: u64 = 1000;
+const PARALLEL_CYCLES: u64 = 2000;
 
 impl<A: Arch> Sim<A> {
     pub(crate) fn new(world: World<A>) -> Self {
