@@ -113,3 +113,45 @@ impl<K: Key, V: Copy + Default> SetAssoc<K, V> {
         if self.replace(&key, value) { Put::Replaced } else { Put::Placed(self.displace(key, value)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Index, Shape};
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The short ways leave what the plain ones do, order of eviction included.
+        #[test]
+        fn taking_and_putting_are_what_they_stand_for(
+            ways in prop::sample::select(vec![4u32, 32]),
+            policy in prop::sample::select(vec![Replacement::Lru, Replacement::Fifo, Replacement::Nru, Replacement::TreePlru]),
+            steps in prop::collection::vec((0u64..90, 0u8..4), 0..200),
+        ) {
+            let shape = Shape::new(2 * ways, ways).unwrap().replaced_by(policy).unwrap().indexed_by(Index::Hashed).unwrap();
+            let (mut short, mut plain) = (SetAssoc::<u64, u64>::new(shape, 1), SetAssoc::<u64, u64>::new(shape, 1));
+            for (step, (key, what)) in (0u64..).zip(steps) {
+                match what {
+                    0 => {
+                        let used = plain.use_of(&key);
+                        let value = used.map(|slot| *plain.value(slot));
+                        if let Some(slot) = used {
+                            plain.remove(slot);
+                        }
+                        prop_assert_eq!(short.use_and_take(&key).map(|taken| taken.value), value);
+                    }
+                    1 => {
+                        let taken = short.take(&key);
+                        prop_assert_eq!(taken.map_or(0, |taken| u64::from(taken.entries)), plain.invalidate(&key));
+                    }
+                    _ => {
+                        let placed = if plain.replace(&key, step) { Put::Replaced } else { Put::Placed(plain.displace(key, step)) };
+                        prop_assert_eq!(short.put(key, step), placed);
+                    }
+                }
+                prop_assert_eq!(short.iter().collect::<Vec<_>>(), plain.iter().collect::<Vec<_>>());
+                prop_assert_eq!((short.len(), short.uses()), (plain.len(), plain.uses()));
+            }
+        }
+    }
+}

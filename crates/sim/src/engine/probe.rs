@@ -48,9 +48,19 @@ pub enum Data {
     /// Stores this.
     Store(u64),
     /// Stores this word unless anybody has stored there since it had been stored to so many times.
-    StoreUnchanged(u64, u64),
-    /// Stores the second word if it is the first.
-    Cmpxchg(u64, u64),
+    StoreUnchanged {
+        /// What is stored.
+        word: u64,
+        /// [`Content::stores`] as it was found.
+        stores: u64,
+    },
+    /// Stores a word if another is there.
+    Cmpxchg {
+        /// What must be there.
+        old: u64,
+        /// What is stored.
+        new: u64,
+    },
     /// `word = (word & and) | or`, atomically.
     Mask {
         /// Bits kept.
@@ -66,8 +76,8 @@ impl Data {
     fn access(self) -> AccessKind {
         match self {
             Data::Nothing | Data::Load => AccessKind::Read,
-            Data::Store(_) | Data::StoreUnchanged(..) => AccessKind::Write,
-            Data::Cmpxchg(..) | Data::Mask { .. } | Data::Add(_) => AccessKind::ReadWrite,
+            Data::Store(_) | Data::StoreUnchanged { .. } => AccessKind::Write,
+            Data::Cmpxchg { .. } | Data::Mask { .. } | Data::Add(_) => AccessKind::ReadWrite,
         }
     }
 
@@ -76,8 +86,8 @@ impl Data {
         match self {
             Data::Nothing | Data::Load => None,
             Data::Store(word) => Some(word),
-            Data::StoreUnchanged(word, stores) => (found.stores == stores).then_some(word),
-            Data::Cmpxchg(old, new) => (found.word == old).then_some(new),
+            Data::StoreUnchanged { word, stores } => (found.stores == stores).then_some(word),
+            Data::Cmpxchg { old, new } => (found.word == old).then_some(new),
             Data::Mask { and, or } => Some(found.word & and | or),
             Data::Add(word) => Some(found.word.wrapping_add(word)),
         }
@@ -255,10 +265,10 @@ mod tests {
             (Data::Load, 0, 0),
             (Data::Store(5), 5, 1),
             (Data::Nothing, 5, 1),
-            (Data::Cmpxchg(4, 9), 5, 1),
-            (Data::Cmpxchg(5, 9), 9, 2),
-            (Data::StoreUnchanged(1, 1), 9, 2),
-            (Data::StoreUnchanged(1, 2), 1, 3),
+            (Data::Cmpxchg { old: 4, new: 9 }, 5, 1),
+            (Data::Cmpxchg { old: 5, new: 9 }, 9, 2),
+            (Data::StoreUnchanged { word: 1, stores: 1 }, 9, 2),
+            (Data::StoreUnchanged { word: 1, stores: 2 }, 1, 3),
             (Data::Add(u64::MAX), 0, 4),
             (Data::Mask { and: 0, or: 6 }, 6, 5),
         ];

@@ -242,7 +242,7 @@ impl Runner {
             OpKind::Cas { at, expect, value, reg, .. } => {
                 let (expect, word) = (self.value(expect), self.value(value));
                 let found = match at {
-                    Place::Virtual(va) => self.access(va, Data::Cmpxchg(expect, word)).await?.word,
+                    Place::Virtual(va) => self.access(va, Data::Cmpxchg { old: expect, new: word }).await?.word,
                     Place::Word(loc) => self.compare_exchange(loc, expect, word).await,
                 };
                 self.set(reg, found);
@@ -347,7 +347,7 @@ impl Runner {
         let Some(mark) = self.mark.take().filter(|mark| mark.place == to) else { return Ok(false) };
         match to {
             Place::Virtual(va) => {
-                let found = self.access(va, Data::StoreUnchanged(word, mark.stores)).await?;
+                let found = self.access(va, Data::StoreUnchanged { word, stores: mark.stores }).await?;
                 Ok(found.stores == mark.stores)
             }
             Place::Word(loc) => {
