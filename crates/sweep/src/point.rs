@@ -80,7 +80,7 @@ impl Point {
     /// Reads a line of a plan for this version of the model.
     ///
     /// # Errors
-    /// What is no point, or has another name than its content gives.
+    /// What is no point, has another name than its content gives, or is not [as a plan has it](Self::line): other spaces, other fields, fields twice.
     pub fn from_line(line: &str, model: u32) -> Result<Self, String> {
         let json: Json = serde_json::from_str(line).map_err(|error| error.to_string())?;
         let field = |name: &str| json.get(name).ok_or_else(|| format!("a point has a field {name}"));
@@ -94,11 +94,20 @@ impl Point {
         let id: PointId = text("id")?.parse()?;
         let point = Self { id, command: text("command")?, arguments: record_from_json(field("arguments")?)?, inputs };
         let named = point.named(model);
-        if named == id {
-            Ok(point)
-        } else {
-            Err(format!("the point's name is {id}, its content says {named}; plan again rather than edit a plan"))
+        if named != id {
+            return Err(format!(
+                "the point's name is {id}, its content says {named}; plan again rather than edit a plan"
+            ));
         }
+        // One point, one line: what is ignored here would be lost, and plans are compared byte by byte.
+        let written = point.line();
+        if written != line {
+            let at = written.bytes().zip(line.bytes()).take_while(|(written, found)| written == found).count();
+            return Err(format!(
+                "from byte {at} on this is not the point as a plan has it ({written}); plan again rather than edit a plan"
+            ));
+        }
+        Ok(point)
     }
 }
 
@@ -139,6 +148,17 @@ mod tests {
         assert!(other_model.contains("plan again"), "{other_model}");
         for (from, to) in [("x86", "arm64"), ("4", "5"), ("zap", "zip"), ("0f-a", "0e-a"), ("arch", "bend")] {
             assert!(Point::from_line(&line.replacen(from, to, 1), 2).is_err(), "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn a_point_is_one_line_and_no_other() {
+        let line = point().line();
+        for (from, to) in [(":4", "\t:4"), ("{\"arg", "{\"more\":1,\"arg"), ("\"vcpus\":4", "\"vcpus\":5,\"vcpus\":4")]
+        {
+            let other = line.replacen(from, to, 1);
+            let error = Point::from_line(&other, 2).unwrap_err();
+            assert!(error.contains("from byte") && error.contains("plan again"), "{other}: {error}");
         }
     }
 }

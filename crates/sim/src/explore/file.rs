@@ -183,7 +183,18 @@ impl ReplayFile {
         if let Some((number, line)) = rest.next() {
             return Err(wrong(number, format!("nothing is expected here, found {line:?}")));
         }
-        Ok(Self { scenario, variant, memory, arch, without, store_failures, model, invariant, decisions, digest })
+        let file =
+            Self { scenario, variant, memory, arch, without, store_failures, model, invariant, decisions, digest };
+        // What has been let pass so far: numbers with signs and zeros in front, lines of other lengths, names out of order or twice.
+        let written = file.write();
+        let differs =
+            (1..).zip(written.split('\n').zip(text.split('\n'))).find(|(_, (written, found))| written != found);
+        match differs {
+            Some((number, (written, found))) => {
+                Err(wrong(number, format!("expected {written:?}, as it is written, found {found:?}")))
+            }
+            None => Ok(file),
+        }
     }
 }
 
@@ -232,6 +243,27 @@ mod tests {
             "as it always was: {text}"
         );
         assert_eq!(ReplayFile::read(&text), Ok(plain));
+    }
+
+    #[test]
+    fn a_file_is_written_in_one_way() {
+        let body = sample().write();
+        let body = body.split_once("end ").unwrap().0;
+        let others = [
+            ("model 2", "model +2"),
+            ("decisions 40", "decisions 040"),
+            ("r0/3 r1/3", "r0/3\nr1/3"),
+            ("arch arm64\nwithout 1 3", "without 1 3\narch arm64"),
+            ("without 1 3", "without 3 1"),
+            ("bug on\n", "bug on\r\n"),
+        ];
+        for (from, to) in others {
+            let changed = body.replacen(from, to, 1);
+            assert_ne!(changed, body, "{from}");
+            let sum = checksum(&changed);
+            let error = ReplayFile::read(&format!("{changed}end {sum:016x}\n")).unwrap_err();
+            assert!(error.what.contains("as it is written"), "{to}: {error}");
+        }
     }
 
     #[test]
