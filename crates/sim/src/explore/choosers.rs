@@ -331,8 +331,11 @@ impl<C: Chooser> Chooser for Shared<C> {
     fn only(&mut self, point: Point<'_>) -> Option<()> {
         self.0.borrow_mut().only(point)
     }
-    fn wants_footprints(&self) -> bool {
-        self.0.borrow().wants_footprints()
+    fn repeats(&self) -> Option<u64> {
+        self.0.borrow().repeats()
+    }
+    fn wants_footprints(&self, step: u64) -> bool {
+        self.0.borrow().wants_footprints(step)
     }
     fn wants_state(&self) -> bool {
         self.0.borrow().wants_state()

@@ -161,6 +161,8 @@ pub struct Point<'a> {
     pub footprints: &'a [Footprint; 64],
     /// A digest of the state that everything is in, if the chooser wants it: equal ones have equal futures.
     pub state: Option<u64>,
+    /// How many steps there were before.
+    pub step: u64,
 }
 
 /// Makes decisions. `None` ends the execution: it need not be looked at any further.
@@ -173,8 +175,13 @@ pub trait Chooser {
     fn only(&mut self, _point: Point<'_>) -> Option<()> {
         Some(())
     }
-    /// Whether [`Point::footprints`] are wanted when somebody makes a step next; what they are otherwise means nothing.
-    fn wants_footprints(&self) -> bool {
+    /// How many steps the execution that begins has in common with the one before, which had the same chooser, if this repeats parts of them. Nobody
+    /// is asked who makes these; what is [picked](Self::pick) meanwhile is asked for.
+    fn repeats(&self) -> Option<u64> {
+        None
+    }
+    /// Whether [`Point::footprints`] are wanted when somebody makes a step behind so many; what they are otherwise means nothing.
+    fn wants_footprints(&self, _step: u64) -> bool {
         false
     }
     /// Whether [`Point::state`] is wanted when somebody is chosen next. It costs more than a step.

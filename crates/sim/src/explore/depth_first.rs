@@ -16,8 +16,8 @@
 
 use std::sync::Arc;
 
+use super::by_digest::ByDigest;
 use super::decision::{Agent, Chooser, Footprint, Kind, Point, agents};
-use super::digest::ByDigest;
 
 /// What a search leaves out for good.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +45,8 @@ struct Turn {
     spent: u32,
     /// Who ran before.
     last: u8,
+    /// Steps before, where somebody is chosen to run.
+    step: u64,
 }
 
 impl Turn {
@@ -70,24 +72,55 @@ impl Turn {
     }
 }
 
-/// States, each with the agents that were asleep whenever it was visited.
-pub(crate) type Known = ByDigest<u64>;
+/// A state as somebody came to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Visit {
+    /// Agents that were asleep whenever it was visited.
+    pub(crate) asleep: u64,
+    /// The search that visited it.
+    pub(crate) by: u32,
+}
+
+/// States that searches came to.
+pub(crate) type Known = ByDigest<Visit>;
+
+/// What searches had come to when they were stopped last.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Past {
+    pub(crate) known: Known,
+    /// Where each search stands in the order of all of them.
+    pub(crate) places: Vec<u32>,
+}
+
+impl Past {
+    /// Who was asleep at a state whenever it was visited by the search at this place, or by those before it.
+    fn asleep(&self, state: u64, place: u32) -> Option<u64> {
+        let before = self.known.of(state).filter(|visit| self.places[visit.by as usize] <= place);
+        before.map(|visit| visit.asleep).reduce(|one, two| one & two)
+    }
+}
 
 /// States that need not be looked at again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// Of searches before this one, and of this one until it was stopped last.
-    pub(crate) before: Vec<Arc<Known>>,
-    /// Since then.
+    /// What this search and others have seen until they were stopped last, and its place.
+    pub(crate) past: Arc<Past>,
+    pub(crate) place: u32,
+    /// What it has seen since then.
     pub(crate) fresh: Known,
 }
 
 impl Seen {
     /// Notes a visit with these agents asleep, and says which agents are to be tried: `None`, all that are awake.
     fn visit(&mut self, state: u64, asleep: u64) -> Option<u64> {
-        let before = self.before.iter().filter_map(|known| known.get(&state));
-        let known = before.chain(self.fresh.get(&state)).copied().reduce(|one, two| one & two);
-        self.fresh.insert(state, asleep & known.unwrap_or(u64::MAX));
+        let past = self.past.asleep(state, self.place);
+        let fresh = self.fresh.find_mut(state, |_| true);
+        let known = past.into_iter().chain(fresh.as_ref().map(|visit| visit.asleep)).reduce(|one, two| one & two);
+        let asleep_always = asleep & known.unwrap_or(u64::MAX);
+        match fresh {
+            Some(visit) => visit.asleep = asleep_always,
+            None => self.fresh.add(state, Visit { asleep: asleep_always, by: 0 }),
+        }
         known.map(|known| known & !asleep)
     }
 }
@@ -214,7 +247,7 @@ impl DepthFirst {
         let first = point.current.filter(|current| left & current.bit() != 0).or(ordinary)?;
         left &= !first.bit();
         let (kind, chosen, spent, last) = (Kind::Run, u16::from(first.0), self.spent, self.last.0);
-        self.path.push(Turn { kind, chosen, left, asleep, tried: 0, spent, last });
+        self.path.push(Turn { kind, chosen, left, asleep, tried: 0, spent, last, step: point.step });
         self.known_to = self.path.len();
         Some(())
     }
@@ -222,6 +255,10 @@ impl DepthFirst {
 
 impl Chooser for DepthFirst {
     fn run(&mut self, point: Point<'_>) -> Option<Agent> {
+        // Nobody was asked at turns that were repeated.
+        while self.path.get(self.depth).is_some_and(|turn| turn.step < point.step) {
+            self.depth += 1;
+        }
         if self.depth == self.path.len() {
             self.new_turn(&point)?;
         }
@@ -239,9 +276,12 @@ impl Chooser for DepthFirst {
     }
 
     fn pick(&mut self, kind: Kind, of: usize) -> Option<usize> {
+        while self.path.get(self.depth).is_some_and(|turn| turn.kind == Kind::Run) {
+            self.depth += 1;
+        }
         if self.depth == self.path.len() {
             let (spent, last) = (self.spent, self.last.0);
-            self.path.push(Turn { kind, chosen: 0, left: of as u64, asleep: 0, tried: 0, spent, last });
+            self.path.push(Turn { kind, chosen: 0, left: of as u64, asleep: 0, tried: 0, spent, last, step: 0 });
         }
         let chosen = self.path[self.depth].chosen;
         self.depth += 1;
@@ -264,8 +304,13 @@ impl Chooser for DepthFirst {
         Some(())
     }
 
-    fn wants_footprints(&self) -> bool {
-        self.bound == Bound::None && self.depth + 1 >= self.known_to
+    fn repeats(&self) -> Option<u64> {
+        // Who is asleep behind the last turn depends on the steps from there on, so they are chosen anew.
+        Some(self.known_to.checked_sub(1).map_or(0, |last| self.path[last].step))
+    }
+
+    fn wants_footprints(&self, step: u64) -> bool {
+        self.bound == Bound::None && self.repeats().is_some_and(|repeated| step >= repeated)
     }
 
     fn wants_state(&self) -> bool {
@@ -289,7 +334,7 @@ mod tests {
             loop {
                 let enabled = (0..3).filter(|&n| left[n] > 0).fold(0, |set, n| set | 1_u64 << n);
                 let current = order.last().map(|&last| Agent(last)).filter(|last| enabled & last.bit() != 0);
-                let point = Point { enabled, current, footprints: &footprints, state: None };
+                let point = Point { enabled, current, footprints: &footprints, state: None, step: order.len() as u64 };
                 let chosen = match enabled.count_ones() {
                     0 => break found.push(order),
                     1 => match search.only(point) {

@@ -20,7 +20,6 @@
 //! States are compared by 64 bits. In a search through a million of them the odds that any two are taken for one are about one to
 //! forty million.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 
 use super::guest::Guest;
@@ -86,11 +85,6 @@ impl Hasher for Mix {
         self.add(n as u64);
     }
 }
-
-/// Values by digest.
-pub(crate) type ByDigest<V> = BTreeMap<u64, V>;
-/// Digests.
-pub(crate) type Digests = BTreeSet<u64>;
 
 /// The digest of one value.
 pub(crate) fn of(value: &impl Hash) -> u64 {

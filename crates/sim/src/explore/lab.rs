@@ -135,6 +135,15 @@ pub struct Step {
     pub what: String,
 }
 
+/// A step of an execution, for the next one to repeat.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    agent: Agent,
+    /// How many could have made it.
+    of: u8,
+    preempts: bool,
+}
+
 /// The laboratory.
 pub(crate) struct Lab<A: Arch> {
     pub(crate) format: A::Two,
@@ -181,6 +190,9 @@ pub(crate) struct Lab<A: Arch> {
     pub(crate) chooser: Option<Box<dyn Chooser>>,
     pub(crate) trail: Vec<Decision>,
     pub(crate) preemptions: u64,
+    /// The steps of this execution if the chooser repeats executions: up to `repeated` those of the last one.
+    made: Vec<Made>,
+    repeated: Option<u64>,
     footprints: Box<[Footprint; 64]>,
     pub(crate) yielded: u64,
     pub(crate) acting: Agent,
@@ -242,6 +254,8 @@ impl<A: Arch> Lab<A> {
             chooser: None,
             trail: Vec::new(),
             preemptions: 0,
+            made: Vec::new(),
+            repeated: None,
             footprints: Box::new([Footprint::NONE; 64]),
             yielded: 0,
             acting: Agent::actor(0),
@@ -324,6 +338,13 @@ impl<A: Arch> Lab<A> {
 
     // ---- deciding ----
 
+    /// An execution begins, and this chooser decides.
+    pub(crate) fn begin(&mut self, chooser: Box<dyn Chooser>) {
+        self.repeated = chooser.repeats().map(|steps| steps.min(self.made.len() as u64));
+        self.made.truncate(self.repeated.unwrap_or(0) as usize);
+        self.chooser = Some(chooser);
+    }
+
     /// One of several alternatives; the first when the execution is over anyway.
     pub(crate) fn pick(&mut self, kind: Kind, of: usize) -> usize {
         if of <= 1 || self.end.is_some() {
@@ -404,15 +425,18 @@ impl<A: Arch> Lab<A> {
                 self.next = None;
                 return false;
             }
-            let all = self.enabled();
-            let mut set = all & !self.yielded;
-            if set == 0 {
-                self.yielded = 0;
-                set = all;
-            }
-            let Some(chosen) = self.choose(set) else { return false };
+            let chosen = if self.repeated.is_some_and(|steps| self.steps < steps) {
+                let made = self.made[self.steps as usize];
+                self.chosen(made);
+                made.agent
+            } else {
+                let all = self.enabled();
+                let others = all & !self.yielded;
+                let Some(chosen) = self.choose(if others == 0 { all } else { others }) else { return false };
+                chosen
+            };
             self.steps += 1;
-            self.yielded &= chosen.bit();
+            self.yielded = 0;
             self.acting = chosen;
             if self.steps > self.limits.steps {
                 self.end = Some(End::Cut);
@@ -439,14 +463,14 @@ impl<A: Arch> Lab<A> {
             return None;
         }
         let current = Some(self.acting).filter(|acting| set & acting.bit() != 0);
-        if self.chooser.as_ref().is_some_and(|chooser| chooser.wants_footprints()) {
+        if self.chooser.as_ref().is_some_and(|chooser| chooser.wants_footprints(self.steps)) {
             for agent in agents(set) {
                 self.footprints[agent.0 as usize] = self.footprint(agent);
             }
         }
         let wanted = !set.is_power_of_two() && self.chooser.as_ref().is_some_and(|chooser| chooser.wants_state());
         let state = wanted.then(|| self.state());
-        let point = Point { enabled: set, current, footprints: &self.footprints, state };
+        let point = Point { enabled: set, current, footprints: &self.footprints, state, step: self.steps };
         let Some(chooser) = self.chooser.as_mut() else { return agents(set).next() };
         let chosen = if set.is_power_of_two() {
             chooser.only(point).and_then(|()| agents(set).next())
@@ -458,12 +482,22 @@ impl<A: Arch> Lab<A> {
             self.next = None;
             return None;
         };
-        if !set.is_power_of_two() {
-            let of = set.count_ones() as u16;
-            self.trail.push(Decision { kind: Kind::Run, of, chosen: u16::from(chosen.0) });
-            self.preemptions += u64::from(current.is_some_and(|current| current != chosen));
+        let preempts = current.is_some_and(|current| current != chosen);
+        let made = Made { agent: chosen, of: set.count_ones() as u8, preempts };
+        if self.repeated.is_some() {
+            self.made.push(made);
         }
+        self.chosen(made);
         Some(chosen)
+    }
+
+    /// Notes who makes the next step.
+    fn chosen(&mut self, made: Made) {
+        if made.of > 1 {
+            let Made { agent, of, preempts } = made;
+            self.trail.push(Decision { kind: Kind::Run, of: of.into(), chosen: agent.0.into() });
+            self.preemptions += u64::from(preempts);
+        }
     }
 
     /// Nobody can make a step: the end, or a deadlock.

@@ -39,6 +39,7 @@
 //! The guest runs without paging of its own: by-IPA invalidation of combined entries and exclusive pairs are the affair of the litmus
 //! model in `mmu-explore`.
 
+mod by_digest;
 mod choosers;
 mod decision;
 mod depth_first;

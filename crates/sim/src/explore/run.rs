@@ -110,7 +110,7 @@ impl<'s, A: Arch> Runner<'s, A> {
         {
             let mut lab = self.lab.borrow_mut();
             lab.reset();
-            lab.chooser = Some(chooser);
+            lab.begin(chooser);
         }
         let mut build = Build {
             lab: &self.lab,

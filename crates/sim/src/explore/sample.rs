@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
+use super::by_digest::Digests;
 use super::choosers::{Counting, Dice, Follow, Noting, Pct, Random, Shared, Uniform};
 use super::decision::{Chooser, Decision};
 use super::depth_first::Bound;
-use super::digest::Digests;
 use super::run::{Execution, Runner};
 use super::scenario::Scenario;
 use super::strategy::{Budget, Found, Stats, Strategy};
@@ -154,9 +154,8 @@ impl<A: Arch> Scenario<A> {
             let slices: Vec<Covered> = starts.par_iter().map(work).collect();
             for Covered { slice, new } in slices {
                 for (trail, states) in new {
-                    let before = known.len();
-                    known.extend(states);
-                    if known.len() > before {
+                    let new = states.into_iter().filter(|&state| known.insert(state)).count();
+                    if new > 0 {
                         corpus.push(trail);
                     }
                 }
@@ -192,7 +191,7 @@ impl<A: Arch> Scenario<A> {
             let execution = runner.execute(Box::new(Shared(noting.clone())));
             covered.slice.stats.add(&execution);
             let mut states = std::mem::take(&mut noting.borrow_mut().states);
-            states.retain(|state| !known.contains(state));
+            states.retain(|&state| !known.contains(state));
             if !states.is_empty() {
                 covered.new.push((runner.trail(), states));
             }

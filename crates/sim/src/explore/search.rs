@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::by_digest::Digests;
 use super::choosers::Shared;
-use super::depth_first::{Bound, DepthFirst, Known, Seen};
-use super::digest::Digests;
+use super::depth_first::{Bound, DepthFirst, Past, Seen, Visit};
 use super::lab::End;
 use super::run::Runner;
 use super::scenario::Scenario;
@@ -53,35 +53,117 @@ impl Searched {
 #[derive(Debug)]
 struct Branch {
     search: DepthFirst,
-    /// States that were seen in it, up to this round.
-    known: Arc<Known>,
+    /// Its number among all that there ever were.
+    number: u32,
     stats: Stats,
     found: Option<Found>,
     /// Endings of this round.
     endings: Vec<u64>,
 }
 
-impl Branch {
+/// All branches, in depth-first order, and what they have seen.
+#[derive(Debug)]
+struct Branches {
+    open: Vec<Branch>,
+    past: Arc<Past>,
+    /// By number: the branch itself, or that behind it when it is done, which knows what was seen in it.
+    heirs: Vec<Option<u32>>,
+    /// States, each counted once.
+    states: u64,
+}
+
+impl Branches {
+    /// One branch, which is everything.
     fn new(search: DepthFirst) -> Self {
-        Self { search, known: Arc::default(), stats: Stats::default(), found: None, endings: Vec::new() }
+        let mut branches = Self { open: Vec::new(), past: Arc::default(), heirs: Vec::new(), states: 0 };
+        branches.insert(0, search);
+        branches
+    }
+
+    fn insert(&mut self, place: usize, search: DepthFirst) {
+        let number = self.heirs.len() as u32;
+        self.heirs.push(Some(number));
+        let branch = Branch { search, number, stats: Stats::default(), found: None, endings: Vec::new() };
+        self.open.insert(place, branch);
+    }
+
+    /// Tells those who will go on what was seen so far.
+    fn tell(&mut self, working: usize) {
+        self.order();
+        for (place, branch) in self.open[..working].iter_mut().enumerate() {
+            if let Some(seen) = &mut branch.search.seen {
+                (seen.past, seen.place) = (self.past.clone(), place as u32);
+            }
+        }
     }
 
     /// Keeps what was seen in this round. Nobody looks at it meanwhile.
     fn settle(&mut self) {
-        if let Some(seen) = &mut self.search.seen {
-            let fresh = std::mem::take(&mut seen.fresh);
-            learn(Arc::make_mut(&mut self.known), fresh);
+        for branch in &mut self.open {
+            branch.search.seen.iter_mut().for_each(|seen| seen.past = Arc::default());
+        }
+        let past = Arc::make_mut(&mut self.past);
+        for branch in &mut self.open {
+            let Some(seen) = &mut branch.search.seen else { continue };
+            let Past { known, places } = &mut *past;
+            let place = places.get(branch.number as usize).copied();
+            for (state, visit) in seen.fresh.iter() {
+                let mine = |other: &Visit| other.by == branch.number || places.get(other.by as usize).copied() == place;
+                match known.find_mut(state, mine) {
+                    Some(known) => known.asleep &= visit.asleep,
+                    None => {
+                        self.states += u64::from(known.of(state).next().is_none());
+                        known.add(state, Visit { by: branch.number, ..visit });
+                    }
+                }
+            }
+            seen.fresh.clear();
         }
     }
-}
 
-fn learn(known: &mut Known, more: Known) {
-    if known.is_empty() {
-        *known = more;
-        return;
+    /// Branches that are done go; those behind them know what was seen there.
+    fn retire(&mut self) {
+        for n in (0..self.open.len()).rev() {
+            if self.open[n].search.complete {
+                let behind = self.open.get(n + 1).map(|next| next.number);
+                let gone = self.open.remove(n);
+                self.heirs[gone.number as usize] = behind;
+            }
+        }
     }
-    for (state, asleep) in more {
-        known.entry(state).and_modify(|known| *known &= asleep).or_insert(asleep);
+
+    /// Splits branches, in order, until there are enough.
+    fn divide(&mut self) {
+        let mut n = 0;
+        while n < self.open.len() && self.open.len() < BRANCHES {
+            match self.open[n].search.split() {
+                Some(last) => {
+                    self.insert(n + 1, last);
+                    n += 2;
+                }
+                None => n += 1,
+            }
+        }
+    }
+
+    /// Who knows what a branch has seen; nobody, when it is done and none was behind it.
+    fn heir(&self, number: u32) -> Option<u32> {
+        let next = self.heirs[number as usize]?;
+        if next == number { Some(number) } else { self.heir(next) }
+    }
+
+    /// Puts everybody in his place, those who are done in their heirs'.
+    fn order(&mut self) {
+        let mut places = vec![u32::MAX; self.heirs.len()];
+        for (place, branch) in (0..).zip(&self.open) {
+            places[branch.number as usize] = place;
+        }
+        for number in 0..self.heirs.len() {
+            let heir = self.heir(number as u32);
+            self.heirs[number] = heir;
+            places[number] = heir.map_or(u32::MAX, |heir| places[heir as usize]);
+        }
+        Arc::make_mut(&mut self.past).places = places;
     }
 }
 
@@ -89,47 +171,37 @@ impl<A: Arch> Scenario<A> {
     /// Everything within the bound, up to so many executions.
     pub(crate) fn search(&self, bound: Bound, states: States, schedules: u64, stats: &mut Stats) -> Searched {
         let seen = (states == States::Known).then(Seen::default);
-        let mut branches = vec![Branch::new(DepthFirst::new(bound, seen))];
+        let mut branches = Branches::new(DepthFirst::new(bound, seen));
         let (mut done, mut round, mut bounded) = (0, FIRST_ROUND, false);
         let mut endings = Digests::default();
-        // What was seen in branches that are done and have none behind them.
-        let mut finished = Known::default();
         let mut found = None;
-        while found.is_none() && done < schedules && !branches.is_empty() {
-            let most = round.min((schedules - done).div_ceil(branches.len() as u64));
-            let working = branches.len().min(((schedules - done) / most).max(1) as usize);
-            for n in 0..working {
-                let known = branches[..=n].iter().map(|branch| branch.known.clone());
-                let known = known.filter(|known| !known.is_empty()).collect();
-                if let Some(seen) = &mut branches[n].search.seen {
-                    seen.before = known;
-                }
-            }
-            branches[..working].par_iter_mut().for_each(|branch| self.work_on(branch, most));
-            for branch in &mut branches[..working] {
+        while found.is_none() && done < schedules && !branches.open.is_empty() {
+            let most = round.min((schedules - done).div_ceil(branches.open.len() as u64));
+            let working = branches.open.len().min(((schedules - done) / most).max(1) as usize);
+            branches.tell(working);
+            branches.open[..working].par_iter_mut().for_each(|branch| self.work_on(branch, most));
+            for branch in &mut branches.open[..working] {
                 done += branch.stats.executions;
                 stats.merge(&std::mem::take(&mut branch.stats));
-                endings.extend(branch.endings.drain(..));
+                for ending in branch.endings.drain(..) {
+                    if endings.insert(ending) {
+                        stats.endings += 1;
+                        stats.endings_digest ^= ending;
+                    }
+                }
                 bounded |= branch.search.bounded;
                 found = branch.found.take();
                 if found.is_some() {
                     break;
                 }
             }
-            branches.iter_mut().filter_map(|branch| branch.search.seen.as_mut()).for_each(|seen| seen.before.clear());
-            branches.iter_mut().for_each(Branch::settle);
-            retire(&mut branches, &mut finished);
-            divide(&mut branches);
+            branches.settle();
+            branches.retire();
+            branches.divide();
             round = (2 * round).min(ROUND);
         }
-        let complete = branches.is_empty();
-        for branch in branches {
-            learn(&mut finished, Arc::unwrap_or_clone(branch.known));
-        }
-        stats.states += finished.len() as u64;
-        stats.endings += endings.len() as u64;
-        stats.endings_digest ^= endings.iter().fold(0, |sum, &ending| sum ^ ending);
-        Searched { found, complete, bounded }
+        stats.states += branches.states;
+        Searched { found, complete: branches.open.is_empty(), bounded }
     }
 
     /// So many executions of a branch, at most.
@@ -178,35 +250,5 @@ impl<A: Arch> Scenario<A> {
             }
         }
         (None, false)
-    }
-}
-
-/// Branches that are done go; those behind them know what was seen there.
-fn retire(branches: &mut Vec<Branch>, finished: &mut Known) {
-    let mut n = 0;
-    while n < branches.len() {
-        if !branches[n].search.complete {
-            n += 1;
-            continue;
-        }
-        let known = Arc::unwrap_or_clone(branches.remove(n).known);
-        match branches.get_mut(n) {
-            Some(next) => learn(Arc::make_mut(&mut next.known), known),
-            None => learn(finished, known),
-        }
-    }
-}
-
-/// Splits branches, in order, until there are enough.
-fn divide(branches: &mut Vec<Branch>) {
-    let mut n = 0;
-    while n < branches.len() && branches.len() < BRANCHES {
-        match branches[n].search.split() {
-            Some(last) => {
-                branches.insert(n + 1, Branch::new(last));
-                n += 2;
-            }
-            None => n += 1,
-        }
     }
 }
