@@ -252,3 +252,87 @@ impl<A: Arch> Scenario<A> {
         (None, false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arch_x86_ept::{EptConfig, LongMode, LongModeConfig};
+
+    use super::*;
+    use crate::arch::Arch2;
+    use crate::engine::{Bed, Cmpxchg, Host, Var};
+    use crate::explore::decision::{Agent, Chooser, Kind, Point};
+    use crate::explore::{Limits, Sharing, SmallVm};
+
+    type X86 = Arch2<LongMode, arch_x86_ept::Ept>;
+
+    async fn set_bit<F: Copy>(host: Host<F>, word: Var, bit: u64) {
+        let mut old = host.load(word).await;
+        while let Cmpxchg::Failed(found) = host.cmpxchg_var(word, old, old | 1 << bit).await {
+            old = found;
+        }
+    }
+
+    /// Three that set a bit each, where a compare-and-swap may fail for no reason twice.
+    fn scenario() -> Scenario<X86> {
+        let one = LongModeConfig::new().max_phys_addr(46).build().unwrap();
+        let arch = Arch2 { name: "x86", one, two: EptConfig::new().max_phys_addr(46).build().unwrap() };
+        let limits = Limits { sharing: Sharing::Operations, store_failures: 2, ..Limits::default() };
+        Scenario::new("bits", arch, SmallVm::unmapped(1)).limits(limits).setup(|build| {
+            let word = build.new_var(0);
+            for bit in 0..3 {
+                build.spawn("actor", move |host| Box::pin(set_bit(host, word, bit)));
+            }
+        })
+    }
+
+    /// Decides as a search does, and has it asked for every step.
+    struct Anew(Shared<DepthFirst>);
+
+    impl Chooser for Anew {
+        fn run(&mut self, point: Point<'_>) -> Option<Agent> {
+            self.0.run(point)
+        }
+        fn pick(&mut self, kind: Kind, of: usize) -> Option<usize> {
+            self.0.pick(kind, of)
+        }
+        fn only(&mut self, point: Point<'_>) -> Option<()> {
+            self.0.only(point)
+        }
+        fn wants_footprints(&self, step: u64) -> bool {
+            self.0.wants_footprints(step)
+        }
+        fn wants_state(&self) -> bool {
+            self.0.wants_state()
+        }
+    }
+
+    #[test]
+    fn steps_that_are_repeated_are_the_steps_that_would_be_decided() {
+        let scenario = scenario();
+        let executions = |bound, states, anew: bool| {
+            let mut runner = Runner::with_states(&scenario);
+            let seen = (states == States::Known).then(Seen::default);
+            let shared = Rc::new(RefCell::new(DepthFirst::new(bound, seen)));
+            let mut executions = Vec::new();
+            loop {
+                let chooser = Shared(shared.clone());
+                let done = runner.execute(if anew { Box::new(Anew(chooser)) } else { Box::new(chooser) });
+                executions.push((done.end, done.steps, done.preemptions, done.digest, done.outcome, runner.trail()));
+                if !shared.borrow_mut().advance() {
+                    return executions;
+                }
+            }
+        };
+        for (bound, states) in [
+            (Bound::None, States::Known),
+            (Bound::None, States::Ignored),
+            (Bound::Preemptions(2), States::Ignored),
+            (Bound::Delays(3), States::Ignored),
+        ] {
+            let repeated = executions(bound, states, false);
+            assert!(repeated.len() > 100, "{bound:?} {states:?}: {}", repeated.len());
+            assert!(repeated.iter().any(|(.., trail)| trail.iter().any(|made| made.kind == Kind::Exclusive)));
+            assert_eq!(repeated, executions(bound, states, true), "{bound:?} {states:?}");
+        }
+    }
+}
