@@ -8,6 +8,14 @@ use super::words::Life;
 use crate::arch::Arch;
 use crate::engine::Var;
 
+/// Room for finding out what is reached.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scratch {
+    /// By frame.
+    reached: Vec<bool>,
+    open: Vec<Hpa>,
+}
+
 impl<A: Arch> Lab<A> {
     /// What the world's own checker has found.
     pub(crate) fn collect_reports(&mut self) {
@@ -27,8 +35,11 @@ impl<A: Arch> Lab<A> {
 
     /// R3: what is left at the end is reached from the roots.
     pub(crate) fn check_leaks(&mut self, roots: &[Hpa]) {
-        let mut reached = vec![false; self.words.frames().len()];
-        let mut open: Vec<Hpa> = roots.to_vec();
+        // PERF: the vectors are those of the last execution.
+        let Scratch { mut reached, mut open } = std::mem::take(&mut self.scratch);
+        reached.clear();
+        reached.resize(self.words.frames().len(), false);
+        open.extend_from_slice(roots);
         while let Some(table) = open.pop() {
             let Some(number) = self.words.frame_number(table) else { continue };
             if std::mem::replace(&mut reached[number], true) {
@@ -60,6 +71,7 @@ impl<A: Arch> Lab<A> {
             .filter(|(frame, reached)| !**reached && frame.level <= root && frame.life != Life::Freed)
             .map(|(frame, _)| frame.first.to_string());
         let leaked: Vec<String> = leaked.collect();
+        self.scratch = Scratch { reached, open };
         self.hold(Invariant::R3, leaked.is_empty(), |_| format!("tables left over: {}", leaked.join(", ")));
         let held = self.world.primary.held_bytes();
         self.hold(Invariant::R3, held.0 == 0, |_| format!("references to {held} of pages are left over"));

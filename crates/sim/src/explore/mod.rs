@@ -41,6 +41,7 @@
 
 mod by_digest;
 mod choosers;
+mod deciding;
 mod decision;
 mod depth_first;
 mod digest;

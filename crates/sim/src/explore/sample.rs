@@ -1,5 +1,7 @@
 //! Executions at random: each is a function of seed and number, so they are looked at in pieces on all threads, and added up in order.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::by_digest::Digests;
@@ -21,7 +23,9 @@ struct Slice {
 
 /// Executions in one piece of work, and pieces that are done at once.
 const CHUNK: u64 = 64;
-const CHUNKS: u64 = 16;
+const CHUNKS: u64 = 64;
+/// Into so many parts pieces are divided, at most: each has its own laboratory.
+const PARTS: usize = 8;
 
 /// How many steps executions have.
 #[derive(Clone, Debug)]
@@ -49,14 +53,20 @@ impl<A: Arch> Scenario<A> {
     }
 
     /// Executions `from` to `to` of a sampling strategy.
-    fn slice(&self, strategy: &Strategy, seed: Seed, from: u64, to: u64, length: &Length) -> Slice {
-        let mut runner = Runner::new(self);
+    fn slice(
+        &self,
+        runner: &mut Runner<'_, A>,
+        strategy: &Strategy,
+        seed: Seed,
+        numbers: Range<u64>,
+        length: &Length,
+    ) -> Slice {
         let mut slice = Slice::default();
-        for number in from..to {
+        for number in numbers {
             let (chooser, fair) = Self::chooser(strategy, seed, number, length);
             let execution = runner.execute(chooser);
             slice.stats.add(&execution);
-            slice.found = self.found(&execution, fair, &runner);
+            slice.found = self.found(&execution, fair, runner);
             if slice.found.is_some() {
                 break;
             }
@@ -93,11 +103,11 @@ impl<A: Arch> Scenario<A> {
         while next < budget.schedules {
             let starts: Vec<u64> = (next..budget.schedules).step_by(CHUNK as usize).take(chunks as usize).collect();
             next += CHUNK * chunks;
-            let work = |&from: &u64| {
-                let to = (from + CHUNK).min(budget.schedules);
-                self.slice(strategy, budget.seed, from, to, &length)
+            let work = |runner: &mut Runner<'_, A>, &from: &u64| {
+                self.slice(runner, strategy, budget.seed, from..(from + CHUNK).min(budget.schedules), &length)
             };
-            if let Some(found) = first(starts.par_iter().map(work).collect(), stats) {
+            let parts = starts.par_iter().with_min_len(starts.len().div_ceil(PARTS));
+            if let Some(found) = first(parts.map_init(|| Runner::new(self), work).collect(), stats) {
                 return Some(found);
             }
             chunks = (2 * chunks).min(CHUNKS);
@@ -123,10 +133,14 @@ impl<A: Arch> Scenario<A> {
             chunks = chunks.min((left / (CHUNK * sampled.len() as u64)).max(1));
             let work: Vec<(usize, u64)> =
                 (round..round + chunks).flat_map(|round| (0..sampled.len()).map(move |n| (n, round))).collect();
-            let slices = work.par_iter().map(|&(n, round)| {
-                let seed = Seed(budget.seed.0.wrapping_add(n as u64));
-                self.slice(&sampled[n], seed, round * CHUNK, round * CHUNK + size, &length)
-            });
+            let parts = work.par_iter().with_min_len(work.len().div_ceil(PARTS));
+            let slices = parts.map_init(
+                || Runner::new(self),
+                |runner, &(n, round)| {
+                    let seed = Seed(budget.seed.0.wrapping_add(n as u64));
+                    self.slice(runner, &sampled[n], seed, round * CHUNK..round * CHUNK + size, &length)
+                },
+            );
             if let Some(found) = first(slices.collect(), stats) {
                 return (Some(found), false);
             }
@@ -173,7 +187,7 @@ impl<A: Arch> Scenario<A> {
         found
     }
 
-    fn covered(&self, numbers: std::ops::Range<u64>, seed: Seed, corpus: &[Vec<Decision>], known: &Digests) -> Covered {
+    fn covered(&self, numbers: Range<u64>, seed: Seed, corpus: &[Vec<Decision>], known: &Digests) -> Covered {
         let mut runner = Runner::with_states(self);
         let mut covered = Covered::default();
         for number in numbers {
