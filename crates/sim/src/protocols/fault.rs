@@ -250,7 +250,12 @@ impl<H> Faults<H> {
         if writes(fault.access) && self.hooks.write_tracking(host, fault.gpa).await == WriteTracking::On {
             return PfRet::Emulate;
         }
-        let mendable = matches!(fault.class, FaultClass::Permission | FaultClass::AccessFlag);
+        // `page_fault_can_be_fast`: what is not present may be an old leaf where hardware keeps no flags.
+        let mendable = match fault.class {
+            FaultClass::Permission | FaultClass::AccessFlag => true,
+            FaultClass::NotPresent => host.format().accessed_mask() == 0,
+            _ => false,
+        };
         if self.policy.fast == FastPath::Lockless && mendable {
             let root = self.root_table(host).await;
             if let Some(ret) = fast_page_fault(host, root, &fault, &self.hooks).await {

@@ -1,6 +1,7 @@
 //! A fault that needs no lock: the leaf is there and only has to get back what was taken from it.
 //!
-//! Models `fast_page_fault` of Linux 6.6 (`arch/x86/kvm/mmu/mmu.c`): write-protected for dirty logging, or access-tracked. Locking: an RCU section keeps the
+//! Models `fast_page_fault` of Linux 6.6 (`arch/x86/kvm/mmu/mmu.c`): write-protected for dirty logging, or access-tracked, which without accessed and dirty flags
+//! leaves it not present. Locking: an RCU section keeps the
 //! tables alive; the leaf is read again inside it and changed by one compare-and-swap, tried a few times. A huge leaf is not made writable
 //! while writes are logged: it has to be split, which takes the lock. Flush: none owed, where hardware walks again upon a denial. Frees nothing.
 

@@ -186,6 +186,7 @@ fn what_was_taken_from_a_leaf_comes_back_under_the_lock_but_on_x86() {
         ended.locked - 1
     }
     assert_eq!(locked(&x86(), Taken::Write), 0);
+    assert_eq!(locked(&crate::accessed::x86(arch_x86_ept::AccessedDirty::Off), Taken::Reference), 0);
     assert_eq!(locked(&arm64(), Taken::Write), 32);
     assert_eq!(locked(&power(), Taken::Write), 32);
     assert_eq!(locked(&crate::accessed::power(arch_ppc_radix::RcUpdate::Interrupt), Taken::Reference), 32);
