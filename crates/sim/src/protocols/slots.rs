@@ -29,7 +29,7 @@ pub enum SlotZap {
     Fast(ZapPolicy),
     /// The slot's leaves only (x86 without `KVM_X86_QUIRK_SLOT_ZAP_ALL`, 6.12).
     Leafs(ZapPolicy),
-    /// The slot's range, with the tables that become empty (Arm, POWER).
+    /// The slot's range (Arm, POWER).
     Unmap(UnmapPolicy),
 }
 
@@ -77,14 +77,18 @@ impl SlotPolicy {
     };
     /// x86 without the quirk: leaves only.
     pub const X86_LEAFS: SlotPolicy = SlotPolicy { zap: SlotZap::Leafs(ZapPolicy::V6_9), ..Self::X86 };
-    /// Arm and POWER.
+    /// Arm.
     pub const UNMAP: SlotPolicy = SlotPolicy { zap: SlotZap::Unmap(UnmapPolicy::V6_6), ..Self::X86 };
+    /// POWER.
+    pub const POWER: SlotPolicy = SlotPolicy { zap: SlotZap::Unmap(UnmapPolicy::POWER), ..Self::X86 };
 
     /// What Linux does with this format: x86, whose flushes are interrupts, zaps the root; the others unmap the slot.
     pub fn linux_6_6<F: Format>(format: &F) -> SlotPolicy {
         let everything = Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: Reach::Everyone };
         match format.flush_plan(everything).delivery {
             Delivery::Interrupt => Self::X86,
+            // Of two that broadcast nothing else tells what their KVM does.
+            Delivery::LocalInstruction | Delivery::Broadcast if F::NAME == "power-radix" => Self::POWER,
             Delivery::LocalInstruction | Delivery::Broadcast => Self::UNMAP,
         }
     }

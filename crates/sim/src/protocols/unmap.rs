@@ -5,7 +5,8 @@
 //! Locking: `mmu_lock` for write, given up between chunks (5994bc9e05c2, 6.1; A08 is one chunk for everything). Emptiness comes from the
 //! table's count of present entries, never from a scan.
 //!
-//! Flush: each entry as it goes, or the range before the lock is given up; nothing is owed. Frees: tables that become empty, at once.
+//! Flush: each entry as it goes, or the range before the lock is given up; nothing is owed. Frees: tables that become empty, after a grace period
+//! ([`EmptyTable`] has the other ways).
 
 use mmu_core::{Bytes, Flush, FlushScope, Format, Gpa, GpaRange, PageSize, Reach, WalkCaches};
 
@@ -37,6 +38,8 @@ pub enum EmptyTable {
     AfterGrace,
     /// At once (A26): right as long as every walker holds `mmu_lock`.
     AtOnce,
+    /// With the VM: until then it is there for what is mapped below it next (POWER).
+    Kept,
 }
 
 /// Where a walk begins, goes and ends that was asked for addresses inside pages and blocks.
@@ -84,6 +87,14 @@ impl UnmapPolicy {
         flush: UnmapFlush::Range,
         chunk: Bytes(PageSize::SIZE_1G.bytes()),
         empty: EmptyTable::AfterGrace,
+        bounds: WalkBounds::Rounded,
+    };
+    /// POWER (`kvmppc_radix_flush_memslot`, `kvmppc_unmap_pte`, `arch/powerpc/kvm/book3s_64_mmu_radix.c`, Linux 6.6): page by page, each with its `tlbie`, all
+    /// of it in one section of `mmu_lock`; tables stay.
+    pub const POWER: UnmapPolicy = UnmapPolicy {
+        flush: UnmapFlush::EachEntry,
+        chunk: Bytes(u64::MAX),
+        empty: EmptyTable::Kept,
         bounds: WalkBounds::Rounded,
     };
 }
@@ -148,7 +159,7 @@ async fn free_if_empty<F: Format>(host: &Host<F>, context: VisitContext, when: E
     let format = *host.format();
     let Some(level) = context.level.down() else { return };
     let table = format.next_table(context.level, context.old);
-    if host.live_entries(table).await != 0 {
+    if when == EmptyTable::Kept || host.live_entries(table).await != 0 {
         return;
     }
     host.write(context.ptep, 0).await;
@@ -157,9 +168,10 @@ async fn free_if_empty<F: Format>(host: &Host<F>, context: VisitContext, when: E
     host.flush_range(GpaRange::new(context.addr.align_down(page), page.into()), WalkCaches::Drop).await;
     let bytes = format.geometry().table_bytes(level);
     let frames = Frames { first: table, count: 1, level, bytes };
-    match when {
-        EmptyTable::AfterGrace => host.call_rcu(frames).await,
-        EmptyTable::AtOnce => host.free_tables(frames).await,
+    if when == EmptyTable::AtOnce {
+        host.free_tables(frames).await;
+    } else {
+        host.call_rcu(frames).await;
     }
 }
 

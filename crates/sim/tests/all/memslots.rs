@@ -150,6 +150,43 @@ fn a_deleted_slot_is_out_of_reach_before_its_memory_goes() {
     everywhere!(deletes_under_a_vcpu);
 }
 
+/// A slot of two pages is deleted that a vCPU has used: tables freed by then, and invalidations of all processors.
+fn deleted<A: Arch>(platform: &Platform<A>) -> (u64, u64) {
+    let (mut sim, page) = guest(platform, 2);
+    let faults = FaultPolicy::linux_6_6(platform.arch.two(), platform.arch.two().geometry().page_size(Level::LAST));
+    let policy = SlotPolicy::linux_6_6(platform.arch.two());
+    let counted = Rc::new(RefCell::new((0, 0)));
+    let into = Rc::clone(&counted);
+    sim.spawn_vcpu(VcpuId(0), move |host| {
+        Box::pin(async move {
+            let mut handler = Faults::new(VcpuId(0), faults);
+            let accesses = (0..2).map(|n| GuestAccess { gva: Gva::new(n * page), kind: AccessKind::Write });
+            host.assign(VcpuId(0), GuestWork::List(accesses.collect()));
+            assert_eq!(vcpu::run(&host, VcpuId(0), &mut handler).await, Ran::Done);
+            handler.release(&host).await;
+            let before = host.counters();
+            let gone = slot(0, 0, 2 * page, GUEST_MEMORY);
+            set_memory_region(&host, SlotUpdate::Delete(gone), &policy).await.unwrap();
+            host.synchronize_rcu().await;
+            let after = host.counters();
+            let freed = after.tables_freed - before.tables_freed;
+            *into.borrow_mut() = (freed, after.remote_flushes - before.remote_flushes);
+        })
+    });
+    assert_eq!(end(&mut sim), [], "{}", platform.arch.name());
+    Rc::unwrap_or_clone(counted).into_inner()
+}
+
+/// POWER's KVM invalidates page by page and keeps the tables; Arm's frees those that become empty, each with an invalidation.
+#[test]
+fn tables_of_a_deleted_slot_go_or_stay_as_in_each_kvm() {
+    let levels = |geometry: &mmu_core::Geometry| geometry.root().index() as u64;
+    let arm = arm64();
+    let below_root = levels(arm.arch.two().geometry());
+    assert_eq!(deleted(&arm), (below_root, below_root + 1));
+    assert_eq!(deleted(&power()), (0, 2));
+}
+
 /// A slot is added between the start and the end of an invalidation of its memory: when, and what the checker says.
 fn added_in_between(publication: Publication) -> (Vec<&'static str>, Vec<Violation>) {
     let platform = x86();
