@@ -55,6 +55,11 @@ impl<T: Copy, const UNIT: u32> Blocks<T, UNIT> {
     pub(super) fn item_mut(&mut self, index: u32, i: usize) -> &mut T {
         &mut self.items[((index as usize) << UNIT) + i]
     }
+    /// Items by the number of the first among all.
+    #[inline]
+    pub(super) fn items_mut(&mut self, first: usize, items: usize) -> &mut [T] {
+        &mut self.items[first..first + items]
+    }
     pub(super) fn slice(&self, index: u32, log: u32) -> &[T] {
         &self.items[(index as usize) << UNIT..][..1 << log]
     }

@@ -133,6 +133,11 @@ impl Record {
     pub(super) const fn with_live(self, live: u64) -> Self {
         Self { tally: self.tally & !0xff_ffff | live as u32, ..self }
     }
+    /// A word that was present, or was not, is now, or is not.
+    #[inline]
+    pub(super) const fn count(&mut self, was: bool, is: bool) {
+        self.tally = self.tally + is as u32 - was as u32;
+    }
     pub(super) const fn with_refs(self, refs: u32) -> Self {
         Self { refs, ..self }
     }

@@ -33,6 +33,12 @@ const NONE: u64 = !0 << UNIT_SHIFT;
 /// Units that may have heads, those of the first 8 GiB of the pool: the leaf tables of 4 TiB, for 16 MiB of heads.
 const MOST: usize = 1 << 21;
 
+/// The item of the plain words that holds a word, by the head of its unit; behind all of them if that leads elsewhere.
+#[inline(always)]
+pub(super) const fn plain_item(head: u64, w: u64) -> usize {
+    (head + (w & (UNIT_WORDS - 1))) as usize
+}
+
 /// Heads of the units from the pool's start on, as far as any were needed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Heads(Vec<u64>);
@@ -131,8 +137,15 @@ impl TableMemory {
         }
     }
 
+    /// The head of the unit of a word.
     #[inline(always)]
-    fn recorded_word(&self, head: u64, w: u64) -> Option<u64> {
+    pub(super) fn head_of(&self, w: u64) -> u64 {
+        self.heads.0.get((w >> UNIT_SHIFT) as usize).copied().unwrap_or(NONE)
+    }
+
+    /// The word on the line of the record that a head names.
+    #[inline(always)]
+    pub(super) fn recorded_word(&self, head: u64, w: u64) -> Option<u64> {
         // The mark of a record is cut off.
         match self.records.get(head as u32 as usize)?.body {
             Body::Template(line) => Some(line.word(w)),

@@ -1,6 +1,7 @@
 //! Writing single words, and the way from template over overlay to dense.
 
-use super::frame::{Body, PIECE_SHIFT, Piece};
+use super::frame::{Body, PIECE_SHIFT};
+use super::heads::plain_item;
 use super::overlay::{self, Overlay};
 use super::{Holding, TableFault, TableMemory};
 use crate::addr::Hpa;
@@ -65,7 +66,17 @@ impl TableMemory {
     #[inline]
     fn update(&mut self, at: Hpa, change: impl FnOnce(u64) -> u64) -> Result<u64, TableFault> {
         let w = self.word_index(at);
-        let Some(old) = self.word_at(w) else {
+        // PERF: most stores go to plain words, which the head of their unit leads to; it is looked at once.
+        let head = self.head_of(w);
+        let item = plain_item(head, w);
+        if let Some(&old) = self.dense.get(item) {
+            let new = change(old);
+            if new != old {
+                self.put_plain(w, item, old, new);
+            }
+            return Ok(old);
+        }
+        let Some(old) = self.recorded_word(head, w).or_else(|| self.word_in_piece(w)) else {
             return Err(self.fault(at));
         };
         let new = change(old);
@@ -83,17 +94,9 @@ impl TableMemory {
         }
         let piece = self.pieces[p];
         let (slot, offset) = (piece.slot(w), piece.offset(w));
-        let records = piece.index;
-        match self.records.item(records, slot as usize).body {
-            Body::Dense { index, bends } => {
-                let bends = self.put_dense(piece, index, bends, offset, new);
-                let record = self.records.item_mut(records, slot as usize);
-                let live = self.present_mask;
-                let live = record.live() + u64::from(new & live != 0) - u64::from(old & live != 0);
-                *record = record.with_body(Body::Dense { index, bends }).with_live(live);
-                if bends == 0 && self.holding == Holding::Folding {
-                    self.fold_dense(p, slot);
-                }
+        match self.records.item(piece.index, slot as usize).body {
+            Body::Dense { index, .. } => {
+                self.put_far(w, ((index as usize) << super::MIN_SHIFT) + offset as usize, old, new);
             }
             Body::Template(_) if self.takes_overlay(p, slot) => {
                 self.open_overlay(p, slot);
@@ -107,18 +110,50 @@ impl TableMemory {
         }
     }
 
-    /// Stores a word of a dense frame and returns its new count of bends.
+    /// [`put_plain`](Self::put_plain) where no head leads.
+    // PERF: out of the way of what comes to `put` mostly.
+    #[inline(never)]
+    fn put_far(&mut self, w: u64, item: usize, old: u64, new: u64) {
+        self.put_plain(w, item, old, new);
+    }
+
+    /// The same in a frame held word by word: the word is item `item` of all.
     #[inline]
-    fn put_dense(&mut self, piece: Piece, index: u32, bends: u32, offset: u64, new: u64) -> u32 {
-        self.occupied.note(((index as usize) << super::MIN_SHIFT) + offset as usize, new);
-        if self.holding == Holding::Dense {
-            *self.dense.item_mut(index, offset as usize) = new;
-            return bends;
+    fn put_plain(&mut self, w: u64, item: usize, old: u64, new: u64) {
+        let p = (w >> PIECE_SHIFT) as usize;
+        let piece = self.pieces[p];
+        let (slot, offset) = (piece.slot(w), piece.offset(w) as usize);
+        self.occupied.note(item, new);
+        let folds = self.holding == Holding::Folding;
+        let words = self.dense.items_mut(item - offset, piece.words() as usize);
+        let (before, after) = match offset.checked_sub(2).and_then(|first| words.get(first..first + 5)) {
+            _ if !folds => (0, 0),
+            // PERF: one check of bounds for all five.
+            Some(&[a, b, _, d, e]) => {
+                let bends = |c: u64| {
+                    let [ab, bc, cd, de] = [b.wrapping_sub(a), c.wrapping_sub(b), d.wrapping_sub(c), e.wrapping_sub(d)];
+                    u32::from(ab != bc) + u32::from(bc != cd) + u32::from(cd != de)
+                };
+                (bends(old), bends(new))
+            }
+            _ => {
+                let before = bends_near(words, offset);
+                words[offset] = new;
+                (before, bends_near(words, offset))
+            }
+        };
+        words[offset] = new;
+        let mask = self.present_mask;
+        let record = self.records.item_mut(piece.index, slot as usize);
+        record.count(old & mask != 0, new & mask != 0);
+        if let Body::Dense { bends, .. } = &mut record.body
+            && folds
+        {
+            *bends = *bends + after - before;
+            if *bends == 0 {
+                self.fold_dense(p, slot);
+            }
         }
-        let words = self.dense.slice_mut(index, piece.shift as u32);
-        let before = bends_near(words, offset as usize);
-        words[offset as usize] = new;
-        bends + bends_near(words, offset as usize) - before
     }
 
     fn put_overlay(&mut self, p: usize, w: u64, old: u64, new: u64) {
@@ -137,8 +172,7 @@ impl TableMemory {
             return self.replace(p, slot, record.with_body(Body::Template(line)));
         }
         let mask = self.present_mask;
-        let live = record.live() + u64::from(new & mask != 0) - u64::from(old & mask != 0);
-        *self.records.item_mut(records, slot as usize) = record.with_live(live);
+        self.records.item_mut(records, slot as usize).count(old & mask != 0, new & mask != 0);
     }
 
     /// Whether a template frame takes exceptions before it becomes plain words. Frames from the third level on do not: there are
