@@ -153,7 +153,7 @@ pub(crate) fn refused(plan: &Plan, error: &BuildError) -> CliError {
     let memory = format!("--memory {}", vm.memory);
     let guest_page = || match vm.guest {
         GuestPaging::Flat => "--guest-page flat".to_owned(),
-        GuestPaging::FirstTouch(page) => format!("--guest-page {page}"),
+        GuestPaging::FirstTouch(page) | GuestPaging::Premapped(page) => format!("--guest-page {page}"),
     };
     let argument = match error {
         BuildError::NoVcpus | BuildError::TooManyVcpus(_) => format!("--vcpus {}", vm.vcpus),

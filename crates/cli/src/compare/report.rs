@@ -77,7 +77,9 @@ fn heading(plan: &Plan, report: &ZapReport) -> String {
     let (first, second) = plan.levels();
     let guest = match vm.guest {
         GuestPaging::Flat => "no tables of its own".to_owned(),
-        GuestPaging::FirstTouch(page) => format!("{first} levels of its own, pages of {page}"),
+        GuestPaging::FirstTouch(page) | GuestPaging::Premapped(page) => {
+            format!("{first} levels of its own, pages of {page}")
+        }
     };
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -138,7 +140,7 @@ fn accesses(workload: &Workload) -> u64 {
 fn guest_page(guest: GuestPaging) -> Option<u64> {
     match guest {
         GuestPaging::Flat => None,
-        GuestPaging::FirstTouch(page) => Some(page.bytes()),
+        GuestPaging::FirstTouch(page) | GuestPaging::Premapped(page) => Some(page.bytes()),
     }
 }
 

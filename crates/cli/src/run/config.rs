@@ -24,7 +24,7 @@ fn arguments(args: &RunArgs) -> Record {
     let bytes = |bytes: Bytes| Some(Datum::from(bytes.0.to_string()));
     let guest_page = |page: &GuestPage| match page.0 {
         GuestPaging::Flat => Datum::from("flat"),
-        GuestPaging::FirstTouch(size) => Datum::from(size.to_string()),
+        GuestPaging::FirstTouch(size) | GuestPaging::Premapped(size) => Datum::from(size.to_string()),
     };
     let all = [
         ("strategy", Some(Datum::from(args.strategy.as_str()))),

@@ -11,7 +11,7 @@ const PHYSICAL_BITS: [u32; 15] = [52, 52, 48, 48, 48, 40, 40, 40, 0, 47, 44, 36,
 #[derive(Args, Debug)]
 pub struct GuestMode {
     /// Guest mode by its number in Linux 6.6: how wide guest-physical addresses are, and so how many levels the second stage has. The guest's own
-    /// tables are not simulated by these tests [default: as the memory needs]
+    /// tables have the levels of the machine's sheet [default: as the memory needs]
     #[arg(short = 'm', value_name = "ID", value_parser = clap::value_parser!(u32).range(0..=14))]
     guest_mode: Option<u32>,
 }

@@ -10,6 +10,8 @@ use mmu_core::{Gpa, GpaRange};
 /// Pages of 4 KiB that were written and not reported since, and what was reported.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Written {
+    /// Between the beginning of logging and its end; what is written at other times is owed to nobody.
+    on: bool,
     owed: BTreeSet<u64>,
     reported: u64,
     needless: u64,
@@ -25,7 +27,13 @@ impl Written {
 
     /// Logging begins: what was written before has been copied.
     pub(crate) fn begins(&mut self) {
+        self.on = true;
         self.owed.clear();
+    }
+
+    /// Whether anybody wants to know of stores.
+    pub(crate) fn is_on(&self) -> bool {
+        self.on
     }
 
     pub(crate) fn reported(&mut self, range: GpaRange) {
@@ -40,6 +48,7 @@ impl Written {
 
     /// Pages that were written and never reported, in order; they are forgotten.
     pub(crate) fn lost(&mut self) -> impl Iterator<Item = Gpa> + use<> {
+        self.on = false;
         std::mem::take(&mut self.owed).into_iter().map(|page| Gpa::new(page << SHIFT))
     }
 

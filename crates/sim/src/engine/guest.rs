@@ -4,10 +4,13 @@
 //! the shares are interleaved page by page, so that a zapped range touches everybody. What a vCPU touches depends on its own
 //! accesses only, so nothing here is shared in the parallel phase.
 //!
-//! A guest whose tables all vCPUs share has them in table memory, and only their root here ([`GuestTables::shared`]).
+//! A guest whose tables all vCPUs share has them in table memory, and only their root here ([`GuestTables::shared`]); or they never change
+//! and are computed ([`Premapped`]).
 
 use mmu_core::{ByteUnits, EncodeError, Format, Gpa, Gva, Hpa, Leaf, Level, PageSize, Perms};
 use serde::{Deserialize, Serialize};
+
+use super::premapped::{Premapped, TEST_MEMORY};
 
 /// How guest-virtual addresses become guest-physical ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -17,6 +20,9 @@ pub enum GuestPaging {
     Flat,
     /// The guest's tables map pages of this size where they are first touched.
     FirstTouch(PageSize),
+    /// The guest's tables map all of its memory from the start by pages of this size, from [`TEST_MEMORY`](super::TEST_MEMORY) on, as the library of KVM's
+    /// selftests builds them ([`Premapped`]). They lie in a slot of small pages of their own, behind guest memory.
+    Premapped(PageSize),
 }
 
 /// Where one vCPU's guest-physical pages lie.
@@ -40,6 +46,8 @@ pub enum GuestError {
     },
     /// Its format refused the entry.
     Encode(EncodeError),
+    /// Its tables map what they map from the start, and not this.
+    NotMapped(Gva),
     /// The address has more bits than the first stage translates.
     AddressWidth {
         /// The address.
@@ -58,6 +66,9 @@ impl std::fmt::Display for GuestError {
                 mapped >> 20
             ),
             GuestError::Encode(error) => write!(f, "guest page table: {error}"),
+            GuestError::NotMapped(gva) => {
+                write!(f, "the guest's tables map its memory from {TEST_MEMORY} on, not {gva}")
+            }
             GuestError::AddressWidth { gva, bits } => {
                 write!(f, "guest address {gva} does not fit the {bits} bits that the guest's tables translate")
             }
@@ -80,6 +91,8 @@ pub struct GuestTables<F> {
     root: Gpa,
     pages: u64,
     shared: bool,
+    /// Tables that are there from the start, instead of the words.
+    premapped: Option<Premapped<F>>,
 }
 
 impl<F: Format> GuestTables<F> {
@@ -101,8 +114,7 @@ impl<F: Format> GuestTables<F> {
             return Err(GuestError::OutOfMemory { mapped: 0 });
         }
         let base = Gpa::new((share.memory - below) / root_bytes * root_bytes);
-        let mut tables =
-            Self { format, share, page, base, area, words: Vec::new(), root: base, pages: 0, shared: false };
+        let mut tables = Self { base, area, root: base, shared: false, ..Self::without_words(format, share, page) };
         tables.root = tables.alloc(geometry.root())?;
         Ok(tables)
     }
@@ -111,7 +123,25 @@ impl<F: Format> GuestTables<F> {
     pub fn shared(format: F, root: Gpa) -> Self {
         let share = GuestShare { index: 0, of: 1, memory: 0 };
         let page = format.geometry().page_size(Level::LAST);
-        Self { format, share, page, base: root, area: 0, words: Vec::new(), root, pages: 0, shared: true }
+        Self { base: root, root, shared: true, ..Self::without_words(format, share, page) }
+    }
+
+    /// Tables that map everything from the start, and never change.
+    pub fn premapped(format: F, tables: Premapped<F>) -> Self {
+        let share = GuestShare { index: 0, of: 1, memory: 0 };
+        let (root, page) = (tables.root(), tables.page());
+        Self { root, premapped: Some(tables), ..Self::without_words(format, share, page) }
+    }
+
+    fn without_words(format: F, share: GuestShare, page: PageSize) -> Self {
+        let (base, root, words) = (Gpa::new(0), Gpa::new(0), Vec::new());
+        Self { format, share, page, base, area: 0, words, root, pages: 0, shared: false, premapped: None }
+    }
+
+    /// Where tables that are there from the start map an address to; `None` for other tables.
+    #[inline]
+    pub(super) fn translate_premapped(&self, gva: Gva) -> Option<Gpa> {
+        self.premapped.as_ref()?.translate(gva)
     }
 
     /// Whether its words are host memory.
@@ -144,6 +174,9 @@ impl<F: Format> GuestTables<F> {
     /// The word at `gpa`, or `None` outside the table area.
     #[inline]
     pub fn read(&self, gpa: Gpa) -> Option<u64> {
+        if let Some(tables) = &self.premapped {
+            return tables.read(gpa);
+        }
         let offset = gpa.raw().wrapping_sub(self.base.raw());
         if offset >= self.area {
             return None;
@@ -154,6 +187,9 @@ impl<F: Format> GuestTables<F> {
     /// Replaces the word at `gpa`.
     #[inline]
     pub fn write(&mut self, gpa: Gpa, word: u64) {
+        if let Some(tables) = &mut self.premapped {
+            return tables.write(gpa, word);
+        }
         let offset = gpa.raw().wrapping_sub(self.base.raw());
         if let Some(slot) = self.words.get_mut(offset as usize / 8) {
             *slot = word;
@@ -165,6 +201,9 @@ impl<F: Format> GuestTables<F> {
     /// # Errors
     /// When the share is used up, or the address is too wide.
     pub fn map(&mut self, gva: Gva) -> Result<Gpa, GuestError> {
+        if self.premapped.is_some() {
+            return Err(GuestError::NotMapped(gva));
+        }
         let geometry = *self.format.geometry();
         let canonical = gva.raw() & (geometry.input_bytes() - 1);
         let bits = geometry.input_bits();

@@ -39,6 +39,7 @@ mod host;
 mod lock;
 mod op;
 mod phases;
+mod premapped;
 mod primary;
 mod probe;
 mod processors;
@@ -75,6 +76,7 @@ pub use host::{AgeBelowDone, AgeDone, Cmpxchg, EntryRun, GiveWay, Host, RestDone
 pub use lock::{LockKind, LockStats};
 pub use op::*;
 pub use phases::PhaseTimes;
+pub use premapped::{Premapped, TEST_MEMORY};
 pub use primary::*;
 pub use probe::{Content, Data, FlagWrites, Probe, Probed};
 pub use rcu::RcuStats;

@@ -348,6 +348,7 @@ impl<A: Arch> Sim<A> {
             pages: &world.upkeep.pages,
             costs: &world.costs,
             watch: self.watch,
+            stores_count: world.written.is_on(),
         };
         let is_due = |vcpu: &Vcpu<A>| vcpu.mode == Mode::Guest && vcpu.clock < end;
         self.due.clear();

@@ -101,8 +101,29 @@ pub(super) struct UpkeepState {
     pub(super) extra_references: u64,
     /// Blocks that are being cleaned, each with when that ends.
     cleanings: Vec<(HpaRange, Cycles)>,
+    /// Pages that are being cleared for who touched them first, each with when that ends.
+    clearings: Vec<(HpaRange, Cycles)>,
     /// When the interconnect takes the next broadcast invalidation.
     pub(super) interconnect_free: Cycles,
+}
+
+impl UpkeepState {
+    /// A page is being cleared until `end`.
+    pub(super) fn clears(&mut self, page: HpaRange, end: Cycles) {
+        self.clearings.push((page, end));
+    }
+
+    /// When somebody who comes at `now` may have the page: others wait for who clears it (`hugetlb_fault_mutex_table`). Where the kernel lets each clear a page of
+    /// its own and throws all but one away, it takes them as long.
+    pub(super) fn cleared(&mut self, at: Hpa, now: Cycles) -> Cycles {
+        if self.clearings.is_empty() {
+            return now;
+        }
+        let page = self.clearings.iter().find(|(page, _)| page.start <= at && at < page.end());
+        let end = page.map_or(now, |&(_, end)| end.max(now));
+        self.clearings.retain(|&(_, end)| end > now);
+        end
+    }
 }
 
 impl<F: Copy> Host<F> {

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mmu_core::memory::TableMemory;
-use mmu_core::tlb::{Input, LatencyCache, Lookup, Port, Tag, TlbEntry, TranslationCaches};
+use mmu_core::tlb::{
+    AsidScope, Input, Invalidate, LatencyCache, Lookup, Port, TableCaches, Tag, TlbEntry, TranslationCaches,
+};
 use mmu_core::{
     Access, AccessKind, Cycles, Denial, FaultClass, Flush, Format, Gpa, Gva, Hpa, Level, Overlap, Perms, Privilege,
     Purpose, Uncached,
@@ -166,6 +168,8 @@ pub(crate) struct View<'a> {
     pub(crate) costs: &'a Costs,
     /// Whether each access is checked against freed pages.
     pub(crate) watch: Watch,
+    /// Whether the checker wants to know which pages are written now, where they are watched.
+    pub(crate) stores_count: bool,
 }
 
 /// How closely vCPU accesses are watched.
@@ -383,10 +387,26 @@ impl<A: Arch> Vcpu<A> {
                 Outcome::Fault(fault) => {
                     self.current = Some(access);
                     self.stats.faults += 1;
+                    self.forget_faulting(access.gva, fault.gpa);
                     self.leave(ExitReason::Fault(fault), view.costs);
                     return;
                 }
             }
+        }
+    }
+
+    /// What a second-stage fault invalidates by itself where a denied access walks again (EPT violations, Intel SDM vol. 3, 29.4.3.1): what is cached for the
+    /// guest-physical address, tables included, and for the virtual address that it came from. Else a walk could begin in a table that has been replaced for as
+    /// long as the host puts a flush off, and fault again and again.
+    fn forget_faulting(&mut self, gva: Gva, gpa: Gpa) {
+        if self.arch.two().denial() != Denial::WalksAgain {
+            return;
+        }
+        let Tag { vmid, asid, .. } = self.tag;
+        self.caches.invalidate(Invalidate::GuestPhysical { vmid, start: gpa, bytes: 1 }, TableCaches::Dropped);
+        if self.guest.is_some() {
+            let asid = AsidScope::One(asid);
+            self.caches.invalidate(Invalidate::Page { vmid, asid, va: gva }, TableCaches::Dropped);
         }
     }
 
@@ -471,13 +491,21 @@ impl<A: Arch> Vcpu<A> {
 
     /// Notes a store for the checker's account of written pages.
     fn note_store(&mut self, view: View<'_>, at: Hpa, input: Input, access: AccessKind) {
-        if view.watch != Watch::Writes || !matches!(access, AccessKind::Write | AccessKind::ReadWrite) {
+        if view.watch != Watch::Writes
+            || !view.stores_count
+            || !matches!(access, AccessKind::Write | AccessKind::ReadWrite)
+        {
             return;
         }
         let page = |raw: u64| raw & !0xfff;
         let gpa = match input {
             Input::GuestPhysical(gpa) => Some(Gpa::new(page(gpa.raw()))),
-            Input::Combined(_) | Input::Linear(_) => self.stores.guest_pages.get(&Hpa::new(page(at.raw()))).copied(),
+            Input::Combined(gva) | Input::Linear(gva) => {
+                match self.guest.as_ref().and_then(|guest| guest.translate_premapped(gva)) {
+                    Some(gpa) => Some(Gpa::new(page(gpa.raw()))),
+                    None => self.stores.guest_pages.get(&Hpa::new(page(at.raw()))).copied(),
+                }
+            }
         };
         self.stores.pages.extend(gpa);
     }

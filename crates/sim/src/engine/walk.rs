@@ -95,6 +95,8 @@ impl<A: Arch> Vcpu<A> {
         let Self { arch, guest, caches, memory, log, tag, root, modified, stores, .. } = self;
         let Some(guest) = guest.as_mut() else { return Err(Outcome::GuestFault(None)) };
         let mut cursor = NestedCursor::new(*arch.one(), guest.root(), *arch.two(), *root, fold(arch, gva), access);
+        // Which page a translation is of has to be noted where only the guest's tables tell.
+        let notes = view.watch == Watch::Writes && guest.translate_premapped(gva).is_none();
         let mut bus = WindowBus { tables: view.tables, log, guest: Some(guest), broken: None, dirty, dirtied: false };
         let mut cached = caches.for_walk(*tag, Kind::Combined);
         let mut meter = Meter::new(view.costs, memory);
@@ -116,9 +118,7 @@ impl<A: Arch> Vcpu<A> {
                 }
             }
         };
-        if view.watch == Watch::Writes
-            && let (Ok(found), Some(mapped)) = (&end, cursor.first_stage())
-        {
+        if notes && let (Ok(found), Some(mapped)) = (&end, cursor.first_stage()) {
             let gpa = Gpa::new(mapped.output.raw() + (gva.raw() & (mapped.size.bytes() - 1)));
             stores.guest_pages.insert(Hpa::new(found.output.raw() & !0xfff), page_of(gpa));
         }

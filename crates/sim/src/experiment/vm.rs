@@ -14,8 +14,8 @@ use super::platform::Platform;
 use crate::arch::Arch;
 use crate::engine::world::table_words;
 use crate::engine::{
-    BackingKind, GuestError, GuestPaging, GuestShare, GuestTables, LockMode, Memslot, PrimaryMmu, Protection, Sim,
-    SlotFlags, SlotId, Userfault, Vcpu, VcpuId, Vma, World,
+    BackingKind, GuestError, GuestPaging, GuestShare, GuestTables, LockMode, Memslot, Premapped, PrimaryMmu,
+    Protection, Sim, SlotFlags, SlotId, TEST_MEMORY, Userfault, Vcpu, VcpuId, Vma, World,
 };
 use crate::events::Recorder;
 use crate::protocols::fault::FaultPolicy;
@@ -28,12 +28,17 @@ use crate::workload::{GuestStream, Pattern, Replay, ReplayError, Workload};
 pub enum Populate {
     /// All of guest memory, by templates: a terabyte takes microseconds.
     Mapped,
-    /// Nothing: every page is a fault.
+    /// Nothing: every page is a fault. The process has its memory already.
     ByFaults,
+    /// Nothing, and the process has not touched its memory either: a page is allocated and cleared when it is first faulted on.
+    Untouched,
 }
 
 /// Where guest memory begins in the process that owns the guest; memslot 0 points there.
 pub const GUEST_MEMORY: Hva = Hva::new(0x7f00_0000_0000);
+
+/// The slot of a guest's tables that are there from the start; memslot 0 is guest memory.
+const GUEST_TABLES: SlotId = SlotId(u16::MAX);
 
 /// A virtual machine.
 #[derive(Clone, PartialEq, Debug)]
@@ -150,13 +155,25 @@ pub fn build_without_threads<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> 
         TableMemory::new(pool, two.present_mask()).map_err(|error| BuildError::Tables(error.to_string()))?;
     // A freed table is never handed out again: who still walks it is caught, not misled.
     tables = tables.with_reuse(Reuse::Quarantine);
-    let mut primary = PrimaryMmu::new(Hpa::new(4.GiB()), two.geometry().page_size(Level::LAST));
+    let small = two.geometry().page_size(Level::LAST);
+    let mut primary = PrimaryMmu::new(Hpa::new(4.GiB()), small);
     let memory = HvaRange::new(GUEST_MEMORY, spec.memory);
     primary.map(memory, vma_of(spec.page, two.geometry()));
-    let host = primary.populate(memory, PageSize::SIZE_1G.min(largest(spec.memory.0)), spec.page);
+    let host = match spec.populate {
+        Populate::Untouched => Hpa::new(0),
+        _ => primary.populate(memory, PageSize::SIZE_1G.min(largest(spec.memory.0)), spec.page),
+    };
+    let guest = premapped(platform, spec)?;
+    // User space has written the guest's tables: their pages are there.
+    let guest_slot = guest.as_ref().map(Premapped::slot).map(|slot| (slot, GUEST_MEMORY + slot.start.raw()));
+    if let Some((slot, hva)) = guest_slot {
+        let range = HvaRange::new(hva, slot.bytes);
+        primary.map(range, vma_of(small, two.geometry()));
+        primary.populate(range, PageSize::SIZE_64K, small);
+    }
     let root = match spec.populate {
         Populate::Mapped => populate(&mut tables, &two, spec.memory.0, leaf_level, host)?,
-        Populate::ByFaults => alloc(&mut tables, &two, two.geometry().root())?,
+        Populate::ByFaults | Populate::Untouched => alloc(&mut tables, &two, two.geometry().root())?,
     };
     let mut world = World::new(platform.arch, platform.costs.clone(), tables, primary, root);
     if spec.populate == Populate::Mapped {
@@ -166,13 +183,27 @@ pub fn build_without_threads<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> 
     let mut sim = Sim::new(world);
     let gpa = GpaRange::new(Gpa::new(0), spec.memory);
     sim.add_slot(Memslot { id: SlotId(0), gpa, hva: GUEST_MEMORY, flags: SlotFlags::empty() });
+    if let Some((gpa, hva)) = guest_slot {
+        sim.add_slot(Memslot { id: GUEST_TABLES, gpa, hva, flags: SlotFlags::empty() });
+    }
     for index in 0..spec.vcpus {
-        sim.add_vcpu(vcpu(platform, spec, index, root)?);
+        sim.add_vcpu(vcpu(platform, spec, index, root, guest.as_ref())?);
     }
     if let Some(collector) = &platform.events {
         sim.record(Recorder::new(collector, platform.arch.name(), &platform.machine, platform.clock_hz));
     }
     Ok(sim)
+}
+
+/// The tables of a guest that has them from the start.
+fn premapped<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<Option<Premapped<A::One>>, BuildError> {
+    let GuestPaging::Premapped(page) = spec.guest else { return Ok(None) };
+    let tables = Premapped::new(*platform.arch.one(), spec.memory, page).map_err(BuildError::Guest)?;
+    let geometry = platform.arch.two().geometry();
+    if tables.slot().end().raw() > geometry.input_bytes() {
+        return Err(BuildError::InputWidth { memory: spec.memory, bits: geometry.input_bits() });
+    }
+    Ok(Some(tables))
 }
 
 fn check<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<(), BuildError> {
@@ -187,7 +218,7 @@ fn check<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<(), BuildErro
         let legal = geometry.page_sizes().collect();
         return Err(BuildError::PageSize { page: spec.page, stage: "second stage", legal });
     }
-    if let GuestPaging::FirstTouch(page) = spec.guest
+    if let GuestPaging::FirstTouch(page) | GuestPaging::Premapped(page) = spec.guest
         && platform.arch.one().geometry().level_of(page).is_none()
     {
         let legal = platform.arch.one().geometry().page_sizes().collect();
@@ -299,12 +330,21 @@ fn fill_leaves<F: Format>(
     Ok(())
 }
 
-fn vcpu<A: Arch>(platform: &Platform<A>, spec: &VmSpec, index: usize, root: Hpa) -> Result<Vcpu<A>, BuildError> {
+fn vcpu<A: Arch>(
+    platform: &Platform<A>,
+    spec: &VmSpec,
+    index: usize,
+    root: Hpa,
+    premapped: Option<&Premapped<A::One>>,
+) -> Result<Vcpu<A>, BuildError> {
     let share = GuestShare { index: index as u64, of: spec.vcpus as u64, memory: spec.memory.0 };
     let guest = match spec.guest {
         GuestPaging::Flat => None,
         GuestPaging::FirstTouch(page) => {
             Some(GuestTables::new(*platform.arch.one(), share, page).map_err(BuildError::Guest)?)
+        }
+        GuestPaging::Premapped(_) => {
+            premapped.map(|tables| GuestTables::premapped(*platform.arch.one(), tables.clone()))
         }
     };
     let seed = spec.seed.0.wrapping_add(index as u64);
@@ -313,19 +353,23 @@ fn vcpu<A: Arch>(platform: &Platform<A>, spec: &VmSpec, index: usize, root: Hpa)
         .map_err(|error| BuildError::Machine(error.to_string()))?;
     let memory = LatencyCache::new(&platform.memory, seed);
     let tag = Tag { vmid: Vmid(1), ..Tag::default() };
-    let stream = stream(spec, index, guest.is_some())?;
+    let stream = stream(spec, index)?;
     Ok(Vcpu::new(platform.arch, index, root, tag, caches, memory, stream, guest))
 }
 
 /// The vCPU's accesses: in an address space of its own, or in its slice of guest-physical memory when the guest is flat.
-fn stream(spec: &VmSpec, index: usize, paging: bool) -> Result<GuestStream, BuildError> {
+fn stream(spec: &VmSpec, index: usize) -> Result<GuestStream, BuildError> {
     Ok(match &spec.workload {
         Workload::Idle => GuestStream::Idle,
         Workload::Pattern(pattern) => {
             let mut pattern = pattern.clone();
             let slice = spec.memory.0 / spec.vcpus as u64;
-            let base = if paging { 0x10_0000_0000 } else { slice * index as u64 };
-            if !paging {
+            let base = match spec.guest {
+                GuestPaging::Flat => slice * index as u64,
+                GuestPaging::FirstTouch(_) => 0x10_0000_0000,
+                GuestPaging::Premapped(_) => TEST_MEMORY.raw() + slice * index as u64,
+            };
+            if !matches!(spec.guest, GuestPaging::FirstTouch(_)) {
                 pattern.bytes = pattern.bytes.min(slice);
             }
             GuestStream::Pattern(Box::new(Pattern::new(&pattern, Gva::new(base), spec.seed, index as u64)))

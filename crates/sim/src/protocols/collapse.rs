@@ -93,6 +93,8 @@ impl CollapsePolicy {
         recheck: CollapseRecheck::SameEntry,
         mitigation: Mitigation::Off,
     };
+    /// Zapped, flushes batched: the third patch of the series that became 6.13 (20240823235648.3236880-1-dmatlack).
+    pub const X86_BATCHED: CollapsePolicy = CollapsePolicy { flush: CollapseFlush::Batched, ..Self::X86_5_14 };
     /// x86, Linux 6.13: recovered in place, flushes batched.
     pub const X86_6_13: CollapsePolicy =
         CollapsePolicy { how: CollapseHow::RecoverInPlace, flush: CollapseFlush::Batched, ..Self::X86_5_14 };

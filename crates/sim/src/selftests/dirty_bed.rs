@@ -7,9 +7,9 @@ use std::rc::Rc;
 use mmu_core::{Bytes, Cycles, Format, Gpa, GpaRange, Hpa, Level, PageSize};
 
 use super::phases::Phases;
-use super::{Phase, SelftestError, SelftestReport, option_error};
+use super::{Phase, SelftestError, SelftestReport, guest_paging, option_error};
 use crate::arch::Arch;
-use crate::engine::{Apply, GuestPaging, Host, ReschedCheck, RunBelow, Sim, Var, VcpuId, Watch};
+use crate::engine::{Apply, Host, ReschedCheck, RunBelow, Sim, Var, VcpuId, Watch};
 use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use crate::protocols::dirty_log::ring::{Collector, DirtyRing, reset_dirty_rings};
 use crate::protocols::dirty_log::vcpu::{LoggedSlot, run};
@@ -39,24 +39,33 @@ pub(super) struct Thread {
     pub(super) ring: Option<DirtyRing>,
     /// The tree that it runs on, if it runs a nested guest.
     pub(super) shadow: Option<Shadow>,
-    /// Its work of the second phase is done over and over until this is set, whatever phase the others are in; there is no third phase then.
-    pub(super) until: Option<Var>,
+    /// The work of its last phase, if it is done over and over.
+    pub(super) repeats: Option<Repeats>,
+}
+
+/// Work that is done over and over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Repeats {
+    /// In this phase, which is the last.
+    pub(super) phase: u64,
+    /// Until this is set, and the pass that is under way then is complete.
+    pub(super) until: Var,
 }
 
 impl Thread {
     pub(super) const fn new(vcpu: VcpuId, policy: FaultPolicy) -> Self {
-        Self { vcpu, policy, ring: None, shadow: None, until: None }
+        Self { vcpu, policy, ring: None, shadow: None, repeats: None }
     }
 }
 
-/// A VM of `memory` whose host backs it by pages of `page`, with nothing mapped.
-pub(super) fn vm(memory: Bytes, vcpus: usize, page: PageSize) -> VmSpec {
+/// A VM of `memory` whose host backs it by pages of `page` when they are first touched, with nothing mapped.
+pub(super) fn vm<A: Arch>(platform: &Platform<A>, memory: Bytes, vcpus: usize, page: PageSize) -> VmSpec {
     VmSpec {
         memory,
         vcpus,
         page,
-        guest: GuestPaging::Flat,
-        populate: Populate::ByFaults,
+        guest: guest_paging(platform),
+        populate: Populate::Untouched,
         workload: Workload::Idle,
         seed: Seed(0),
     }
@@ -89,7 +98,7 @@ impl<A: Arch> Bed<A> {
 
     /// Spawns the thread of a vCPU: `work` says what it does in each phase, from 1 on; `None` is the end.
     pub(super) fn vcpu(&mut self, thread: Thread, work: impl Fn(u64) -> Option<GuestWork> + 'static) {
-        let Thread { vcpu, policy, ring, shadow, until } = thread;
+        let Thread { vcpu, policy, ring, shadow, repeats } = thread;
         let (log, slots, phases) = (self.log, self.slots, self.phases);
         self.sim.spawn_vcpu(vcpu, move |host| {
             Box::pin(async move {
@@ -110,8 +119,10 @@ impl<A: Arch> Bed<A> {
                             None => run(&host, vcpu, &slot, &mut faults).await,
                         };
                         // A failed run is counted, and asserted at the end.
-                        let again = match until {
-                            Some(stop) => phase > 1 && ran == Ran::Done && host.load_acquire(stop).await == 0,
+                        let again = match repeats {
+                            Some(Repeats { phase: last, until }) => {
+                                phase == last && ran == Ran::Done && host.load_acquire(until).await == 0
+                            }
                             None => false,
                         };
                         if !again {

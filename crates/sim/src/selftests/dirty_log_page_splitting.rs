@@ -3,11 +3,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gva, Level, PageSize};
+use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, Level, PageSize};
 use serde::{Deserialize, Serialize};
 
 use super::dirty_bed::{Bed, Thread, Timed, count_leaves, vm};
-use super::{SelftestError, SelftestReport, finish, option_error, supported_page};
+use super::{SelftestError, SelftestReport, finish, guest_address, option_error, supported_page};
 use crate::arch::Arch;
 use crate::engine::{Host, VcpuId};
 use crate::experiment::Platform;
@@ -64,7 +64,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     let split = SplitWhen::Eagerly(SplitPolicy::X86_5_18);
     let policy = DirtyPolicy { manual: options.manual, initially, split, ..DirtyPolicy::linux_6_6(format) };
     let bytes = options.bytes_per_vcpu.0;
-    let mut bed = Bed::new(platform, &vm(Bytes(bytes * VCPUS as u64), VCPUS, page), LogKind::Bitmap)?;
+    let mut bed = Bed::new(platform, &vm(platform, Bytes(bytes * VCPUS as u64), VCPUS, page), LogKind::Bitmap)?;
     for index in 0..VCPUS {
         // Populate, the iterations, and populate again.
         let work = move |phase| {
@@ -74,7 +74,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
                 writes_percent: 100,
                 accesses: bytes / small.bytes(),
             };
-            let base = Gva::new(bytes * index as u64);
+            let base = guest_address(Gpa::new(bytes * index as u64));
             (phase <= ITERATIONS + 2).then_some(GuestWork::Pattern { spec, base, seed: Seed(0) })
         };
         bed.vcpu(Thread::new(VcpuId(index), FaultPolicy::linux_6_6(format, page)), work);

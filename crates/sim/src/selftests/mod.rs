@@ -42,12 +42,12 @@ pub mod pre_fault;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use mmu_core::{Cycles, Format, Level, PageSize};
+use mmu_core::{Cycles, Format, Gpa, Gva, Level, PageSize};
 use serde::Serialize;
 
 use crate::arch::Arch;
 use crate::checker::Violation;
-use crate::engine::{HostCounters, Sim, Stopped};
+use crate::engine::{GuestPaging, HostCounters, Sim, Stopped, TEST_MEMORY};
 use crate::experiment::{BuildError, Platform};
 
 /// What a test did and found.
@@ -184,6 +184,16 @@ fn factors<A: Arch>(report: &mut SelftestReport, sim: &Sim<A>) {
         let seconds = report.seconds(cycles);
         report.figures.insert(name.into(), seconds);
     }
+}
+
+/// The guest's own paging in the tests: pages of the guest mode, which are the smallest, mapped before the first vCPU runs.
+pub(super) fn guest_paging<A: Arch>(platform: &Platform<A>) -> GuestPaging {
+    GuestPaging::Premapped(platform.arch.one().geometry().granule())
+}
+
+/// Where such a guest sees a page of its memory.
+pub(super) fn guest_address(gpa: Gpa) -> Gva {
+    TEST_MEMORY + gpa.raw()
 }
 
 /// Runs a test's simulation to its end, tears the VM down, and turns whatever went wrong into an error.

@@ -3,13 +3,13 @@
 //! CREATE maps it by the pages that back it; dirty logging starts; UPDATE writes, so that blocks are split; logging stops; ADJUST reads every page, so
 //! that the blocks come back ("TLB conflict abort could occur here", says the kernel's test).
 
-use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Gva, Level, PageSize};
+use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Level, PageSize};
 use serde::{Deserialize, Serialize};
 
 use super::phases::Phases;
-use super::{Phase, SelftestError, SelftestReport, finish, option_error, supported_page};
+use super::{Phase, SelftestError, SelftestReport, finish, guest_address, guest_paging, option_error, supported_page};
 use crate::arch::Arch;
-use crate::engine::{GuestPaging, Host, LockMode, Var, VcpuId};
+use crate::engine::{Host, LockMode, Var, VcpuId};
 use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use crate::protocols::coalesce::CoalescePolicy;
 use crate::protocols::fault::{ConflictAbort, FaultPolicy, Faults, LoggedBy, Logging};
@@ -79,7 +79,7 @@ impl Plan {
         let writes_percent = if kind == AccessKind::Write { 100 } else { 0 };
         let spec =
             PatternSpec { bytes: (n * stride).max(4096), mix: Mix::Strided { stride }, writes_percent, accesses: n };
-        GuestWork::Pattern { spec, base: Gva::new(self.base + offset), seed: Seed(0) }
+        GuestWork::Pattern { spec, base: guest_address(Gpa::new(self.base + offset)), seed: Seed(0) }
     }
 
     /// What a vCPU does in a stage: stretches of work, one after the other.
@@ -98,7 +98,7 @@ impl Plan {
             Stage::Update => {
                 let (block, part) = (n / 2, n % 2);
                 let start = block * backing;
-                let first = GuestAccess { gva: Gva::new(base + start), kind: AccessKind::Write };
+                let first = GuestAccess { gva: guest_address(Gpa::new(base + start)), kind: AccessKind::Write };
                 let half = backing / guest / 2 * guest;
                 (block < blocks).then(|| match part {
                     0 => GuestWork::List(vec![first]),
@@ -144,8 +144,8 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
         memory: Bytes(offset + bytes),
         vcpus: options.vcpus,
         page,
-        guest: GuestPaging::Flat,
-        populate: Populate::ByFaults,
+        guest: guest_paging(platform),
+        populate: Populate::Untouched,
         workload: Workload::Idle,
         seed: Seed(0),
     };

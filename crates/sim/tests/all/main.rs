@@ -20,6 +20,7 @@ mod notifier;
 mod nx;
 mod petabytes;
 mod pfncache;
+mod premapped;
 mod roots;
 mod runs;
 mod selftests_faults;

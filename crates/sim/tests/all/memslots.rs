@@ -277,12 +277,13 @@ fn stresses<A: Arch>(platform: &Platform<A>, quirk: SlotQuirk) -> u64 {
 
 #[test]
 fn memslot_modification_stress_test_refaults_everything_on_x86_alone() {
-    // One for each page, unless all of the VM is zapped; on Arm one is under way when the sequence moves, and is taken again.
+    // One for each page, unless all of the VM is zapped; on Arm one is under way when the sequence moves, and is taken again. (On x86 one was, too, while faults
+    // left the tables of a walk cached that they invalidate.)
     let faults = [
         stresses(&x86(), SlotQuirk::ZapAll),
         stresses(&x86(), SlotQuirk::LeafsOnly),
         stresses(&arm64(), SlotQuirk::ZapAll),
         stresses(&power(), SlotQuirk::ZapAll),
     ];
-    assert_eq!(faults, [577, 192, 193, 192]);
+    assert_eq!(faults, [576, 192, 193, 192]);
 }

@@ -269,8 +269,13 @@ impl<A: Arch> World<A> {
         actor.now += self.costs.visit;
         match fault {
             Ok(Fault::Page { host, size, protection, backed }) => {
-                if backed == Backed::Now {
-                    actor.now += self.costs.clear_4k.times(size.bytes() >> 12);
+                match backed {
+                    Backed::Now => {
+                        actor.now += self.costs.clear_4k.times(size.bytes() >> 12);
+                        let page = HpaRange::new(Hpa::new(host).align_down(size), size.into());
+                        self.upkeep.clears(page, actor.now);
+                    }
+                    Backed::Before => actor.now = self.upkeep.cleared(Hpa::new(host), actor.now),
                 }
                 if reference == Reference::Take {
                     let base = self.primary.base;
