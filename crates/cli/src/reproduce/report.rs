@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use mmusim::sim::reproduce::{Experiment, Row};
+use mmusim::sim::reproduce::{Experiment, Figure, Row};
 use serde_json::json;
 
 use super::Reproduced;
@@ -91,7 +91,12 @@ pub(super) fn tables(all: &[Reproduced<'_>]) -> String {
 fn cells(row: &Row) -> Vec<String> {
     let unit = if row.unit.is_empty() { String::new() } else { format!(" ({})", row.unit) };
     let dash = || "-".to_owned();
-    let published = |n: usize| row.published.map_or_else(dash, |values| figure(values[n]));
+    let published = |n: usize| row.published.map_or_else(dash, |values| values[n].text(figure));
+    let error = match (row.published_ratio(), row.error()) {
+        (Some(Figure::Is(_)), Some(error)) => percent(error),
+        (Some(_), Some(0.0)) => "met".to_owned(),
+        (_, error) => error.map_or_else(dash, percent),
+    };
     vec![
         format!("{}{unit}", row.what),
         row.case.vcpus.to_string(),
@@ -101,9 +106,9 @@ fn cells(row: &Row) -> Vec<String> {
         published(1),
         figure(row.simulated[0]),
         figure(row.simulated[1]),
-        row.published_ratio().map_or_else(dash, figure),
+        row.published_ratio().map_or_else(dash, |ratio| ratio.text(figure)),
         figure(row.simulated_ratio()),
-        row.error().map_or_else(dash, percent),
+        error,
     ]
 }
 
@@ -143,13 +148,14 @@ pub(super) fn csv(all: &[Reproduced<'_>]) -> Result<String, CliError> {
                     published_ratio,simulated_ratio,error";
     let mut rows = vec![headings.split(',').map(str::to_owned).collect::<Vec<_>>()];
     let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+    let published = |value: Option<Figure>| value.map_or_else(String::new, |value| value.to_string());
     for (experiment, machine, made) in all {
         rows.extend(made.iter().map(|row| {
             let mut cells = vec![experiment.id.to_string(), machine.clone(), row.what.clone(), row.unit.to_owned()];
             cells.extend([row.case.vcpus as u64, row.case.bytes.0, row.case.scale].map(|value| value.to_string()));
-            cells.extend([0, 1].map(|n| number(row.published.map(|values| values[n]))));
+            cells.extend([0, 1].map(|n| published(row.published.map(|values| values[n]))));
             cells.extend(row.simulated.map(|value| value.to_string()));
-            cells.extend([number(row.published_ratio()), row.simulated_ratio().to_string(), number(row.error())]);
+            cells.extend([published(row.published_ratio()), row.simulated_ratio().to_string(), number(row.error())]);
             cells
         }));
     }

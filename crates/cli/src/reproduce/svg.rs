@@ -50,7 +50,8 @@ fn plot(title: &str, rows: &[&Row]) -> String {
     let by_size = rows.windows(2).all(|pair| pair[0].case.vcpus == pair[1].case.vcpus) && rows.len() > 1;
     let x = |row: &Row| if by_size { row.case.bytes.0 as f64 / (1u64 << 30) as f64 } else { row.case.vcpus as f64 };
     let simulated = |n: usize| rows.iter().map(|row| (x(row), row.simulated[n])).collect::<Vec<_>>();
-    let published = |n: usize| rows.iter().filter_map(|row| Some((x(row), row.published?[n]))).collect::<Vec<_>>();
+    let published =
+        |n: usize| rows.iter().filter_map(|row| Some((x(row), row.published?[n].number()))).collect::<Vec<_>>();
     let series = |name: &str, colour, mark, points| Series { name: name.to_owned(), colour, mark, points };
     let all = [
         series("published, before", 1, Mark::Solid, published(0)),

@@ -35,13 +35,38 @@ struct Row {
     vcpus: u64,
     bytes: u64,
     scale: u64,
-    published: Option<[f64; 2]>,
+    published: Option<[Figure; 2]>,
     simulated: [f64; 2],
-    published_ratio: Option<f64>,
+    published_ratio: Option<Figure>,
     simulated_ratio: Option<f64>,
     error: Option<f64>,
     within_a_quarter: Option<bool>,
     times: Vec<BTreeMap<String, f64>>,
+}
+
+/// A published figure: a number, or an object that says on which side of it.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Figure {
+    Is(f64),
+    Below { below: f64 },
+    Above { above: f64 },
+}
+
+impl Figure {
+    fn number(self) -> f64 {
+        match self {
+            Figure::Is(number) | Figure::Below { below: number } | Figure::Above { above: number } => number,
+        }
+    }
+
+    fn cell(self) -> Cell {
+        match self {
+            Figure::Is(number) => Cell::figure(number),
+            Figure::Below { below } => Cell::text(format!("< {below}")),
+            Figure::Above { above } => Cell::text(format!("> {above}")),
+        }
+    }
 }
 
 impl Row {
@@ -64,7 +89,7 @@ pub(super) fn section(input: &Input) -> Result<Section, ReportError> {
     body.element("p", &[], |out| {
         out.format(format_args!(
             "Ratios of before to after a change of the kernel, as published and as simulated on a sheet that was not fitted to them: {within} of {} \
-             are within a quarter of the published one. A scale above one means a run with so many times less memory, whose times are multiplied.",
+             are within a quarter of the published one, or on the right side where a bound was published. A scale above one means a run with so many times less memory, whose times are multiplied.",
             judged.len()
         ));
     });
@@ -107,16 +132,17 @@ impl Experiment {
         for row in &self.rows {
             let unit = if row.unit.is_empty() { String::new() } else { format!(" ({})", row.unit) };
             let optional = |value: Option<f64>| value.map_or(Cell::None, Cell::figure);
+            let published = |value: Option<Figure>| value.map_or(Cell::None, Figure::cell);
             table.row([
                 Cell::text(format!("{}{unit}", row.what)),
                 Cell::Count(row.vcpus),
                 Cell::Number(bytes(row.bytes)),
                 Cell::Count(row.scale),
-                optional(row.published.map(|values| values[0])),
-                optional(row.published.map(|values| values[1])),
+                published(row.published.map(|values| values[0])),
+                published(row.published.map(|values| values[1])),
                 Cell::figure(row.simulated[0]),
                 Cell::figure(row.simulated[1]),
-                optional(row.published_ratio),
+                published(row.published_ratio),
                 optional(row.simulated_ratio),
                 Cell::Error(row.error, row.verdict()),
             ]);
@@ -130,7 +156,7 @@ impl Experiment {
             (format!("{}: {case}", row.what), None)
         };
         let values = |row: &Row| match row.simulated_ratio {
-            Some(simulated) => Value::Pair(row.published_ratio, simulated),
+            Some(simulated) => Value::Pair(row.published_ratio.map(Figure::number), simulated),
             None => Value::None,
         };
         let ratio = Panel {
@@ -186,7 +212,8 @@ fn chart(rows: &[&Row]) -> Chart {
     let by_size = rows.windows(2).all(|pair| pair[0].vcpus == pair[1].vcpus);
     let x = |row: &Row| if by_size { row.bytes as f64 / (1u64 << 30) as f64 } else { row.vcpus as f64 };
     let simulated = |which: usize| rows.iter().map(|row| (x(row), row.simulated[which])).collect();
-    let published = |which: usize| rows.iter().filter_map(|row| Some((x(row), row.published?[which]))).collect();
+    let published =
+        |which: usize| rows.iter().filter_map(|row| Some((x(row), row.published?[which].number()))).collect();
     let series = |name: &str, colour, mark, points| Series { name: name.to_owned(), colour, mark, points };
     let all = vec![
         series("published, before", 1, Mark::Dashed, published(0)),

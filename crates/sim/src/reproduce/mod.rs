@@ -7,6 +7,7 @@
 //!
 //! `published` holds the figures and their messages, `run` the experiments. Costs are never adjusted to a row here.
 
+mod figure;
 mod published;
 mod run;
 
@@ -16,6 +17,7 @@ use std::str::FromStr;
 use mmu_core::Bytes;
 use serde::Serialize;
 
+pub use figure::Figure;
 pub use published::{Experiment, Published, experiments};
 pub use run::{Times, run};
 
@@ -85,7 +87,7 @@ pub struct Row {
     /// Its unit.
     pub unit: &'static str,
     /// Before and after, as published; `None` where nobody published this case.
-    pub published: Option<[f64; 2]>,
+    pub published: Option<[Figure; 2]>,
     /// Before and after, simulated.
     pub simulated: [f64; 2],
     /// Where the time of the whole runs went.
@@ -93,9 +95,9 @@ pub struct Row {
 }
 
 impl Row {
-    /// Before over after, published.
-    pub fn published_ratio(&self) -> Option<f64> {
-        self.published.map(|[before, after]| before / after)
+    /// Before over after, published: a bound where one of them is.
+    pub fn published_ratio(&self) -> Option<Figure> {
+        self.published.and_then(|[before, after]| before.over(after))
     }
 
     /// Before over after, simulated.
@@ -103,16 +105,13 @@ impl Row {
         self.simulated[0] / self.simulated[1]
     }
 
-    /// The simulated ratio over the published one, less one.
+    /// The simulated ratio over the published one, less one; 0 on the right side of a bound.
     pub fn error(&self) -> Option<f64> {
-        self.published_ratio().map(|ratio| self.simulated_ratio() / ratio - 1.0)
+        self.published_ratio().map(|ratio| ratio.error(self.simulated_ratio()))
     }
 
-    /// Whether the ratio is within a quarter of the published one.
+    /// Whether the ratio is within a quarter of the published one, or on the right side of a published bound.
     pub fn within(&self) -> Option<bool> {
-        self.published_ratio().map(|ratio| {
-            let share = self.simulated_ratio() / ratio;
-            (0.75..=1.25).contains(&share)
-        })
+        self.published_ratio().map(|ratio| ratio.agrees(self.simulated_ratio()))
     }
 }
