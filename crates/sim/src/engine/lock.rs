@@ -3,6 +3,10 @@
 //! Grants are in order of arrival (a qspinlock, a qrwlock): a reader that arrives behind a waiting writer waits. Moving
 //! the lock's cache line to another processor costs a hand-over, for readers of a read-write lock too, when they come and when they go,
 //! which is why read-locking does not scale for free.
+//!
+//! Between sockets a line takes longer. While several processors wait for it, those on the socket that has it get it first: a request from there is
+//! there first. That is why test-and-set locks keep to a socket where queue locks do not (Radovic and Hagersten, HPCA 2003; Dice, Marathe and
+//! Shavit, PPoPP 2012), and why the way between sockets is shared by all who wait.
 
 use std::collections::VecDeque;
 
@@ -36,12 +40,35 @@ pub(crate) struct LockCosts {
 }
 
 impl LockCosts {
-    /// Moving a line from one actor's processor to another's. Actors are placed in the order of their numbers, which vCPUs' threads begin.
-    fn between(&self, from: ActorId, to: ActorId) -> Cycles {
+    /// Moving a line from one actor's processor to another's, for which others have waited for `queue` before. Actors are placed in the order of their numbers,
+    /// which vCPUs' threads begin.
+    fn between(&self, from: ActorId, to: ActorId, queue: Cycles) -> Cycles {
         match self.sockets {
-            Some(sockets) if sockets.of(from) != sockets.of(to) => sockets.line_transfer.max(self.handoff),
+            Some(sockets) if sockets.of(from) != sockets.of(to) => {
+                let waiting = 1 + queue.0 / self.handoff.0.max(1);
+                self.handoff + Cycles(sockets.line_transfer.since(self.handoff).0 / waiting)
+            }
             _ => self.handoff,
         }
+    }
+}
+
+/// A cache line that processors take from each other to write it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub(crate) struct SharedLine {
+    /// Who has it.
+    last: Option<ActorId>,
+    /// When it has got there.
+    free: Cycles,
+}
+
+impl SharedLine {
+    /// Brings the line to an actor's processor: it serves one at a time. Returns when it is there.
+    pub(crate) fn fetch(&mut self, actor: ActorId, now: Cycles, costs: LockCosts) -> Cycles {
+        let start = now.max(self.free);
+        let last = self.last.replace(actor).filter(|&last| last != actor);
+        self.free = start + last.map_or(Cycles::ZERO, |last| costs.between(last, actor, start.since(now)));
+        self.free
     }
 }
 
@@ -71,8 +98,7 @@ pub(crate) struct SimLock {
     holders: Vec<ActorId>,
     exclusive: bool,
     queue: VecDeque<Waiter>,
-    last: Option<ActorId>,
-    line_free: Cycles,
+    line: SharedLine,
     pub(crate) stats: LockStats,
 }
 
@@ -127,20 +153,12 @@ impl SimLock {
     fn grant(&mut self, actor: ActorId, mode: LockMode, since: Cycles, now: Cycles, costs: LockCosts) -> Cycles {
         self.holders.push(actor);
         self.exclusive = mode == LockMode::Write;
-        let taken = self.fetch_line(actor, now, costs);
+        let taken = self.line.fetch(actor, now, costs);
         let wait = taken.since(since);
         self.stats.acquisitions += 1;
         self.stats.wait += wait;
         self.stats.longest_wait = self.stats.longest_wait.max(wait);
         taken + costs.local
-    }
-
-    /// Brings the lock's line to an actor's processor: it serves one at a time, readers too. Returns when it is there.
-    fn fetch_line(&mut self, actor: ActorId, now: Cycles, costs: LockCosts) -> Cycles {
-        let start = now.max(self.line_free);
-        let last = self.last.replace(actor).filter(|&last| last != actor);
-        self.line_free = start + last.map_or(Cycles::ZERO, |last| costs.between(last, actor));
-        self.line_free
     }
 
     /// Gives the lock back; those who may go on now are pushed onto `granted`. Returns when the actor itself goes on, or `None` when it did not
@@ -153,7 +171,7 @@ impl SimLock {
         granted: &mut Vec<Granted>,
     ) -> Option<Cycles> {
         let i = self.holders.iter().position(|&holder| holder == actor)?;
-        let now = if self.last == Some(actor) { now } else { self.fetch_line(actor, now, costs) } + costs.local;
+        let now = if self.line.last == Some(actor) { now } else { self.line.fetch(actor, now, costs) } + costs.local;
         self.holders.swap_remove(i);
         while let Some(&next) = self.queue.front() {
             let may = match next.mode {
@@ -211,6 +229,21 @@ mod tests {
             [20, 120, 320, 120, 320],
             "0 and 1 are on one socket, 2 and 3 on the other, 4 back on the first"
         );
+    }
+
+    #[test]
+    fn the_way_between_sockets_is_shared_by_all_who_wait() {
+        let sockets = SocketSpec { number: 2, cores: 2, line_transfer: Cycles(300) };
+        let costs = LockCosts { sockets: Some(sockets), ..COSTS };
+        let mut line = SharedLine::default();
+        // 0, then 2 from the other socket while nobody waits: all of the way.
+        assert_eq!(line.fetch(0, Cycles(0), costs), Cycles(0));
+        assert_eq!(line.fetch(2, Cycles(0), costs), Cycles(300));
+        // 1 finds it three transfers busy: a quarter of the 200 more that the way takes.
+        assert_eq!(line.fetch(1, Cycles(0), costs), Cycles(300 + 100 + 200 / 4));
+        assert_eq!(line.fetch(0, Cycles(0), costs), Cycles(450 + 100), "on one socket nothing is shared");
+        assert_eq!(line.fetch(0, Cycles(0), costs), Cycles(550), "and who has it need not wait for it to move");
+        assert_eq!(line.fetch(3, Cycles(9000), costs), Cycles(9300));
     }
 
     #[test]
