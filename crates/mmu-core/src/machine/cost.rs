@@ -117,13 +117,15 @@ costs! {
     table_alloc: All,
     /// Freeing a table page.
     table_free: All,
+    /// Allocating one page of memory that the kernel maps page by page (vmalloc): the page, its charge, its mapping; clearing not included.
+    vmalloc_page: All,
     /// Looking at one table entry in a software walk.
     entry_visit: All,
     /// Changing one entry that is not a zap: write-protect, age, clear dirty.
     entry_update: All,
     /// Zapping one present leaf; what its page's owner is told is [`Costs::page_release`].
     leaf_zap: All,
-    /// Writing one child of a split leaf.
+    /// Writing one child of a split leaf; what is done to the child afterwards (write protection, clearing its dirty flag) not included.
     split_child: All,
     /// Releasing a mapped page: accessed and dirty marking in its owner.
     page_release: All,

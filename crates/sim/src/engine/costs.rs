@@ -25,6 +25,8 @@ pub struct Costs {
     pub alloc_table: Cycles,
     /// Freeing one table.
     pub free_table: Cycles,
+    /// Allocating, mapping and zeroing one page of `vmalloc`.
+    pub vmalloc_page: Cycles,
 
     // ---- scheduling ----
     /// Asking whether to reschedule.
@@ -37,6 +39,8 @@ pub struct Costs {
     pub tick_period: Cycles,
     /// Least length of an RCU grace period.
     pub rcu_grace: Cycles,
+    /// Least length of an expedited grace period, of SRCU too.
+    pub rcu_expedited: Cycles,
     /// Taking or giving back a lock in this processor's cache.
     pub lock_local: Cycles,
     /// Moving a lock's line between processors.
@@ -128,11 +132,13 @@ impl Costs {
             page_release: sheet.page_release,
             alloc_table: sheet.table_alloc + sheet.page_clear_4k,
             free_table: sheet.table_free,
+            vmalloc_page: sheet.vmalloc_page + sheet.page_clear_4k,
             resched_check: sheet.cond_resched,
             reschedule: sheet.reschedule,
             work_dispatch: sheet.work_dispatch,
             tick_period: sheet.tick_period,
             rcu_grace: sheet.rcu_grace_period,
+            rcu_expedited: sheet.rcu_expedited,
             lock_local: half(sheet.lock_uncontended),
             lock_handoff: sheet.lock_handoff,
             sockets: machine.sockets,

@@ -151,7 +151,7 @@ pub enum Work {
     PutReference,
     /// Zeroing one page of this size.
     ClearPage(PageSize),
-    /// Allocating so many pages of 4 KiB and zeroing them.
+    /// Allocating so many pages of 4 KiB that the kernel maps one after the other (`vmalloc`), and zeroing them.
     ZeroPages(u64),
     /// Filling one child entry of a huge leaf that is split, its bookkeeping included.
     SplitChild,
@@ -159,6 +159,8 @@ pub enum Work {
     Relax,
     /// Queueing work to a kernel worker and waking it.
     Dispatch,
+    /// What an expedited grace period of SRCU takes while nobody is in a section: waking the worker, and two looks at the counters of all processors.
+    GracePeriod,
     /// A stretch of work given in cycles.
     Exactly(Cycles),
 }

@@ -5,7 +5,7 @@
 //! flip is waited for. The shared state is variables and a wait queue, so the explorer sees every load, store and barrier.
 
 use super::host::Host;
-use super::op::{Fence, LockId, LockMode, Var, WaitQueue, Wake};
+use super::op::{Fence, LockId, LockMode, Var, WaitQueue, Wake, Work};
 
 /// Which pair of counters a reader counted itself into; give it back to [`Host::srcu_read_unlock`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +36,7 @@ impl<F: Copy> Host<F> {
     /// Waits until every section that began before now is over (`synchronize_srcu_expedited`). Not from inside one.
     pub async fn synchronize_srcu(&self) {
         self.lock(LockId::SRCU, LockMode::Write).await;
+        self.spend(Work::GracePeriod).await;
         self.store(Var::SRCU_WAITING, 1).await;
         self.fence(Fence::Full).await;
         let index = self.load(Var::SRCU_INDEX).await as usize & 1;

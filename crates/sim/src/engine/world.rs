@@ -537,8 +537,9 @@ impl<A: Arch> World<A> {
             Work::PutReference => self.costs.atomic,
             Work::ClearPage(size) => self.costs.clear_4k.times(size.bytes() >> 12),
             Work::Dispatch => self.costs.work_dispatch,
-            Work::ZeroPages(pages) => Cycles(self.costs.alloc_table.0.saturating_mul(pages)),
+            Work::ZeroPages(pages) => Cycles(self.costs.vmalloc_page.0.saturating_mul(pages)),
             Work::SplitChild => self.costs.split_child,
+            Work::GracePeriod => self.costs.rcu_expedited,
             Work::Relax => self.costs.lock_handoff,
             Work::Exactly(cycles) => cycles,
         }

@@ -14,7 +14,7 @@ use crate::experiment::{Platform, Populate, VmSpec, build_without_threads};
 use crate::protocols::coalesce::CoalescePolicy;
 use crate::protocols::collapse::CollapsePolicy;
 use crate::protocols::dirty_log::{Manual, SplitWhen};
-use crate::protocols::split::SplitPolicy;
+use crate::protocols::split::{LazySplit, SplitPolicy};
 use crate::protocols::unmap::{UnmapFlush, UnmapPolicy, unmap_range};
 use crate::protocols::zap::{ZapLock, ZapPolicy};
 use crate::rng::Seed;
@@ -319,6 +319,8 @@ fn eager_split<A: Arch>(platform: &Platform<A>, case: Case) -> Result<Vec<Row>, 
         page: Some(PageSize::SIZE_1G),
         manual: Manual::Off,
         split: Some(if after { SplitWhen::Eagerly(SplitPolicy::X86_5_18) } else { SplitWhen::Lazily }),
+        // Up to 6.0 a fault cleared the large page and mapped one small one: every page faulted, under `mmu_lock`.
+        lazily: Some(LazySplit::Zap),
         ..Default::default()
     };
     let [old, new] = both(|after| dirty_log_perf::run(platform, &options(after)))?;

@@ -17,6 +17,7 @@ use crate::protocols::dirty_log::{
 use crate::protocols::fault::FaultPolicy;
 use crate::protocols::nested::Shadow;
 use crate::protocols::roots::VmRoots;
+use crate::protocols::split::LazySplit;
 use crate::rng::Seed;
 use crate::workload::{GuestWork, Mix, PatternSpec};
 
@@ -121,6 +122,8 @@ pub struct Options {
     pub tracking: Option<Tracking>,
     /// When large pages are split; `None` is what Linux 6.6 does on the architecture.
     pub split: Option<SplitWhen>,
+    /// How a fault splits a large page; `None` is what Linux 6.6 does on the architecture.
+    pub lazily: Option<LazySplit>,
     /// How faults hold `mmu_lock`; `None` is what Linux 6.6 does on the architecture.
     pub lock: Option<LockMode>,
     /// What becomes of small pages when logging ends; `None` is what Linux 6.6 does on the architecture.
@@ -152,6 +155,7 @@ impl Default for Options {
             ring: None,
             tracking: None,
             split: None,
+            lazily: None,
             lock: None,
             collapse: None,
             stride: None,
@@ -266,7 +270,11 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
     let mut bed = Bed::in_slots(platform, &spec, kind, tested, options.slots)?;
     let rings = rings(&mut bed, options, &policy)?;
     let kernel = FaultPolicy::linux_6_6(format, page);
-    let faults = FaultPolicy { lock: options.lock.unwrap_or(kernel.lock), ..kernel };
+    let faults = FaultPolicy {
+        lock: options.lock.unwrap_or(kernel.lock),
+        split: options.lazily.unwrap_or(kernel.split),
+        ..kernel
+    };
     let shadow = (options.guest == Guest::Nested).then(|| {
         let pages = options.memory().0 / small.bytes();
         Shadow::new(&mut bed.sim, format, options.memory(), pages, same_address)

@@ -277,7 +277,7 @@ fn small_pages_are_reported_for_a_reason() {
     assert!(needless * 20 < reported, "{needless} of {reported}");
     // A scan that meets a large page has to report all of it.
     let policy = DirtyPolicy { tracking: Tracking::Scan, split: SplitWhen::Lazily, ..DirtyPolicy::X86_PML };
-    let (_, reported, needless) = storm(&x86(), policy, PageSize::SIZE_2M, Mix::Uniform, Cycles(150_000));
+    let (_, reported, needless) = storm(&x86(), policy, PageSize::SIZE_2M, Mix::Uniform, Cycles(20_000));
     assert!(needless * 4 > reported, "{needless} of {reported}");
 }
 

@@ -228,6 +228,7 @@ fn g02_an_update_waits_until_no_invalidation_is_active() {
 fn an_update_waits_for_readers_and_a_freed_version_is_not_used() {
     let platform = x86();
     let (mut sim, page) = guest(&platform, 16);
+    let grace = platform.costs.rcu_expedited;
     let fresh = GUEST_MEMORY + (1 << 30);
     sim.spawn("reader", Cycles(0), |host| {
         Box::pin(async move {
@@ -246,11 +247,12 @@ fn an_update_waits_for_readers_and_a_freed_version_is_not_used() {
             let update = SlotUpdate::Create(slot(1, 1 << 20, page, fresh));
             set_memory_region(&host, update, &SlotPolicy::X86_LEAFS).await.unwrap();
             assert!(host.now().await >= Cycles(500_000), "the grace period lasts as long as the reader");
-            // Grace periods without readers are short, and both indices work.
+            // Grace periods without readers take what they take at least, and both indices work.
             for _ in 0..3 {
                 let before = host.now().await;
                 host.synchronize_srcu().await;
-                assert!(host.now().await.since(before) < Cycles(10_000));
+                let took = host.now().await.since(before);
+                assert!(took >= grace && took.since(grace) < Cycles(10_000), "{took}");
             }
         })
     });
@@ -277,13 +279,12 @@ fn stresses<A: Arch>(platform: &Platform<A>, quirk: SlotQuirk) -> u64 {
 
 #[test]
 fn memslot_modification_stress_test_refaults_everything_on_x86_alone() {
-    // One for each page, unless all of the VM is zapped; on Arm one is under way when the sequence moves, and is taken again. (On x86 one was, too, while faults
-    // left the tables of a walk cached that they invalidate.)
+    // One for each page, unless all of the VM is zapped: then as often as the guest gets through its pages between two updates, which wait for a grace period.
     let faults = [
         stresses(&x86(), SlotQuirk::ZapAll),
         stresses(&x86(), SlotQuirk::LeafsOnly),
         stresses(&arm64(), SlotQuirk::ZapAll),
         stresses(&power(), SlotQuirk::ZapAll),
     ];
-    assert_eq!(faults, [576, 192, 193, 192]);
+    assert_eq!(faults, [1082, 192, 192, 192]);
 }
