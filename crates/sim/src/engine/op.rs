@@ -159,6 +159,8 @@ pub enum Work {
     Relax,
     /// Queueing work to a kernel worker and waking it.
     Dispatch,
+    /// One write to the line of `mmap_lock`, which may have to come from another processor.
+    MmapLock,
     /// What an expedited grace period of SRCU takes while nobody is in a section: waking the worker, and two looks at the counters of all processors.
     GracePeriod,
     /// A stretch of work given in cycles.

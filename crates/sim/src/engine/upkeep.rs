@@ -12,6 +12,7 @@ use mmu_core::{BreakRule, Bytes, Cycles, Format, Gpa, GpaRange, Hpa, HpaRange, L
 use super::actor::ActorState;
 use super::cleanliness::{Cleanliness, GuestCaches};
 use super::host::Host;
+use super::lock::SharedLine;
 use super::op::{Frames, Op, Reply, VcpuId};
 use super::rcu::Subtree;
 use super::vcpu::Vcpu;
@@ -105,6 +106,8 @@ pub(super) struct UpkeepState {
     clearings: Vec<(HpaRange, Cycles)>,
     /// When the interconnect takes the next broadcast invalidation.
     pub(super) interconnect_free: Cycles,
+    /// The line of the process's `mmap_lock`. Writers of it are not modelled, so that readers never wait for anything else.
+    pub(super) mmap_lock: SharedLine,
 }
 
 impl UpkeepState {

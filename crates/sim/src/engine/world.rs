@@ -362,6 +362,10 @@ impl<A: Arch> World<A> {
                 done(0)
             }
             Op::Dirty(op) => Performed::Done(self.dirty(op, actor, vcpus)),
+            Op::Spend(Work::MmapLock) => {
+                actor.now = self.upkeep.mmap_lock.fetch(actor.id, actor.now, self.costs.lock());
+                done(0)
+            }
             Op::Spend(work) => {
                 actor.now += self.cost_of(work);
                 done(0)
@@ -539,6 +543,8 @@ impl<A: Arch> World<A> {
             Work::Dispatch => self.costs.work_dispatch,
             Work::ZeroPages(pages) => Cycles(self.costs.vmalloc_page.0.saturating_mul(pages)),
             Work::SplitChild => self.costs.split_child,
+            // A line that nobody takes away; whoever spends it gets the line moved.
+            Work::MmapLock => self.costs.lock_local,
             Work::GracePeriod => self.costs.rcu_expedited,
             Work::Relax => self.costs.lock_handoff,
             Work::Exactly(cycles) => cycles,

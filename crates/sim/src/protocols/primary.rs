@@ -11,7 +11,7 @@ use mmu_core::{Bytes, Cycles, Format, Hva, HvaRange};
 
 use super::notifier::{ChangePte, Notifier, change_pte, range_end, split_and_start};
 use crate::engine::{
-    Blockable, Faulted, Host, HostAccess, HvaError, Migration, Moved, Protection, Reference, Rescan, Resolved,
+    Backed, Blockable, Faulted, Host, HostAccess, HvaError, Migration, Moved, Protection, Reference, Rescan, Resolved,
     Unmapping, Var, WaitQueue, Work,
 };
 
@@ -28,7 +28,12 @@ pub async fn hva_to_pfn<F: Format>(
 ) -> Result<Resolved, HvaError> {
     loop {
         match host.try_fault(at, access, reference).await {
-            Faulted::Page(page) => return Ok(page),
+            Faulted::Page(page) => {
+                if page.backed == Backed::Now {
+                    first_touch(host).await;
+                }
+                return Ok(page);
+            }
             Faulted::Error(error) => return Err(error),
             Faulted::Swapped(latency) | Faulted::User(latency) => {
                 host.sleep(latency).await;
@@ -45,6 +50,18 @@ pub async fn hva_to_pfn<F: Format>(
         }
     }
 }
+
+/// What a page that had to be brought costs beyond bringing it: `get_user_pages_fast` has not found it, `hva_to_pfn_slow` takes the process's `mmap_lock` for
+/// read. Its line moves for the count and for the owner when it is taken (`rwsem_read_trylock`, `rwsem_set_reader_owned`), and for the count when it is given
+/// back: of all that threads of one process share on this way, it is written most often.
+async fn first_touch<F: Format>(host: &Host<F>) {
+    for _ in 0..MMAP_LOCK_WRITES {
+        host.spend(Work::MmapLock).await;
+    }
+}
+
+/// Writes to the line of `mmap_lock` by a reader that comes and goes.
+const MMAP_LOCK_WRITES: usize = 3;
 
 /// `MADV_DONTNEED`: the pages of a range are freed, what was in them is gone. Bytes freed.
 pub async fn madvise_dontneed<F: Format>(host: &Host<F>, notifier: &Notifier<F>, range: HvaRange) -> Bytes {

@@ -223,7 +223,7 @@ pub fn run<A: Arch>(platform: &Platform<A>, options: &Options) -> Result<Selftes
         vcpus: options.vcpus,
         page,
         guest: GuestPaging::Flat,
-        populate: Populate::ByFaults,
+        populate: Populate::Untouched,
         workload: Workload::Idle,
         seed: Seed(0),
     };

@@ -80,11 +80,15 @@ fn scales<A: Arch>(platform: &Platform<A>) {
     let shape: Vec<_> = report.checks.iter().filter(|check| check.what.contains("aging of a page")).collect();
     assert!(shape.len() == 2 && shape.iter().all(|check| check.held), "{} {shape:?} {points:?}", platform.arch.name());
     let locked: Vec<f64> = points.iter().filter(|point| point.aging == Aging::Locked).map(|p| p.ns_per_page).collect();
-    assert!(locked.is_sorted(), "{locked:?}");
-    // Faults pay for the lock as well.
+    // It grows until the faults have a narrower place than `mmu_lock` to wait at: 31, 108, 518 and 459 ns with 1, 8, 32 and 112 vCPUs where it was measured
+    // (20240529180510.2295118-1-jthoughton).
+    assert!(locked[1] > 1.5 * locked[0] && locked[2] > 5.0 * locked[0], "{locked:?}");
+    assert!(locked[2] > 0.9 * locked[1], "{locked:?}");
+    // Faults wait for the lock as well, and that much less for `mmap_lock`, which says how fast memory is populated.
     let at = |aging| points.iter().find(|point| (point.vcpus, point.aging) == (32, aging)).unwrap();
     assert!(at(Aging::Locked).wait_us > at(Aging::Lockless).wait_us);
-    assert!(at(Aging::Locked).populate > at(Aging::Lockless).populate);
+    let populate = [Aging::Locked, Aging::Lockless].map(|aging| at(aging).populate);
+    assert!((populate[0] / populate[1] - 1.0).abs() < 0.01, "{populate:?}");
 }
 
 #[test]
