@@ -27,6 +27,8 @@ pub struct Costs {
     pub free_table: Cycles,
     /// Allocating, mapping and zeroing one page of `vmalloc`.
     pub vmalloc_page: Cycles,
+    /// Reading a line that no cache has.
+    pub cold_line: Cycles,
 
     // ---- scheduling ----
     /// Asking whether to reschedule.
@@ -120,9 +122,11 @@ impl Costs {
         let half = |cycles: Cycles| Cycles(cycles.0 / 2);
         let (invalidate_local, broadcast_issue, broadcast_barrier) = match machine.arch {
             Arch::X86_64 => (sheet.invept, Cycles::ZERO, Cycles::ZERO),
-            Arch::Aarch64 => (sheet.tlbi_local, sheet.tlbi_combined, sheet.dsb),
+            // With a second stage in use a local TLBI looks for combined entries as a broadcast one does.
+            Arch::Aarch64 => (sheet.tlbi_combined, sheet.tlbi_combined, sheet.dsb),
             Arch::Power => (sheet.tlbiel, sheet.tlbie, sheet.ptesync),
         };
+        let broadcast_victim = if machine.arch == Arch::Aarch64 { sheet.tlbi_local } else { invalidate_local };
         Self {
             visit: sheet.entry_visit,
             store: sheet.entry_update,
@@ -133,6 +137,7 @@ impl Costs {
             alloc_table: sheet.table_alloc + sheet.page_clear_4k,
             free_table: sheet.table_free,
             vmalloc_page: sheet.vmalloc_page + sheet.page_clear_4k,
+            cold_line: machine.caches.memory,
             resched_check: sheet.cond_resched,
             reschedule: sheet.reschedule,
             work_dispatch: sheet.work_dispatch,
@@ -154,7 +159,7 @@ impl Costs {
             broadcast_latency: half(broadcast_issue + broadcast_barrier),
             broadcast_barrier,
             broadcast_share: Share::of_one(machine.invalidate.contention_slope),
-            broadcast_victim: invalidate_local,
+            broadcast_victim,
             access: machine.caches.levels.first().map_or(Cycles(4), |level| level.latency),
             walk: machine.walk,
             assist: sheet.assist_accessed,

@@ -163,6 +163,8 @@ pub enum Work {
     MmapLock,
     /// What an expedited grace period of SRCU takes while nobody is in a section: waking the worker, and two looks at the counters of all processors.
     GracePeriod,
+    /// So many lines that come from memory.
+    ColdLines(u64),
     /// A stretch of work given in cycles.
     Exactly(Cycles),
 }

@@ -546,6 +546,7 @@ impl<A: Arch> World<A> {
             // A line that nobody takes away; whoever spends it gets the line moved.
             Work::MmapLock => self.costs.lock_local,
             Work::GracePeriod => self.costs.rcu_expedited,
+            Work::ColdLines(lines) => self.costs.cold_line.times(lines),
             Work::Relax => self.costs.lock_handoff,
             Work::Exactly(cycles) => cycles,
         }
