@@ -153,13 +153,13 @@ pub struct Faults<H> {
     hooks: H,
     cache: MemoryCache,
     root: Option<FaultRoot>,
-    /// The stretch of the last fault: what a table of the last level maps.
-    last: Option<Gpa>,
+    /// Where it has marked a page dirty last: the stretch that a table of the last level maps.
+    marked: Option<Gpa>,
 }
 
-/// Lines that a fault touches once for each such stretch: the structure of the host's huge page, whose count `get_user_pages_fast` takes, and a line of the
-/// dirty bitmap, 512 pages. Of tables the hardware's own walk has just brought them. In the dense faults that sheets' figures come from, they are cold
-/// once in 512.
+/// Lines that marking a page dirty touches once for each such stretch: the structure of the host's huge page (`kvm_set_pfn_dirty`) and a line of the bitmap
+/// (`mark_page_dirty_in_slot`), 512 pages. In the dense faults that sheets' figures come from they are cold once in 512; of tables the hardware's own walk has
+/// just brought the lines.
 const LINES_OF_A_STRETCH: u64 = 2;
 
 impl Faults<PlainMemory> {
@@ -172,7 +172,7 @@ impl Faults<PlainMemory> {
 impl<H> Faults<H> {
     /// The handler of a vCPU on memory with hooks of its own.
     pub fn with_hooks(vcpu: VcpuId, policy: FaultPolicy, hooks: H) -> Self {
-        Self { vcpu, policy, hooks, cache: MemoryCache::default(), root: None, last: None }
+        Self { vcpu, policy, hooks, cache: MemoryCache::default(), root: None, marked: None }
     }
 
     /// Faults work below this root from now on, to which the caller has a reference; without one below the VM's current root.
@@ -212,11 +212,6 @@ impl<H> Faults<H> {
         H: FaultHooks<F>,
     {
         host.spend(Work::Fault).await;
-        let stretch = host.format().geometry().page_size(Level::LAST.up());
-        let here = Some(fault.gpa.align_down(stretch));
-        if std::mem::replace(&mut self.last, here) != here {
-            host.spend(Work::ColdLines(LINES_OF_A_STRETCH)).await;
-        }
         let ret = match fault.class {
             FaultClass::TlbConflict => self.conflict(host, fault).await,
             _ => self.page_fault(host, fault).await,
@@ -373,6 +368,10 @@ impl<H> Faults<H> {
         let root = self.root_table(host).await;
         let attempt = map(host, root, &request, &self.policy, &mut self.cache, self.hooks.nx()).await;
         if attempt == Attempt::Fixed && logging == Logging::On && writes(access) {
+            let stretch = Some(gpa.align_down(host.format().geometry().page_size(Level::LAST.up())));
+            if std::mem::replace(&mut self.marked, stretch) != stretch {
+                host.spend(Work::ColdLines(LINES_OF_A_STRETCH)).await;
+            }
             self.hooks.mark_dirty(host, gpa).await;
         }
         host.rcu_read_unlock().await;

@@ -13,7 +13,7 @@ use mmu_sim::arch::Arch;
 use mmu_sim::engine::{Costs, GuestFault, GuestPaging, Host, HostAccess, LockMode, Reference, Stopped, VcpuId};
 use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
-use mmu_sim::protocols::fault::{FaultPolicy, Faults, PfRet};
+use mmu_sim::protocols::fault::{FaultPolicy, Faults, LoggedBy, PfRet};
 use mmu_sim::protocols::primary::hva_to_pfn;
 use mmu_sim::protocols::split::LazySplit;
 use mmu_sim::selftests::dirty_log_perf::{self, Options};
@@ -81,32 +81,49 @@ fn first_touches_of_many_threads_wait_for_the_line_three_times_each() {
 }
 
 #[test]
-fn a_fault_in_another_stretch_of_memory_finds_two_lines_cold() {
+fn marking_a_page_of_another_stretch_dirty_finds_two_lines_cold() {
     fn check<A: Arch>(platform: &Platform<A>, machine: &str) {
         let memory = Machine::builtin(machine).unwrap().caches.memory.0;
         assert_eq!(platform.costs.cold_line.0, memory);
-        let mut sim = build_without_threads(platform, &vm(Populate::Mapped)).unwrap();
+        let mut sim = build_without_threads(platform, &vm(Populate::ByFaults)).unwrap();
         let took = Took::default();
-        let mut faults = Faults::new(VcpuId(0), FaultPolicy::new(LockMode::Read, PageSize::SIZE_4K));
+        let logging = sim.new_var(0);
+        let policy = FaultPolicy::new(LockMode::Read, PageSize::SIZE_4K);
+        let mut faults = Faults::with_hooks(VcpuId(0), policy, LoggedBy(logging));
         let slot = Rc::clone(&took);
         sim.spawn("faults", Cycles(0), move |host| {
             Box::pin(async move {
-                for gpa in [0, 0x1000, 0x1f_f000, 0x20_0000, 0x20_1000, 0x60_0000, 0] {
-                    let fault =
-                        GuestFault { gpa: Gpa::new(gpa), access: AccessKind::Read, class: FaultClass::Permission };
+                let fault =
+                    |gpa| GuestFault { gpa: Gpa::new(gpa), access: AccessKind::Write, class: FaultClass::NotPresent };
+                // Tables first, while nothing is logged.
+                for gpa in [0x5000, 0x20_5000, 0x60_5000] {
+                    assert_eq!(faults.handle(&host, fault(gpa)).await, PfRet::Fixed);
+                }
+                for gpa in [0x20_7000, 0x60_7000, 0x7000] {
+                    assert_eq!(faults.handle(&host, fault(gpa)).await, PfRet::Fixed);
                     let begun = host.now().await;
-                    assert_eq!(faults.handle(&host, fault).await, PfRet::Spurious);
+                    assert_eq!(faults.handle(&host, fault(gpa + 0x1000)).await, PfRet::Fixed);
                     let cycles = host.now().await.since(begun).0;
-                    slot.borrow_mut().push((gpa, cycles));
+                    slot.borrow_mut().push((0, cycles));
+                }
+                host.store_release(logging, 1).await;
+                for gpa in [0, 0x1000, 0x1f_f000, 0x20_0000, 0x20_1000, 0x60_0000, 0x2000] {
+                    let begun = host.now().await;
+                    assert_eq!(faults.handle(&host, fault(gpa)).await, PfRet::Fixed);
+                    let cycles = host.now().await.since(begun).0;
+                    slot.borrow_mut().push((1, cycles));
                 }
                 faults.release(&host).await;
             })
         });
         assert_eq!(sim.run(), Stopped::Finished);
         let took = took.borrow();
-        let near = took[1].1;
-        let cold: Vec<u64> = took.iter().map(|&(_, cycles)| cycles - near).collect();
+        let of = |logged| took.iter().filter(move |&&(kind, _)| kind == logged).map(|&(_, cycles)| cycles);
+        let near = of(1).nth(1).unwrap();
+        let cold: Vec<u64> = of(1).map(|cycles| cycles - near).collect();
         assert_eq!(cold, [2 * memory, 0, 0, 2 * memory, 0, 2 * memory, 2 * memory], "{}", platform.arch.name());
+        // Without a log nothing is marked, and stretches make no difference.
+        assert_eq!(of(0).collect::<Vec<_>>(), [near; 3]);
     }
     check(&x86(), "intel-granite-rapids-host");
     check(&arm64(), "arm-neoverse-n1");
