@@ -129,10 +129,15 @@ impl TableMemory {
         let (before, after) = match offset.checked_sub(2).and_then(|first| words.get(first..first + 5)) {
             _ if !folds => (0, 0),
             // PERF: one check of bounds for all five.
-            Some(&[a, b, _, d, e]) => {
-                let bends = |c: u64| {
-                    let [ab, bc, cd, de] = [b.wrapping_sub(a), c.wrapping_sub(b), d.wrapping_sub(c), e.wrapping_sub(d)];
-                    u32::from(ab != bc) + u32::from(bc != cd) + u32::from(cd != de)
+            Some(&[first, left, _, right, last]) => {
+                let bends = |word: u64| {
+                    let steps = [
+                        left.wrapping_sub(first),
+                        word.wrapping_sub(left),
+                        right.wrapping_sub(word),
+                        last.wrapping_sub(right),
+                    ];
+                    u32::from(steps[0] != steps[1]) + u32::from(steps[1] != steps[2]) + u32::from(steps[2] != steps[3])
                 };
                 (bends(old), bends(new))
             }

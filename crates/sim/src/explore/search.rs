@@ -109,12 +109,11 @@ impl Branches {
             let place = places.get(branch.number as usize).copied();
             for (state, visit) in seen.fresh.iter() {
                 let mine = |other: &Visit| other.by == branch.number || places.get(other.by as usize).copied() == place;
-                match known.find_mut(state, mine) {
-                    Some(known) => known.asleep &= visit.asleep,
-                    None => {
-                        self.states += u64::from(known.of(state).next().is_none());
-                        known.add(state, Visit { by: branch.number, ..visit });
-                    }
+                if let Some(known) = known.find_mut(state, mine) {
+                    known.asleep &= visit.asleep;
+                } else {
+                    self.states += u64::from(known.of(state).next().is_none());
+                    known.add(state, Visit { by: branch.number, ..visit });
                 }
             }
             seen.fresh.clear();
