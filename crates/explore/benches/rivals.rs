@@ -182,7 +182,7 @@ fn main() {
     let rivals = rows.len();
     let five = program(if once { 3 } else { 5 });
     for threads in [1, 2] {
-        rows.push(Row::ours("cmpxchg and flush, five actors", &five, &Strategy::Exhaustive, many(20_000), threads));
+        rows.push(Row::ours("cmpxchg and flush, five actors", &five, &Strategy::Exhaustive, many(200_000), threads));
         rows.push(Row::ours("zap beside two guests", &zap(), &Strategy::Random, many(100_000), threads));
         rows.push(Row::ours("zap beside two guests", &zap(), &Strategy::Exhaustive, many(20_000), threads));
         if let Some(row) = exhibit("G13") {
