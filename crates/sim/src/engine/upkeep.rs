@@ -111,8 +111,10 @@ pub(super) struct UpkeepState {
 }
 
 impl UpkeepState {
-    /// A page is being cleared until `end`.
-    pub(super) fn clears(&mut self, page: HpaRange, end: Cycles) {
+    /// A page is being cleared from `start` to `end`.
+    pub(super) fn clears(&mut self, page: HpaRange, start: Cycles, end: Cycles) {
+        // Operations come in the order of time: what has ended by now nobody waits for.
+        self.clearings.retain(|&(_, end)| end > start);
         self.clearings.push((page, end));
     }
 

@@ -87,15 +87,24 @@ pub(crate) type Known = ByDigest<Visit>;
 /// What searches had come to when they were stopped last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Past {
-    pub(crate) known: Known,
+    /// In parts, by [`Past::part`], which can be added to side by side.
+    pub(crate) known: [Known; Past::PARTS],
     /// Where each search stands in the order of all of them.
     pub(crate) places: Vec<u32>,
 }
 
 impl Past {
+    const PARTS: usize = 16;
+
+    /// Which part a state belongs to: the high bits say, the low ones say where in it.
+    pub(crate) const fn part(state: u64) -> usize {
+        (state >> (64 - Self::PARTS.ilog2())) as usize
+    }
+
     /// Who was asleep at a state whenever it was visited by the search at this place, or by those before it.
     fn asleep(&self, state: u64, place: u32) -> Option<u64> {
-        let before = self.known.of(state).filter(|visit| self.places[visit.by as usize] <= place);
+        let known = self.known[Self::part(state)].of(state);
+        let before = known.filter(|visit| self.places[visit.by as usize] <= place);
         before.map(|visit| visit.asleep).reduce(|one, two| one & two)
     }
 }

@@ -102,22 +102,27 @@ impl Branches {
         for branch in &mut self.open {
             branch.search.seen.iter_mut().for_each(|seen| seen.past = Arc::default());
         }
-        let past = Arc::make_mut(&mut self.past);
-        for branch in &mut self.open {
-            let Some(seen) = &mut branch.search.seen else { continue };
-            let Past { known, places } = &mut *past;
-            let place = places.get(branch.number as usize).copied();
-            for (state, visit) in seen.fresh.iter() {
-                let mine = |other: &Visit| other.by == branch.number || places.get(other.by as usize).copied() == place;
-                if let Some(known) = known.find_mut(state, mine) {
-                    known.asleep &= visit.asleep;
-                } else {
-                    self.states += u64::from(known.of(state).next().is_none());
-                    known.add(state, Visit { by: branch.number, ..visit });
+        let open = &self.open;
+        let Past { known, places } = Arc::make_mut(&mut self.past);
+        let new = known.par_iter_mut().enumerate().map(|(part, known)| {
+            let mut new = 0;
+            for branch in open {
+                let Some(seen) = &branch.search.seen else { continue };
+                let place = places.get(branch.number as usize);
+                let mine = |other: &Visit| other.by == branch.number || places.get(other.by as usize) == place;
+                for (state, visit) in seen.fresh.iter().filter(|&(state, _)| Past::part(state) == part) {
+                    if let Some(known) = known.find_mut(state, mine) {
+                        known.asleep &= visit.asleep;
+                    } else {
+                        new += u64::from(known.of(state).next().is_none());
+                        known.add(state, Visit { by: branch.number, ..visit });
+                    }
                 }
             }
-            seen.fresh.clear();
-        }
+            new
+        });
+        self.states += new.sum::<u64>();
+        self.open.iter_mut().filter_map(|branch| branch.search.seen.as_mut()).for_each(|seen| seen.fresh.clear());
     }
 
     /// Branches that are done go; those behind them know what was seen there.

@@ -271,9 +271,10 @@ impl<A: Arch> World<A> {
             Ok(Fault::Page { host, size, protection, backed }) => {
                 match backed {
                     Backed::Now => {
+                        let start = actor.now;
                         actor.now += self.costs.clear_4k.times(size.bytes() >> 12);
                         let page = HpaRange::new(Hpa::new(host).align_down(size), size.into());
-                        self.upkeep.clears(page, actor.now);
+                        self.upkeep.clears(page, start, actor.now);
                     }
                     Backed::Before => actor.now = self.upkeep.cleared(Hpa::new(host), actor.now),
                 }
