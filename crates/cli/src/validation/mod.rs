@@ -121,7 +121,7 @@ fn published(args: &ValidationArgs) -> Result<String, CliError> {
     let plots = made.iter().flat_map(plots).collect();
     Ok(format!(
         "\n## Published measurements\n\n`mmusim reproduce all`: before and after a change of the kernel, as published and as simulated on a \
-         sheet that was not fitted to them. {within} of {all} ratios are within a quarter of the published one, or on the right side where a bound was published. A scale above one means \
+         machine's sheet, where a D marks the costs that come from published totals like these. {within} of {all} ratios are within a quarter of the published one, or on the right side where a bound was published. A scale above one means \
          a run with so many times less memory, whose times are multiplied.\n\n{}\n{}{}",
         markdown(&made),
         limits(&made),

@@ -96,7 +96,7 @@ impl TableMemory {
         let (slot, offset) = (piece.slot(w), piece.offset(w));
         match self.records.item(piece.index, slot as usize).body {
             Body::Dense { index, .. } => {
-                self.put_far(w, ((index as usize) << super::MIN_SHIFT) + offset as usize, old, new);
+                self.put_plain(w, ((index as usize) << super::MIN_SHIFT) + offset as usize, old, new);
             }
             Body::Template(_) if self.takes_overlay(p, slot) => {
                 self.open_overlay(p, slot);
@@ -108,13 +108,6 @@ impl TableMemory {
                 self.put(w, old, new);
             }
         }
-    }
-
-    /// [`put_plain`](Self::put_plain) where no head leads.
-    // PERF: out of the way of what comes to `put` mostly.
-    #[inline(never)]
-    fn put_far(&mut self, w: u64, item: usize, old: u64, new: u64) {
-        self.put_plain(w, item, old, new);
     }
 
     /// The same in a frame held word by word: the word is item `item` of all.

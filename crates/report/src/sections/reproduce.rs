@@ -88,7 +88,7 @@ pub(super) fn section(input: &Input) -> Result<Section, ReportError> {
     let within = judged.iter().filter(|within| **within).count();
     body.element("p", &[], |out| {
         out.format(format_args!(
-            "Ratios of before to after a change of the kernel, as published and as simulated on a sheet that was not fitted to them: {within} of {} \
+            "Ratios of before to after a change of the kernel, as published and as simulated on a machine's sheet, where a D marks the costs that come from published totals like these: {within} of {} \
              are within a quarter of the published one, or on the right side where a bound was published. A scale above one means a run with so many times less memory, whose times are multiplied.",
             judged.len()
         ));

@@ -120,13 +120,12 @@ impl Costs {
     pub fn of(machine: &Machine) -> Self {
         let sheet = &machine.costs;
         let half = |cycles: Cycles| Cycles(cycles.0 / 2);
-        let (invalidate_local, broadcast_issue, broadcast_barrier) = match machine.arch {
-            Arch::X86_64 => (sheet.invept, Cycles::ZERO, Cycles::ZERO),
+        let (invalidate_local, broadcast_victim, broadcast_issue, broadcast_barrier) = match machine.arch {
+            Arch::X86_64 => (sheet.invept, sheet.invept, Cycles::ZERO, Cycles::ZERO),
             // With a second stage in use a local TLBI looks for combined entries as a broadcast one does.
-            Arch::Aarch64 => (sheet.tlbi_combined, sheet.tlbi_combined, sheet.dsb),
-            Arch::Power => (sheet.tlbiel, sheet.tlbie, sheet.ptesync),
+            Arch::Aarch64 => (sheet.tlbi_combined, sheet.tlbi_local, sheet.tlbi_combined, sheet.dsb),
+            Arch::Power => (sheet.tlbiel, sheet.tlbiel, sheet.tlbie, sheet.ptesync),
         };
-        let broadcast_victim = if machine.arch == Arch::Aarch64 { sheet.tlbi_local } else { invalidate_local };
         Self {
             visit: sheet.entry_visit,
             store: sheet.entry_update,

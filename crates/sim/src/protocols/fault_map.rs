@@ -18,6 +18,7 @@ use super::fault::{
     ExecMapping, FaultPolicy, FrozenEntries, Logging, PaOffset, PageKind, PresentLeaf, RelaxFlush, TableInTheWay,
     TopUp, writes,
 };
+use super::kvm::Kvm;
 use super::memory_cache::MemoryCache;
 use super::nx::{Mitigation, NxPages, Tracked};
 use super::split::{LazilySplit, LazySplit, lazy_split};
@@ -84,7 +85,7 @@ pub(super) async fn map<F: Format>(
     let mut request = *request;
     let format = *host.format();
     let geometry = *format.geometry();
-    if F::NAME == "x86-ept" {
+    if Kvm::of::<F>() == Kvm::X86 {
         host.trace(|| Trace::KvmMmuSpteRequested {
             gfn: request.gpa.raw() >> 12,
             pfn: request.host_page.raw() >> 12,

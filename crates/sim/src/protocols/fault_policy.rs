@@ -4,6 +4,7 @@ use mmu_core::{Denial, FaultClass, Format, PageSize};
 use serde::{Deserialize, Serialize};
 
 use super::coalesce::{CoalescePolicy, Freeing, Walkers};
+use super::kvm::Kvm;
 use super::notifier::RetryPolicy;
 use super::split::LazySplit;
 use crate::engine::{GuestFault, LockMode};
@@ -249,7 +250,7 @@ impl FaultPolicy {
     /// | POWER | a spin lock | under it | `kvmppc_book3s_radix_page_fault` takes it around `kvmppc_hv_handle_set_rc`, which sets R and C; what else is missing `kvmppc_create_pte` adds, under it too, where it also frees tables in the way at once (`arch/powerpc/kvm/book3s_64_mmu_radix.c`) |
     pub fn linux_6_6<F: Format>(format: &F, page: PageSize) -> FaultPolicy {
         // Entries of POWER could be locked as well, but its KVM does not.
-        let power = F::NAME == "power-radix";
+        let power = Kvm::of::<F>() == Kvm::Power;
         let coalesce = if power { CoalescePolicy::POWER } else { CoalescePolicy::of(format) };
         let shared = coalesce.check(format, Walkers::Shared).is_ok();
         let lock = if shared { LockMode::Read } else { LockMode::Write };

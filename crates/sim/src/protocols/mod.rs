@@ -18,6 +18,7 @@
 //! | `workqueue` | kernel workers on shared processors |
 //! | `nx` | NX huge pages: splitting for execution, and recovery |
 //! | `census` | how many leaves of which size a tree holds |
+//! | `kvm` | whose KVM it is, for choices that nothing else decides |
 //! | `walkers` | write-protecting walkers that yield to each other |
 //! | `dirty_log` | dirty logging: which pages has the guest written since user space asked last; bitmaps and rings |
 //! | `fault` | a second-stage fault from exit to installed entry |
@@ -47,6 +48,7 @@ mod fault_map;
 mod fault_policy;
 pub mod hpt_switch;
 pub mod iter;
+mod kvm;
 pub mod memory_cache;
 pub mod memslot;
 pub mod nested;

@@ -11,6 +11,7 @@ use mmu_core::{Delivery, Flush, FlushScope, Format, Gpa, GpaRange, Hva, Reach, W
 use serde::{Deserialize, Serialize};
 
 use super::iter::FlushDebt;
+use super::kvm::Kvm;
 use super::memslot::zap_all_fast_locked;
 use super::primary::hva_to_pfn;
 use super::roots::VmRoots;
@@ -87,8 +88,7 @@ impl SlotPolicy {
         let everything = Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: Reach::Everyone };
         match format.flush_plan(everything).delivery {
             Delivery::Interrupt => Self::X86,
-            // Of two that broadcast nothing else tells what their KVM does.
-            Delivery::LocalInstruction | Delivery::Broadcast if F::NAME == "power-radix" => Self::POWER,
+            Delivery::LocalInstruction | Delivery::Broadcast if Kvm::of::<F>() == Kvm::Power => Self::POWER,
             Delivery::LocalInstruction | Delivery::Broadcast => Self::UNMAP,
         }
     }

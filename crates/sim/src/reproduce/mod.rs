@@ -5,7 +5,8 @@
 //! terms, and its shape over vCPUs. Beside the ratio stand the simulated times of all threads for locks, flushes, cache
 //! maintenance, walks and faults, so that a ratio can be traced to what made it.
 //!
-//! `published` holds the figures and their messages, `run` the experiments. Costs are never adjusted to a row here.
+//! `published` holds the figures and their messages, `run` the experiments. Costs are never adjusted to a row here; what a sheet takes from published totals
+//! like these (`split_child` from R8's) is marked D there.
 
 mod figure;
 mod published;

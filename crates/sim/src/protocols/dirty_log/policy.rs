@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocols::collapse::CollapsePolicy;
 use crate::protocols::iter::Yield;
+use crate::protocols::kvm::Kvm;
 use crate::protocols::split::{SplitError, SplitPolicy};
 use crate::protocols::zap::ZapLock;
 
@@ -138,10 +139,10 @@ impl DirtyPolicy {
 
     /// What Linux 6.6 does on this format: x86 logs modifications where it can, POWER scans, all others write-protect.
     pub fn linux_6_6<F: Format>(format: &F) -> DirtyPolicy {
-        let choices = match F::NAME {
-            "x86-ept" => [Self::X86_PML, Self::X86_WRITE_PROTECT],
-            "power-radix" => [Self::POWER, DirtyPolicy { tracking: Tracking::WriteProtect, ..Self::POWER }],
-            _ => [Self::ARM64; 2],
+        let choices = match Kvm::of::<F>() {
+            Kvm::X86 => [Self::X86_PML, Self::X86_WRITE_PROTECT],
+            Kvm::Power => [Self::POWER, DirtyPolicy { tracking: Tracking::WriteProtect, ..Self::POWER }],
+            Kvm::Arm64 | Kvm::None => [Self::ARM64; 2],
         };
         if choices[0].check(format).is_ok() { choices[0] } else { choices[1] }
     }
