@@ -177,10 +177,12 @@ impl Costs {
         LockCosts { local: self.lock_local, handoff: self.lock_handoff, sockets: self.sockets }
     }
 
-    /// The longest window that hides no cross-processor event: nothing one processor does reaches another sooner.
+    /// The longest window that hides no cross-processor event: nothing one processor does reaches another sooner. What costs nothing here does not exist on the
+    /// machine: x86 has no broadcasts.
     pub fn window(&self) -> Cycles {
         let cross = [self.ipi_latency, self.broadcast_latency, self.exit];
-        cross.into_iter().min().unwrap_or(Cycles(1000)).max(Cycles(100))
+        let least = cross.into_iter().filter(|&latency| latency > Cycles::ZERO).min();
+        least.unwrap_or(Cycles(1000)).max(Cycles(100))
     }
 }
 
@@ -194,5 +196,15 @@ mod tests {
         assert_eq!(Share::of_one(3.0).of(Cycles(u64::MAX)), Cycles(u64::MAX));
         assert_eq!(Share::of_one(f64::NAN).of(Cycles(5)), Cycles(0));
         assert_eq!(Share::default().of(Cycles(9)), Cycles(0));
+    }
+
+    #[test]
+    fn a_window_is_as_long_as_the_quickest_event_that_the_machine_has() {
+        for machine in Machine::names().map(|name| Machine::builtin(name).unwrap()) {
+            let costs = Costs::of(&machine);
+            let events = [costs.ipi_latency, costs.broadcast_latency, costs.exit];
+            assert!(events.iter().all(|&event| event == Cycles::ZERO || event >= costs.window()), "{}", machine.name);
+            assert!(events.contains(&costs.window()), "{}: {:?}", machine.name, costs.window());
+        }
     }
 }

@@ -88,7 +88,7 @@ fn runs_continue_in_the_middle_of_a_trace() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces/sqlite3.mmut.zst");
     let trace = TraceSpec { path, options: mmu_trace::ReadOptions::default(), accesses: 30_000 };
     let vm = VmSpec { workload: Workload::Trace(trace), ..small_vm(256.MiB(), 2, 0) };
-    continues_from_everywhere(&x86(), &vm, Some(strategy("(5.18)")), 100);
+    continues_from_everywhere(&x86(), &vm, Some(strategy("(5.18)")), 20);
 }
 
 fn sample() -> Vec<u8> {
