@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench hot_paths                 all, about a minute and a half, with a summary at the end
 //! cargo bench --bench hot_paths -- walk         only names that contain "walk"
+//! cargo bench --bench hot_paths -- --write      all, and the summary into docs/performance.md
 //! cargo bench --bench hot_paths -- --test       every case once, no figures
 //! ```
 //!
@@ -24,6 +25,8 @@
 mod iterate;
 mod map;
 mod memory;
+#[path = "../shared/report.rs"]
+mod report;
 mod rounds;
 #[path = "../shared/scatter.rs"]
 mod scatter;

@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
 
+use super::report::{self, Asked, Samples, Table};
+
 /// Runs cases and remembers what they took.
 pub struct Rounds {
     criterion: Criterion,
+    asked: Asked,
     /// Nanoseconds of an operation in each batch of rounds, by `group/name`.
-    ledger: BTreeMap<String, Vec<f64>>,
+    ledger: BTreeMap<String, Samples>,
     /// Which case is to be divided by which, in the order declared.
     ratios: Vec<(String, String)>,
     goals: Vec<(String, f64)>,
@@ -24,9 +27,11 @@ impl Rounds {
             .nresamples(2000)
             .without_plots()
             .warm_up_time(Duration::from_millis(300))
-            .measurement_time(Duration::from_secs(1))
-            .configure_from_args();
-        Self { criterion, ledger: BTreeMap::new(), ratios: Vec::new(), goals: Vec::new() }
+            .measurement_time(Duration::from_secs(1));
+        let asked = report::asked();
+        // criterion does not know `--write`, with which all cases run.
+        let criterion = if asked == Asked::Write { criterion } else { criterion.configure_from_args() };
+        Self { criterion, asked, ledger: BTreeMap::new(), ratios: Vec::new(), goals: Vec::new() }
     }
 
     /// Measures rounds of `operations` each.
@@ -43,7 +48,7 @@ impl Rounds {
         mut make: impl FnMut() -> T,
         mut round: impl FnMut(&mut T),
     ) {
-        let mut samples = Vec::new();
+        let mut samples = Samples::default();
         let mut in_group = self.criterion.benchmark_group(group);
         in_group.throughput(Throughput::Elements(operations));
         if operations >= 1 << 20 {
@@ -58,7 +63,7 @@ impl Rounds {
                     round(&mut thing);
                     total += start.elapsed();
                 }
-                samples.push(total.as_nanos() as f64 / (rounds * operations) as f64);
+                samples.add(total.as_nanos() as f64 / (rounds * operations) as f64);
                 total
             });
         });
@@ -76,35 +81,22 @@ impl Rounds {
         self.goals.push((case.into(), nanoseconds));
     }
 
-    /// Prints medians, ratios and goals of the cases that ran more than once.
+    /// Prints medians, ratios and goals of the cases that ran more than once, and writes them if that was asked for.
     pub fn finish(self) {
-        let medians: BTreeMap<&str, f64> = self
-            .ledger
-            .iter()
-            .filter(|(_, samples)| samples.len() > 1)
-            .map(|(name, samples)| (name.as_str(), median(samples)))
-            .collect();
-        if medians.is_empty() {
-            return;
-        }
-        eprintln!("{:<44} {:>12}", "case", "ns/operation");
-        for (name, ns) in &medians {
+        let median = |name: &str| self.ledger.get(name).and_then(Samples::middle).map(|(ns, _)| ns);
+        let mut table = Table::new(&["case", "ns an operation", "M/s", "at most", "times"]);
+        for (name, samples) in self.ledger.iter().filter(|(_, samples)| samples.len() > 1) {
+            let Some(ns) = median(name) else { continue };
             let goal = self.goals.iter().find(|(of, _)| of == name);
-            let goal = goal.map_or(String::new(), |(_, most)| format!("   goal {most}"));
-            eprintln!("{name:<44} {ns:>12.2}{goal}");
+            let goal = goal.map_or_else(|| "-".to_owned(), |(_, most)| format!("{most:.1}"));
+            let beside = self.ratios.iter().find(|(case, _)| case == name);
+            let beside = beside.and_then(|(_, to)| Some(format!("{:.2} x {to}", ns / median(to)?)));
+            let beside = beside.unwrap_or_else(|| "-".to_owned());
+            table.row(vec![name.clone(), samples.to_string(), format!("{:.1}", 1e3 / ns), goal, beside]);
         }
-        eprintln!();
-        for (case, to) in &self.ratios {
-            if let (Some(case_ns), Some(to_ns)) = (medians.get(case.as_str()), medians.get(to.as_str())) {
-                eprintln!("{case} / {to} = {:.2}", case_ns / to_ns);
-            }
+        if !table.is_empty() {
+            report::publish(self.asked, "Hot paths", "cargo bench --bench hot_paths -- --write", &table.to_string());
         }
         self.criterion.final_summary();
     }
-}
-
-fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
 }

@@ -40,6 +40,9 @@ impl Samples {
     pub fn add(&mut self, figure: f64) {
         self.0.push(figure);
     }
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
 
     /// The middle one, and half the distance between the quartiles in percent of it.
     pub fn middle(&self) -> Option<(f64, f64)> {
@@ -54,6 +57,7 @@ impl Samples {
 impl fmt::Display for Samples {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.middle() {
+            Some((middle, spread)) if middle < 10.0 => write!(f, "{middle:.2} ±{spread:.0} %"),
             Some((middle, spread)) if middle < 100.0 => write!(f, "{middle:.1} ±{spread:.0} %"),
             Some((middle, spread)) => write!(f, "{middle:.0} ±{spread:.0} %"),
             None => f.write_str("-"),
@@ -70,6 +74,10 @@ impl Table {
     }
     pub fn row(&mut self, cells: Vec<String>) {
         self.0.push(cells);
+    }
+    /// Whether there is nothing but the head.
+    pub fn is_empty(&self) -> bool {
+        self.0.len() < 2
     }
 }
 
