@@ -8,7 +8,7 @@ use mmu_core::memory::Masks;
 use mmu_core::{Format, Level};
 
 use super::actor::ActorState;
-use super::bulk::Holds;
+use super::alike::Holds;
 use super::op::{AgeBelow, AgeRun, AgeWrite, Reply};
 use super::world::{Horizon, Runs, World};
 use crate::arch::Arch;
@@ -118,9 +118,12 @@ impl<A: Arch> World<A> {
     pub(super) fn age_below(&mut self, run: &AgeBelow, actor: &mut ActorState, horizon: Horizon) -> Reply {
         let none = Reply::default();
         let two = *self.arch.two();
-        let (Runs::Whole, Some(leaf_level)) = (self.runs, run.level.down()) else { return none };
-        let Some(below) = self.uniform_tables(run.at, 1, run.level) else { return none };
-        if below.holds != Holds::Leaves || !below.step.is_multiple_of(two.geometry().page_size(leaf_level).bytes()) {
+        if self.runs == Runs::Single {
+            return none;
+        }
+        let Some(below) = self.alike_below(run.at, 1, run.level) else { return none };
+        let page = two.geometry().page_size(below.lowest().level).bytes();
+        if below.holds != Holds::Leaves || !below.step.is_multiple_of(page) {
             return none;
         }
         let young = is_young(&two, below.word);
@@ -130,22 +133,22 @@ impl<A: Arch> World<A> {
             _ => None,
         };
         let leaf = self.costs.visit + masks.map_or(mmu_core::Cycles::ZERO, |_| self.costs.atomic);
-        // The table entry's own read, the read on the way down, the leaves; the first entry has been read by the caller.
-        let table = self.costs.visit.times(2) + leaf.times(below.entries);
+        // The table entry's own read, the read on the way down, what is below; the first entry has been read by the caller.
+        let table = below.walk(self.costs.visit, self.costs.visit, leaf);
         let room = (horizon.until.since(actor.now) + self.costs.visit).0.saturating_sub(1) / table.0.max(1);
         // No more is looked at than can be done; the tables behind the first are as young as that one.
-        let Some(below) = self.uniform_tables(run.at, run.len.min(room), run.level) else { return none };
-        let n = below.tables.min(room);
+        let Some(below) = self.alike_below(run.at, run.len.min(room), run.level) else { return none };
+        let (n, lowest) = (below.entries.min(room), below.lowest());
         if n == 0 {
             return none;
         }
         if let Some(masks) = masks
-            && self.tables.map_run(below.first, n * below.entries, masks).is_err()
+            && self.tables.map_run(lowest.first, n * lowest.words(), masks).is_err()
         {
             return none;
         }
-        self.counters.visits += n * (2 + below.entries) - 1;
+        self.counters.visits += n * below.walk_visits() - 1;
         actor.now += table.times(n).since(self.costs.visit);
-        Reply { a: n, b: u64::from(young), c: below.entries }
+        Reply { a: n, b: u64::from(young), c: lowest.words() }
     }
 }

@@ -3,10 +3,11 @@
 //! The proof is a property test (`tests/runs.rs`): every strategy, done whole and entry by entry, leaves the same words,
 //! clocks and counters.
 
-use mmu_core::memory::{Masks, Progression};
-use mmu_core::{Bytes, Cycles, Format, Hpa, HpaRange, Level};
+use mmu_core::memory::{Masks, Progression, TableFault};
+use mmu_core::{Bytes, Cycles, Format, Hpa, HpaRange};
 
 use super::actor::ActorState;
+use super::alike::{Alike, Holds, Storey};
 use super::op::{Apply, Atomicity, Frames, RemoveSubtrees, ReschedCheck, RunBelow, RunOp, Work};
 use super::primary::{Handover, PageState};
 use super::vcpu::{Mode, Vcpu};
@@ -148,25 +149,6 @@ impl<A: Arch> World<A> {
         PageState { accessed: accessed.into(), dirty: dirty.into() }
     }
 
-    /// How many of `len` table entries from `at` on point to consecutive last-level tables whose words are all in one
-    /// progression, where the first word is and what it says.
-    pub(super) fn uniform_tables(&self, at: Hpa, len: u64, level: Level) -> Option<UniformTables> {
-        let two = self.arch.two();
-        let leaf_level = level.down()?;
-        let (entries, bytes) = (two.geometry().entries(leaf_level) as u64, two.geometry().table_bytes(leaf_level));
-        let parents = self.tables.run_at(at, len).ok()?;
-        let tables = if parents.len > 1 && parents.step == bytes { parents.len } else { 1 };
-        let first = two.next_table(level, parents.first);
-        let words = self.tables.run_at(first, entries * tables).ok()?;
-        let holds = match (two.is_mapped(words.first), two.is_leaf(leaf_level, words.first)) {
-            (true, true) => Holds::Leaves,
-            (true, false) => return None,
-            (false, _) => Holds::Nothing,
-        };
-        let (tables, word, step) = (words.len / entries, words.first, words.step);
-        Some(UniformTables { first, tables, entries, word, step, holds })
-    }
-
     /// Leaf work below table entries, in the order of a walk over single entries: each table entry is read, checked, read again
     /// on the way down; each leaf is read, checked and worked on.
     pub(super) fn run_below(&mut self, run: &RunBelow, actor: &mut ActorState, horizon: Horizon) -> u64 {
@@ -183,47 +165,41 @@ impl<A: Arch> World<A> {
         };
         let (overhead, work) = self.run_costs(&leaf_run);
         let leaf = overhead + work;
-        // Its own read and check, then the read on the way down.
-        let table = overhead + self.costs.visit + leaf.times(self.leaf_entries());
-        // All of it ends before the limit: so does every read, check and piece of work.
+        // All of it ends before the limit: so does every read, check and piece of work. No more is looked at than can be done.
         let Some(limit) = self.undisturbed_until(run.check, actor, horizon) else { return 0 };
-        let room = (limit.since(actor.now) + overhead).0.saturating_sub(1) / table.0.max(1);
-        // No more is looked at than can be done.
+        let most = self.full_walk(run.level, overhead, leaf);
+        let room = (limit.since(actor.now) + overhead).0.saturating_sub(1) / most.0.max(1);
         let len = run.len.min(if limit == Cycles::NEVER { u64::MAX } else { room });
         if len == 0 {
             return 0;
         }
-        let Some(UniformTables { first, tables, entries, holds: Holds::Leaves, .. }) =
-            self.uniform_tables(run.at, len, run.level)
-        else {
+        let Some(below) = self.alike_below(run.at, len, run.level).filter(|below| below.holds == Holds::Leaves) else {
             return 0;
         };
-        let n = tables.min(len);
-        if n == 0 {
-            return 0;
-        }
-        let spent = table.times(n).since(overhead);
+        let (n, lowest) = (below.entries.min(len), below.lowest());
+        let (first, leaves) = (lowest.first, n * lowest.words());
         if run.work == Some(Work::ReleaseLeaf) {
-            self.hand_over(first, n * entries, actor);
+            self.hand_over(first, leaves, actor);
         }
         let done = match run.apply {
             Apply::Nothing => Ok(()),
-            Apply::Set(word) => self.tables.fill_run(first, n * entries, Progression::constant(word)),
-            Apply::Mask { and, or } => self.tables.map_run(first, n * entries, Masks { keep: and, set: or }).map(drop),
+            Apply::Set(word) => self.tables.fill_run(first, leaves, Progression::constant(word)),
+            Apply::Mask { and, or } => self.tables.map_run(first, leaves, Masks { keep: and, set: or }).map(drop),
             // A fill has no entries to go down to.
             Apply::Fill { .. } => return 0,
         };
         if done.is_err() {
             return 0;
         }
-        self.counters.visits += n * (2 + entries) - 1;
+        self.counters.visits += n * below.walk_visits() - 1;
         if run.work == Some(Work::ReleaseLeaf) {
-            self.counters.zapped_leaves += n * entries;
+            self.counters.zapped_leaves += leaves;
         }
         let start = actor.now;
-        actor.now += spent;
+        // Its own read and check are the caller's.
+        actor.now += below.walk(overhead, self.costs.visit, leaf).times(n).since(overhead);
         if run.check == ReschedCheck::EachEntry {
-            // The first leaf is checked after it was read, which is after its table entry was read again.
+            // The first entry below is checked after it was read, which is after the one above it was read again.
             let first = (start + self.costs.visit + overhead).since(actor.scheduled);
             actor.checked(first, leaf, work);
         }
@@ -247,13 +223,8 @@ impl<A: Arch> World<A> {
         (!contended).then(|| horizon.until.min(self.slice_end(actor)))
     }
 
-    /// Entries of a last-level table.
-    fn leaf_entries(&self) -> u64 {
-        self.arch.two().geometry().entries(Level::LAST) as u64
-    }
-
-    /// The subtrees below uniform table entries, torn down as the loop over single entries would: each entry of each table is
-    /// visited and replaced, each leaf's state released, each table retired through RCU. Replies how many table entries that was.
+    /// The subtrees below table entries, torn down as the loop over single entries would: each entry of each table is visited and
+    /// replaced, each leaf's state released, each table retired through RCU. Replies how many table entries that was.
     pub(super) fn remove_subtrees(
         &mut self,
         remove: &RemoveSubtrees,
@@ -261,19 +232,18 @@ impl<A: Arch> World<A> {
         horizon: Horizon,
         vcpus: &mut [Vcpu<A>],
     ) -> u64 {
-        let Some(leaf_level) = remove.level.down() else { return 0 };
         if self.runs == Runs::Single {
             return 0;
         }
-        let Some(one) = self.uniform_tables(remove.at, 1, remove.level) else { return 0 };
-        let (overhead, work) = self.removal_costs(remove, &one);
-        let work = match remove.flush {
-            None => work,
+        let Some(one) = self.alike_below(remove.at, 1, remove.level) else { return 0 };
+        let flush = match remove.flush {
+            None => Cycles::ZERO,
             // Somebody who runs guest code has to answer, each time at his own moment.
             Some(_) if vcpus.iter().any(|vcpu| vcpu.mode == Mode::Guest) => return 0,
             Some(flush) if self.waits_for_interconnect(flush, actor.now) => return 0,
-            Some(flush) => work + self.unanswered_flush_cost(flush),
+            Some(flush) => self.unanswered_flush_cost(flush),
         };
+        let (overhead, work) = self.removal_costs(remove, &one, flush);
         let unit = overhead + work;
         let Some(limit) = self.undisturbed_until(remove.check, actor, horizon) else { return 0 };
         // The first table entry has been read and checked by the caller; all of the rest ends before the limit. No more is looked at
@@ -283,29 +253,14 @@ impl<A: Arch> World<A> {
         if len == 0 {
             return 0;
         }
-        let Some(below) = self.uniform_tables(remove.at, len, remove.level) else { return 0 };
-        let n = below.tables.min(len);
-        if n == 0 {
+        let Some(below) = self.alike_below(remove.at, len, remove.level) else { return 0 };
+        let n = below.entries.min(len);
+        if self.unlink_alike(remove, &below, n, actor).is_err() {
             return 0;
         }
-        if below.holds == Holds::Leaves {
-            self.hand_over(below.first, below.entries * n, actor);
-        }
-        let (parent, child) = (Progression::constant(remove.unlinked), Progression::constant(remove.marker));
-        let filled = self.tables.fill_run(remove.at, n, parent).and_then(|()| match below.replaced(remove) {
-            Replaced::Kept => Ok(()),
-            Replaced::ByMarker => self.tables.fill_run(below.first, below.entries * n, child),
-        });
-        if filled.is_err() {
-            return 0;
-        }
-        self.counters.visits += n * (1 + below.entries) - 1;
-        if below.holds == Holds::Leaves {
-            self.counters.zapped_leaves += n * below.entries;
-        }
-        self.counters.zapped_tables += n;
+        self.counters.visits += n * below.teardown_visits() - 1;
         if let Some(flush) = remove.flush {
-            self.count_unanswered_flushes(flush, n, vcpus);
+            self.count_unanswered_flushes(flush, n * below.tables(), vcpus);
         }
         let start = actor.now;
         actor.now += unit.times(n).since(overhead);
@@ -313,45 +268,56 @@ impl<A: Arch> World<A> {
             let first = (start + unit).since(actor.scheduled);
             actor.checked(first, unit, work);
         }
-        let bytes = self.arch.two().geometry().table_bytes(leaf_level);
-        let frames = Frames { first: below.first, count: n, level: leaf_level, bytes };
-        self.rcu.retire(frames, actor.now, self.costs.rcu_grace);
+        for frames in self.frames_below(&below, n) {
+            self.counters.zapped_tables += frames.count;
+            self.rcu.retire(frames, actor.now, self.costs.rcu_grace);
+        }
         n
     }
 
-    /// One table entry - reading it and asking to reschedule, then the rest - and what lies below it.
-    fn removal_costs(&self, remove: &RemoveSubtrees, below: &UniformTables) -> (Cycles, Cycles) {
+    /// The words of `n` alike subtrees and of the entries above them are replaced, and what leaves know handed over.
+    pub(super) fn unlink_alike(
+        &mut self,
+        remove: &RemoveSubtrees,
+        below: &Alike,
+        n: u64,
+        actor: &ActorState,
+    ) -> Result<(), TableFault> {
+        let lowest = below.lowest();
+        if below.holds == Holds::Leaves {
+            self.hand_over(lowest.first, n * lowest.words(), actor);
+            self.counters.zapped_leaves += n * lowest.words();
+        }
+        self.tables.fill_run(remove.at, n, Progression::constant(remove.unlinked))?;
+        let links = below.storeys().len() - 1;
+        let kept = below.replaced(remove) == Replaced::Kept;
+        for storey in &below.storeys()[..links + usize::from(!kept)] {
+            self.tables.fill_run(storey.first, n * storey.words(), Progression::constant(remove.marker))?;
+        }
+        Ok(())
+    }
+
+    /// The tables of `n` alike subtrees, the lowest first, as a teardown retires them.
+    pub(super) fn frames_below(&self, below: &Alike, n: u64) -> impl Iterator<Item = Frames> + use<A> {
+        let (below, geometry) = (*below, *self.arch.two().geometry());
+        (0..below.storeys().len()).rev().map(move |i| {
+            let Storey { first, level, tables, .. } = below.storeys()[i];
+            Frames { first, count: n * tables, level, bytes: geometry.table_bytes(level) }
+        })
+    }
+
+    /// One table entry - reading it and asking to reschedule, then the rest - and what lies below it, where each table's end costs `flush`.
+    pub(super) fn removal_costs(&self, remove: &RemoveSubtrees, below: &Alike, flush: Cycles) -> (Cycles, Cycles) {
         let (look, unlink) = self.entry_costs(remove.check, Some(Atomicity::Atomic), None);
+        let link = self.costs.visit + self.costs.atomic;
         let entry = match (below.holds, below.replaced(remove)) {
             // Leaves have accessed and dirty state that hardware may still write: always exchanged atomically.
-            (Holds::Leaves, _) => self.costs.visit + self.costs.atomic + self.costs.release_leaf,
-            (Holds::Nothing, Replaced::ByMarker) => self.costs.visit + self.costs.atomic,
+            (Holds::Leaves, _) => link + self.costs.release_leaf,
+            (Holds::Nothing, Replaced::ByMarker) => link,
             (Holds::Nothing, Replaced::Kept) => self.costs.visit,
         };
-        (look, unlink + entry.times(below.entries))
+        (look, unlink + below.teardown(entry, link, flush))
     }
-}
-
-/// Consecutive last-level tables whose words are all alike.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct UniformTables {
-    /// First word of the first table.
-    pub(super) first: Hpa,
-    /// How many tables.
-    pub(super) tables: u64,
-    /// Entries of each.
-    pub(super) entries: u64,
-    /// The first word.
-    pub(super) word: u64,
-    /// What each word adds to the one before it.
-    pub(super) step: u64,
-    pub(super) holds: Holds,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Holds {
-    Leaves,
-    Nothing,
 }
 
 /// What happens to the words of a table that is torn down.
@@ -361,7 +327,7 @@ enum Replaced {
     ByMarker,
 }
 
-impl UniformTables {
+impl Alike {
     /// Entries that map nothing are left alone unless a walker might still install something there.
     fn replaced(&self, remove: &RemoveSubtrees) -> Replaced {
         match (self.holds, remove.marker) {

@@ -6,7 +6,7 @@
 //! | `op` | micro-operations as values |
 //! | `bed` | what shared state is made on before a run |
 //! | `host` | the handle that protocol code awaits them on |
-//! | `world`, `bulk`, `upkeep`, `age`, `rest` | what each operation does and costs; operations on runs; aging; entries of all kinds |
+//! | `world`, `bulk`, `alike`, `upkeep`, `age`, `rest` | what each operation does and costs; operations on runs, on subtrees; aging; entries of all kinds |
 //! | `reach` | how the host reaches vCPUs: flushes, kicks, entering the guest |
 //! | `vcpu`, `walk`, `requests` | guest accesses, TLB look-ups, exits; walks; what the host asks of a vCPU |
 //! | `actor`, `counters` | what is kept of an actor; what the host counts |
@@ -26,6 +26,7 @@
 
 mod actor;
 mod age;
+mod alike;
 mod bed;
 mod bulk;
 mod cleanliness;

@@ -241,15 +241,15 @@ pub struct RunOp {
     pub check: ReschedCheck,
 }
 
-/// The same work on all leaves of consecutive, uniformly populated last-level tables, exactly as a walk over single
-/// entries would do it, table entries included.
+/// The same work on all leaves below consecutive table entries with alike subtrees, exactly as a walk over single entries would do it,
+/// table entries of all levels included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RunBelow {
     /// First table entry. It has been read and checked already.
     pub at: Hpa,
     /// Table entries, at least one.
     pub len: u64,
-    /// Level of those entries; their tables hold leaves.
+    /// Level of those entries.
     pub level: Level,
     /// What happens to each leaf.
     pub apply: Apply,
@@ -286,14 +286,14 @@ pub struct AgeRun {
     pub write: AgeWrite,
 }
 
-/// Aging of all leaves of consecutive, uniformly populated last-level tables.
+/// Aging of all leaves below consecutive table entries with alike subtrees.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AgeBelow {
     /// First table entry. It has been read already.
     pub at: Hpa,
     /// Table entries, at least one.
     pub len: u64,
-    /// Level of those entries; their tables hold leaves.
+    /// Level of those entries.
     pub level: Level,
     /// What happens to young leaves.
     pub write: AgeWrite,
@@ -365,14 +365,14 @@ pub enum Op {
     RunBelow(RunBelow),
     /// Ages consecutive entries; replies how many were done, whether the first's compare-and-swap failed, the first as found.
     Age(AgeRun),
-    /// Ages every leaf below consecutive table entries; replies how many tables were done (0: go down), whether their leaves
-    /// were young, leaves per table.
+    /// Ages every leaf below consecutive table entries; replies how many of the entries were done (0: go down), whether their leaves
+    /// were young, leaves below each.
     AgeBelow(AgeBelow),
     /// Works on leaves among entries of all kinds; replies how many entries were done (0: go on one by one), the leaves among them, and how
     /// many of those were worked on.
     Rest(RestOfTable),
-    /// Detaches the subtrees of consecutive, uniformly populated table entries at once, exactly as the entry-by-entry
-    /// teardown would; replies how many it could do (0: do it entry by entry).
+    /// Detaches the subtrees of consecutive table entries at once where they are alike, exactly as the entry-by-entry teardown would; replies
+    /// how many it could do (0: do it entry by entry).
     RemoveSubtrees(RemoveSubtrees),
     /// Allocates a zeroed table of this level.
     Alloc(Level),

@@ -83,10 +83,10 @@ impl Rcu {
     pub(crate) fn retire(&mut self, frames: Frames, now: Cycles, grace: Cycles) -> Cycles {
         self.stats.retired += frames.count;
         let batch = self.batch(now, grace);
-        match batch.frames.last_mut() {
-            Some(last) if last.level == frames.level && adjoins(last, &frames) => {
-                last.count += frames.count;
-            }
+        // Tables of several levels come in turns; those of one level follow each other all the same.
+        let recent = batch.frames.iter_mut().rev().take(Level::MAX_LEVELS);
+        match recent.into_iter().find(|last| last.level == frames.level) {
+            Some(last) if adjoins(last, &frames) => last.count += frames.count,
             _ => batch.frames.push(frames),
         }
         batch.ripe

@@ -471,7 +471,7 @@ pub(super) async fn settle<F: Format>(
     0
 }
 
-/// Ages whole last-level tables at once where they are uniform.
+/// Ages the leaves of whole tables, and of those below, at once where they are alike.
 async fn below<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, write: AgeWrite, aged: &mut Aged) -> bool {
     let len = iter.tables_ahead();
     if len == 0 {

@@ -273,13 +273,12 @@ impl<F: Format> TdpIter<F> {
         true
     }
 
-    /// Table entries from the current one on that point to last-level tables and whose whole stretch is still to be
-    /// visited: what [`Host::run_below`] may be asked to do at once. None where the walk has just yielded: the first leaf behind that is not asked
-    /// whether to yield again, which is a walk over single entries.
+    /// Table entries from the current one on whose whole stretch is still to be visited: what [`Host::run_below`] may be asked to do at once. None where the
+    /// walk has just yielded: the first leaf behind that is not asked whether to yield again, which is a walk over single entries.
     pub fn tables_ahead(&self) -> u64 {
         let geometry = self.format.geometry();
         let begins = self.next_last_level == self.gpa && self.yielded_at != Some(self.gpa);
-        if self.level.index() != 1 || !self.descends(self.old) || !begins {
+        if !begins || !self.descends(self.old) {
             return 0;
         }
         let page = geometry.page_size(self.level);

@@ -208,7 +208,7 @@ pub async fn zap_leafs_owing<F: Format>(
     debt
 }
 
-/// Zaps the leaves of whole last-level tables at once where they are uniform.
+/// Zaps the leaves of whole tables, and of those below, at once where they are alike.
 async fn zap_below<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, check: ReschedCheck) -> bool {
     let len = iter.tables_ahead();
     if len == 0 {
@@ -370,16 +370,13 @@ fn owed(policy: &ZapPolicy) -> FlushDebt {
     if policy.flush == TableFlush::DeferredRcu { FlushDebt::Owed } else { FlushDebt::Clean }
 }
 
-/// Tears down consecutive last-level tables at once where they are uniform; how many.
+/// Tears down consecutive tables at once, with all that is below, where they are alike; how many.
 async fn remove_alike<F: Format>(
     host: &Host<F>,
     iter: &mut TdpIter<F>,
     check: ReschedCheck,
     policy: &ZapPolicy,
 ) -> u64 {
-    if iter.level.index() != 1 {
-        return 0;
-    }
     let (marker, flush) = (removed_marker(host.format(), policy), flush_of_each(policy));
     let remove = RemoveSubtrees { at: iter.sptep, len: iter.len, level: iter.level, unlinked: 0, marker, check, flush };
     let n = host.remove_subtrees(remove).await;
@@ -469,13 +466,11 @@ async fn remove_children<F: Format>(
     marker: u64,
     policy: &ZapPolicy,
 ) -> u64 {
-    if level.index() == 1 {
-        let (check, flush) = (ReschedCheck::Never, flush_of_each(policy));
-        let remove = RemoveSubtrees { at, len, level, unlinked: marker, marker, check, flush };
-        let done = host.remove_subtrees(remove).await;
-        if done > 0 {
-            return done;
-        }
+    let (check, flush) = (ReschedCheck::Never, flush_of_each(policy));
+    let remove = RemoveSubtrees { at, len, level, unlinked: marker, marker, check, flush };
+    let done = host.remove_subtrees(remove).await;
+    if done > 0 {
+        return done;
     }
     if host.cmpxchg(at, first, marker).await != Cmpxchg::Done {
         return 0;

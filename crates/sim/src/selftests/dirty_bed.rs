@@ -175,7 +175,8 @@ pub(super) async fn count_leaves<F: Format>(host: &Host<F>, root: Hpa, range: Gp
     let geometry = *host.format().geometry();
     let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
     while iter.next(host).await {
-        let ahead = iter.tables_ahead();
+        // Tables further up may have large pages below them.
+        let ahead = if iter.level.index() == 1 { iter.tables_ahead() } else { 0 };
         if ahead > 0 {
             let check = ReschedCheck::Never;
             let (at, level, apply) = (iter.sptep, iter.level, Apply::Nothing);

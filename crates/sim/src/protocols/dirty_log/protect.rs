@@ -13,7 +13,7 @@ use crate::engine::{Apply, Atomicity, Host, LockId, LockMode, RunBelow};
 use crate::protocols::iter::{
     FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, skip_run,
 };
-use crate::protocols::zap::ZapLock;
+use crate::protocols::zap::{ZapLock, is_table};
 
 /// What a walk over leaves did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -140,18 +140,24 @@ impl<'a, F: Format> Walk<'a, F> {
         }
     }
 
-    /// The leaves of whole last-level tables at once, where they are uniform.
+    /// The leaves of whole tables, and of those below, at once where they are alike.
     async fn below(&mut self, iter: &mut TdpIter<F>) -> bool {
         let (host, format) = (self.host, *self.host.format());
         let len = iter.tables_ahead();
         if len == 0 || self.goes_one_by_one() {
             return false;
         }
-        let first = host.peek(format.next_table(iter.level, iter.old)).await;
+        let (mut level, mut first) = (iter.level, iter.old);
+        while is_table(&format, level, first)
+            && let Some(down) = level.down()
+        {
+            first = host.peek(format.next_table(level, first)).await;
+            level = down;
+        }
         if !format.is_mapped(first) {
             return false;
         }
-        let new = untracked(&format, self.policy.tracking, Level::LAST, first);
+        let new = untracked(&format, self.policy.tracking, level, first);
         let apply = new.map_or(Apply::Nothing, |new| mask(first, new));
         let check = check_each(self.yielding);
         let run = RunBelow { at: iter.sptep, len, level: iter.level, apply, work: None, check };
@@ -161,8 +167,8 @@ impl<'a, F: Format> Walk<'a, F> {
         }
         if new.is_some() {
             let geometry = format.geometry();
-            let entries = geometry.entries(Level::LAST) as u64 * tables;
-            self.changed(iter, entries, tables << (geometry.shift(iter.level) - geometry.granule().shift())).await;
+            let of = |size: u32| tables << (geometry.shift(iter.level) - size);
+            self.changed(iter, of(geometry.shift(level)), of(geometry.granule().shift())).await;
         }
         iter.skip_below(tables);
         true
