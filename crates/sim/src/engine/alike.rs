@@ -3,7 +3,7 @@
 //! That is what a guest's tables are before anybody has done anything to them, and what is left of them behind a walk that does the same
 //! everywhere. What such a walk costs below one entry is the same below the next, so a whole subtree is as much work as a leaf.
 
-use mmu_core::{Cycles, Format, Hpa, Level};
+use mmu_core::{Cycles, Format, Geometry, Hpa, Level};
 
 use super::world::World;
 use crate::arch::Arch;
@@ -58,6 +58,17 @@ impl Alike {
     /// The tables without tables below them.
     pub(super) fn lowest(&self) -> Storey {
         self.storeys[self.depth - 1]
+    }
+
+    /// The same behind the first `n` entries.
+    pub(super) fn behind(&self, n: u64, geometry: &Geometry) -> Alike {
+        let mut rest = *self;
+        rest.entries = self.entries.saturating_sub(n);
+        for storey in &mut rest.storeys[..self.depth] {
+            storey.first += n * storey.tables * geometry.table_bytes(storey.level);
+        }
+        rest.word = self.word.wrapping_add(self.step.wrapping_mul(n * self.lowest().words()));
+        rest
     }
 
     /// Tables below each of the entries, of all levels.

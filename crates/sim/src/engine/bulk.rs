@@ -117,7 +117,7 @@ impl<A: Arch> World<A> {
 
     /// Leaves are about to go: what they know of their pages is handed over. `len` entries from `at` on, as many stretches as
     /// there are runs.
-    fn hand_over(&mut self, at: Hpa, len: u64, actor: &ActorState) {
+    pub(super) fn hand_over(&mut self, at: Hpa, len: u64, actor: &ActorState) {
         let two = *self.arch.two();
         let Ok(level) = self.tables.level(at) else { return };
         let page = two.geometry().page_size(level).bytes();

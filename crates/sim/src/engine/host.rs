@@ -12,7 +12,7 @@ use super::counters::HostCounters;
 use super::lock::LockKind;
 use super::op::{
     AgeBelow, AgeRun, Blockable, Fence, Frames, LockId, LockMode, Op, Order, RemoveSubtrees, Reply, RestOfTable,
-    RunBelow, RunOp, TableEntries, Var, VcpuId, WaitQueue, Wake, Work,
+    RunBelow, RunOp, Slices, TableEntries, Var, VcpuId, WaitQueue, Wake, Work,
 };
 use super::probe::{Probe, Probed};
 use super::vcpu::Exit;
@@ -266,6 +266,10 @@ impl<F: Copy> Host<F> {
     /// Detaches whole subtrees at once where they are uniform; returns how many (0: do it entry by entry).
     pub async fn remove_subtrees(&self, remove: RemoveSubtrees) -> u64 {
         self.op(Op::RemoveSubtrees(remove)).await.a
+    }
+    /// Goes through many time slices of a walk at once where they are alike; returns how many entries were worked on (0: go on slice by slice).
+    pub async fn slices(&self, slices: Slices) -> u64 {
+        self.op(Op::Slices(slices)).await.a
     }
 
     // ---- table frames ----

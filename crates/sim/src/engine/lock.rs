@@ -130,6 +130,11 @@ impl SimLock {
         self.holders.contains(&actor)
     }
 
+    /// Whether this actor alone holds it, nobody waits, and its line is in this actor's cache.
+    pub(crate) fn is_only(&self, actor: ActorId) -> bool {
+        self.holders == [actor] && self.queue.is_empty() && self.line.last == Some(actor)
+    }
+
     /// Whether this actor holds it and nobody else can.
     pub(crate) fn is_held_alone_by(&self, actor: ActorId) -> bool {
         self.exclusive && self.is_held_by(actor)

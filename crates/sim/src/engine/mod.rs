@@ -7,6 +7,7 @@
 //! | `bed` | what shared state is made on before a run |
 //! | `host` | the handle that protocol code awaits them on |
 //! | `world`, `bulk`, `alike`, `upkeep`, `age`, `rest` | what each operation does and costs; operations on runs, on subtrees; aging; entries of all kinds |
+//! | `slices`, `pace` | many time slices of a walk at once; how far a walk gets in each |
 //! | `reach` | how the host reaches vCPUs: flushes, kicks, entering the guest |
 //! | `vcpu`, `walk`, `requests` | guest accesses, TLB look-ups, exits; walks; what the host asks of a vCPU |
 //! | `actor`, `counters` | what is kept of an actor; what the host counts |
@@ -39,6 +40,7 @@ mod guest;
 mod host;
 mod lock;
 mod op;
+mod pace;
 mod phases;
 mod premapped;
 mod primary;
@@ -51,6 +53,7 @@ mod requests;
 mod rest;
 mod results;
 mod sim;
+mod slices;
 mod srcu;
 mod state;
 mod stretches;

@@ -4,7 +4,7 @@
 //! moment, charges its cycles and resumes the actor with the [`Reply`]. Because operations are data, the same stream is what an
 //! explorer schedules, what the checker watches and what a replay file holds.
 
-use mmu_core::{Cycles, Flush, GpaRange, Hpa, Level, PageSize};
+use mmu_core::{Cycles, Flush, Gpa, GpaRange, Hpa, Level, PageSize};
 
 use super::dirty::DirtyOp;
 use super::lock::LockKind;
@@ -329,6 +329,50 @@ pub struct RestOfTable {
     pub check: ReschedCheck,
 }
 
+/// What a walk does to each of the entries that it works on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SliceWork {
+    /// They are leaves.
+    Leaves {
+        /// What happens to each.
+        apply: Apply,
+        /// How it is written.
+        atomicity: Atomicity,
+        /// Extra work per leaf.
+        work: Option<Work>,
+    },
+    /// They point to tables, which are torn down and retired with all that is below, as by [`Op::RemoveSubtrees`].
+    Subtrees {
+        /// What the entries become.
+        unlinked: u64,
+        /// What is written into the entries of a detached table.
+        marker: u64,
+    },
+}
+
+/// Time slices of a walk that has just given way and got its lock and its RCU section back: in each it goes down from the root to where it stopped, works on
+/// entries until the slice is over, flushes if it has to, leaves the RCU section, gives the lock back, reschedules, takes the lock, and enters
+/// a section.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slices {
+    /// Below which root.
+    pub root: Hpa,
+    /// Where the walk has yielded.
+    pub start: Gpa,
+    /// Where it ends.
+    pub end: Gpa,
+    /// Level of the entries that it works on.
+    pub level: Level,
+    /// What it does to them.
+    pub work: SliceWork,
+    /// Where it asks: before each entry but the one at which it starts over, or behind the work on each.
+    pub check: ReschedCheck,
+    /// What it flushes before it gives way.
+    pub flush: Option<Flush>,
+    /// How it holds `mmu_lock`.
+    pub lock: LockMode,
+}
+
 /// A stretch of table frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Frames {
@@ -374,6 +418,9 @@ pub enum Op {
     /// Detaches the subtrees of consecutive table entries at once where they are alike, exactly as the entry-by-entry teardown would; replies
     /// how many it could do (0: do it entry by entry).
     RemoveSubtrees(RemoveSubtrees),
+    /// Many time slices of a walk over entries that are alike; replies how many entries were worked on (0: go on slice by slice), after which the walk has
+    /// just yielded again.
+    Slices(Slices),
     /// Allocates a zeroed table of this level.
     Alloc(Level),
     /// Number of present entries in a table.

@@ -79,6 +79,29 @@ impl Rcu {
         true
     }
 
+    /// Whether this actor is the only reader, and what is retired is tables by themselves: grace periods that end concern nobody.
+    pub(crate) fn is_only(&self, actor: ActorId) -> bool {
+        let frames_only =
+            |batch: &Batch| batch.wake.is_empty() && batch.subtrees.is_empty() && batch.waiting.is_empty();
+        self.readers.len() == 1 && self.readers[0].0 == actor && self.batches.iter().all(frames_only)
+    }
+
+    /// The only reader has left its section and entered another, `n` times, the last time at `now`; the longest section is given. Nothing is
+    /// left of what was retired meanwhile.
+    pub(crate) fn pass_sections(&mut self, now: Cycles, n: u64, longest: Cycles) {
+        for (_, since) in &mut self.readers {
+            *since = now;
+        }
+        self.epoch += 2 * n;
+        self.stats.sections += n;
+        self.stats.longest_section = self.stats.longest_section.max(longest);
+    }
+
+    /// Frames were retired, and are free by now.
+    pub(crate) fn pass_frames(&mut self, n: u64) {
+        self.stats.retired += n;
+    }
+
     /// Retires frames at `now`; tells when their grace period can end at the earliest.
     pub(crate) fn retire(&mut self, frames: Frames, now: Cycles, grace: Cycles) -> Cycles {
         self.stats.retired += frames.count;

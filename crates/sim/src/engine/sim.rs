@@ -125,7 +125,7 @@ impl<A: Arch> Sim<A> {
     pub(crate) fn new(world: World<A>) -> Self {
         let (window, format) = (world.costs.window(), *world.arch.two());
         let actor = ActorState::new(0, Cycles::ZERO);
-        let horizon = Horizon { until: Cycles::ZERO };
+        let horizon = Horizon { until: Cycles::ZERO, others: Cycles::ZERO };
         let timed = Timed { world, vcpus: Vec::new(), actor, horizon, parked: Parked::Event };
         Self {
             stage: Rc::new(RefCell::new(timed)),
@@ -485,6 +485,7 @@ impl<A: Arch> Sim<A> {
     /// Polls one actor until it waits, finishes, or somebody else is due.
     fn run_actor(&mut self, id: ActorId, at: Cycles, end: Cycles) {
         let until = end.min(self.next_event().unwrap_or(Cycles::NEVER));
+        let others = end.min(self.ready.peek().map_or(Cycles::NEVER, |&Reverse((at, _))| at));
         let Some(mut future) = self.actors[id].future.take() else { return };
         if let Some(noted) = &self.noted {
             noted.poll(id);
@@ -493,7 +494,7 @@ impl<A: Arch> Sim<A> {
             let stage = &mut *self.stage.borrow_mut();
             stage.actor = self.actors[id].state.clone();
             stage.actor.now = at;
-            stage.horizon.until = until;
+            stage.horizon = Horizon { until, others };
             stage.parked = Parked::Turn(self.actors[id].reply);
         }
         let ready = future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();

@@ -95,6 +95,8 @@ impl<A: Arch> World<A> {
             // Nothing at the end of a window.
             woken: _,
             disturbed: _,
+            memo: _,
+            worked_out: _,
             entered: _,
         } = self;
         WorldView {

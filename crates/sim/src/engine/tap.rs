@@ -91,10 +91,11 @@ impl<A: Arch> Stage for RefCell<Tap<A>> {
 
 impl<A: Arch> Tap<A> {
     fn perform(&mut self, op: Op) -> Option<Reply> {
-        // Each of these flushes, each leaf unlike the one before it, each level of tables is an event of its own: one by one.
+        // Each of these flushes, each leaf unlike the one before it, each level of tables, each yield is an event of its own: one by one.
         let one_by_one = match op {
             Op::RemoveSubtrees(remove) => remove.flush.is_some() || remove.level.index() > 1,
             Op::RunBelow(run) => run.level.index() > 1,
+            Op::Slices(_) => true,
             Op::Rest(rest) => matches!(rest.leaf, EachLeaf::Release { .. }),
             _ => false,
         };

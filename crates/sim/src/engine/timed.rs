@@ -104,6 +104,7 @@ impl<A: Arch> Timed<A> {
     fn come_closer(&mut self) {
         self.world.disturbed = false;
         let woken = self.world.woken.iter().map(|granted| granted.at).min();
+        self.horizon.others = woken.map_or(self.horizon.others, |woken| self.horizon.others.min(woken));
         for moment in [woken, self.world.rcu.next()].into_iter().flatten() {
             self.horizon.until = self.horizon.until.min(moment);
         }

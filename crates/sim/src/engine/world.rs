@@ -9,9 +9,10 @@ use super::counters::HostCounters;
 use super::flight::Flight;
 use super::lock::{Granted, LockKind, LockStats, SimLock};
 use super::op::{Blockable, Frames, LockId, Op, Reply, TableEntries, Var, WaitQueue, Wake, Work};
+use super::pace::Memo;
 use super::primary::{Handover, Memslots, PrimaryMmu, Unmapping};
 use super::probe::Contents;
-use super::rcu::Rcu;
+use super::rcu::{Rcu, RcuStats};
 use super::upkeep::UpkeepState;
 use super::vcpu::Vcpu;
 use super::wait::WaitQueues;
@@ -32,6 +33,8 @@ pub(crate) enum Performed {
 pub(crate) struct Horizon {
     /// Nobody else does anything before this moment.
     pub(crate) until: Cycles,
+    /// The same, grace periods left aside: they end without anybody noticing.
+    pub(crate) others: Cycles,
 }
 
 /// Whether bulk work is done in bulk.
@@ -72,6 +75,10 @@ pub struct World<A: Arch> {
     pub(crate) woken: Vec<Granted>,
     /// Somebody else's next moment may have come closer since this was last cleared.
     pub(crate) disturbed: bool,
+    /// Time slices that were worked out before; no state, but what follows from costs and formats.
+    pub(super) memo: Option<Box<Memo>>,
+    /// Time slices that nobody went through, for who wants to know; no state either.
+    pub(super) worked_out: u64,
     /// The clock of the vCPU that entered the guest last, until the host phase has seen it.
     pub(crate) entered: Option<Cycles>,
 }
@@ -103,6 +110,8 @@ impl<A: Arch> World<A> {
             contents: Contents::default(),
             woken: Vec::new(),
             disturbed: false,
+            memo: None,
+            worked_out: 0,
             entered: None,
         }
     }
@@ -122,6 +131,14 @@ impl<A: Arch> World<A> {
     /// What one lock went through.
     pub fn lock_stats(&self, lock: LockId) -> LockStats {
         self.locks[lock.0 as usize].stats
+    }
+    /// Time slices of host actors that were worked out together instead of gone through one by one: nothing of what is simulated depends on it.
+    pub fn worked_out(&self) -> u64 {
+        self.worked_out
+    }
+    /// What RCU went through.
+    pub fn rcu_stats(&self) -> RcuStats {
+        self.rcu.stats
     }
     /// The second-stage tables.
     pub fn tables(&self) -> &TableMemory {
@@ -236,6 +253,7 @@ impl<A: Arch> World<A> {
             }
             Op::Now => done(actor.now.0),
             Op::Root => done(self.root.raw()),
+            Op::Slices(ask) => Performed::Done(self.slices(&ask, actor, horizon, vcpus)),
             _ => self.perform_rare(op, actor, vcpus),
         }
     }

@@ -179,7 +179,7 @@ impl<A: Arch> Lab<A> {
             Op::Upkeep(Upkeep::InvalidateFetched(_) | Upkeep::CountBreak(_) | Upkeep::UserExit | Upkeep::RunFailed) => {
                 DONE
             }
-            Op::RunBelow(_) | Op::AgeBelow(_) | Op::Rest(_) | Op::RemoveSubtrees(_) => DONE,
+            Op::RunBelow(_) | Op::AgeBelow(_) | Op::Rest(_) | Op::RemoveSubtrees(_) | Op::Slices(_) => DONE,
             _ => None,
         }
     }

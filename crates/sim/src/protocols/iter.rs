@@ -12,10 +12,11 @@
 //! [`cond_resched`] gives both up and starts over from the root. Flush: the caller's; [`cond_resched`] pays what is owed before it gives way.
 //! Frees nothing.
 
-use mmu_core::{Format, Gpa, Hpa, Level};
+use mmu_core::{Flush, FlushScope, Format, Gpa, Hpa, Level, Reach, WalkCaches};
 
 use crate::engine::{
-    Apply, Atomicity, EachLeaf, GiveWay, Host, LockId, LockMode, ReschedCheck, RestDone, RestOfTable, RunOp, Work,
+    Apply, Atomicity, EachLeaf, GiveWay, Host, LockId, LockMode, ReschedCheck, RestDone, RestOfTable, RunOp, SliceWork,
+    Slices, Work,
 };
 
 /// When a walk gives the processor away.
@@ -148,6 +149,11 @@ impl<F: Format> TdpIter<F> {
     /// Yields in a row without a frame that had not been visited before: a walk under the progress rule never has one.
     pub fn stalled(&self) -> u32 {
         self.stalled
+    }
+
+    /// Where the walk goes on after a yield: the first frame that has not been visited.
+    pub(super) fn resumes_at(&self) -> Gpa {
+        self.next_last_level
     }
 
     /// A race for the current entry was lost: the next step reads it again instead of moving on (the kernel's `goto retry`).
@@ -377,6 +383,39 @@ pub async fn cond_resched<F: Format>(
     iter.advances = rules.yielding == Yield::RestartAdvances;
     true
 }
+
+/// Goes through many time slices of a walk that has just yielded, where they are alike and nobody else has anything to do: each does `work` to as many
+/// entries as it gets to, and owes `owed` for them at its end. The walk has just yielded again when this returns. How many entries.
+pub async fn slices<F: Format>(
+    host: &Host<F>,
+    iter: &mut TdpIter<F>,
+    rules: WalkRules,
+    work: SliceWork,
+    owed: FlushDebt,
+) -> u64 {
+    let check = match rules.yielding {
+        Yield::YieldedGfn => ReschedCheck::EachEntry,
+        Yield::AfterWorkOnly => ReschedCheck::BehindEach,
+        Yield::Never | Yield::NoProgressRule | Yield::RestartAdvances => return 0,
+    };
+    let flush = match (rules.flush_on_yield, owed) {
+        (FlushOnYield::IfPending | FlushOnYield::IfPendingAfterRcu, FlushDebt::Clean) => None,
+        (FlushOnYield::Always, _) | (FlushOnYield::IfPending, FlushDebt::Owed) => Some(EVERYTHING),
+        (FlushOnYield::IfPendingAfterRcu, FlushDebt::Owed) => return 0,
+    };
+    let root = iter.path[iter.format.geometry().root().index()];
+    let (start, end, level, lock) = (iter.next_last_level, iter.end, iter.min_level, rules.lock);
+    let n = host.slices(Slices { root, start, end, level, work, check, flush, lock }).await;
+    if n > 0 {
+        iter.next_last_level += n << iter.format.geometry().shift(level);
+        iter.yielded_at = Some(iter.next_last_level);
+    }
+    n
+}
+
+/// What a yield flushes.
+pub(super) const EVERYTHING: Flush =
+    Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: Reach::Everyone };
 
 /// Whether a loop that begins with [`cond_resched`] asks before each entry of a run.
 pub fn check_each(yielding: Yield) -> ReschedCheck {

@@ -9,15 +9,16 @@
 //! | [`zap_table`] | the entry above one table | before the RCU section ends | the subtree, by RCU |
 //! | [`zap_root`] | everything below a root | by policy | all tables, by RCU |
 
-use mmu_core::{Flush, FlushScope, Format, Gpa, GpaRange, Hpa, Level, NotPresent, Reach, WalkCaches};
+use mmu_core::{Flush, Format, Gpa, GpaRange, Hpa, Level, NotPresent, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::{
-    FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, rest_of_table, skip_run,
+    EVERYTHING, FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, rest_of_table,
+    skip_run, slices,
 };
 use crate::engine::{
     Apply, Atomicity, Cmpxchg, EachLeaf, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RestOfTable, RunBelow,
-    RunOp, Work,
+    RunOp, SliceWork, Work,
 };
 
 /// When a torn-down table's translations are flushed.
@@ -180,6 +181,7 @@ pub async fn zap_leafs_owing<F: Format>(
     let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
     while iter.next(host).await {
         if early && cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
+            leaf_slices(host, &mut iter, policy).await;
             continue;
         }
         if early && zap_below(host, &mut iter, check).await {
@@ -201,12 +203,25 @@ pub async fn zap_leafs_owing<F: Format>(
         }
         if !early {
             // The walk goes on, or starts over, either way at the loop's head.
-            cond_resched(host, &mut iter, policy.rules(), &mut debt).await;
+            if cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
+                leaf_slices(host, &mut iter, policy).await;
+            }
         }
     }
     host.rcu_read_unlock().await;
     debt
 }
+
+/// Goes through the time slices at once that a walk over leaves has left, where they are alike.
+async fn leaf_slices<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, policy: &ZapPolicy) {
+    if policy.atomic == AtomicZap::Always {
+        slices(host, iter, policy.rules(), ZAPPED, FlushDebt::Owed).await;
+    }
+}
+
+/// What becomes of leaves that are alike.
+const ZAPPED: SliceWork =
+    SliceWork::Leaves { apply: Apply::Set(0), atomicity: Atomicity::Atomic, work: Some(Work::ReleaseLeaf) };
 
 /// Zaps the leaves of whole tables, and of those below, at once where they are alike.
 async fn zap_below<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, check: ReschedCheck) -> bool {
@@ -313,6 +328,9 @@ async fn zap_root_pass<F: Format>(host: &Host<F>, root: Hpa, level: Level, polic
     let mut iter = TdpIter::new(*host.format(), root, level, Gpa::new(0), end);
     while iter.next(host).await {
         if cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
+            if let Some(work) = slice_work(host.format(), level, policy) {
+                slices(host, &mut iter, policy.rules(), work, owed(policy)).await;
+            }
             continue;
         }
         let check = check_each(policy.yielding);
@@ -332,6 +350,16 @@ async fn zap_root_pass<F: Format>(host: &Host<F>, root: Hpa, level: Level, polic
     }
     if debt == FlushDebt::Owed {
         host.flush_vm().await;
+    }
+}
+
+/// What a pass down to `level` does to entries that are alike, if time slices of it can be gone through at once.
+fn slice_work<F: Format>(format: &F, level: Level, policy: &ZapPolicy) -> Option<SliceWork> {
+    let subtrees = SliceWork::Subtrees { unlinked: 0, marker: removed_marker(format, policy) };
+    match (level, policy.flush) {
+        (Level::LAST, _) => Some(ZAPPED),
+        (_, TableFlush::PerTablePage) => None,
+        (_, TableFlush::DeferredRcu | TableFlush::NoneUnreachable) => Some(subtrees),
     }
 }
 
@@ -388,8 +416,7 @@ async fn remove_alike<F: Format>(
 
 /// What is flushed for each table that goes.
 fn flush_of_each(policy: &ZapPolicy) -> Option<Flush> {
-    let everything = Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: Reach::Everyone };
-    (policy.flush == TableFlush::PerTablePage).then_some(everything)
+    (policy.flush == TableFlush::PerTablePage).then_some(EVERYTHING)
 }
 
 /// What entries of a detached table become. In shared mode a walker still inside must not install anything: they are

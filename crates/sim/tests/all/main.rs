@@ -27,6 +27,7 @@ mod runs;
 mod selftests_faults;
 mod selftests_logging;
 mod selftests_slots;
+mod slices;
 mod snapshot;
 mod split;
 mod tlb_replay;

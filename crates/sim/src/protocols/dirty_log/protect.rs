@@ -4,14 +4,14 @@
 //! `stage2_apply_range` (arm64), `kvm_radix_test_clear_dirty` (POWER). Locking: the caller holds `mmu_lock` in the policy's mode. Flush: owed by
 //! the caller, before anybody relies on later writes being noticed; a yield flushes what is pending. Frees nothing.
 
-use mmu_core::{Flush, FlushScope, Format, GpaRange, Hpa, Level, Reach, WalkCaches};
+use mmu_core::{Flush, FlushScope, Format, Gpa, GpaRange, Hpa, Level, Reach, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::pages::DirtyPages;
 use super::{Breaks, DirtyPolicy, HarvestFlush, LostRace, Tracking};
-use crate::engine::{Apply, Atomicity, Host, LockId, LockMode, RunBelow};
+use crate::engine::{Apply, Atomicity, Host, LockId, LockMode, RunBelow, SliceWork};
 use crate::protocols::iter::{
-    FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, skip_run,
+    FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, skip_run, slices,
 };
 use crate::protocols::zap::{ZapLock, is_table};
 
@@ -94,6 +94,7 @@ impl<'a, F: Format> Walk<'a, F> {
         let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
         while iter.next(host).await {
             if cond_resched(host, &mut iter, rules, &mut self.debt).await {
+                self.slices(root, &mut iter, rules).await;
                 continue;
             }
             if self.below(&mut iter).await {
@@ -140,6 +141,43 @@ impl<'a, F: Format> Walk<'a, F> {
         }
     }
 
+    /// Goes through the time slices at once that the walk has left, where its leaves are alike.
+    async fn slices(&mut self, root: Hpa, iter: &mut TdpIter<F>, rules: WalkRules) {
+        if self.goes_one_by_one() {
+            return;
+        }
+        let (format, gpa) = (*self.host.format(), iter.resumes_at());
+        let top = format.geometry().root();
+        let entry = self.host.peek(root + 8 * format.geometry().index(top, gpa.raw()) as u64).await;
+        let (level, first) = self.first_below(top, entry, gpa).await;
+        if level > Level::LAST || !format.is_mapped(first) {
+            return;
+        }
+        let new = untracked(&format, self.policy.tracking, level, first);
+        let (apply, owed) = new.map_or((Apply::Nothing, FlushDebt::Clean), |new| (mask(first, new), FlushDebt::Owed));
+        let work = SliceWork::Leaves { apply, atomicity: Atomicity::Atomic, work: None };
+        let n = slices(self.host, iter, rules, work, owed).await;
+        if n > 0 && new.is_some() {
+            self.done.leaves += n;
+            if let Some(found) = &mut self.found {
+                found.push(gpa.raw() >> format.geometry().granule().shift(), n);
+            }
+        }
+    }
+
+    /// The first leaf below an entry, or what is there instead, without a look at it that costs anything.
+    async fn first_below(&self, mut level: Level, mut word: u64, gpa: Gpa) -> (Level, u64) {
+        let (host, format) = (self.host, *self.host.format());
+        while is_table(&format, level, word)
+            && let Some(down) = level.down()
+        {
+            let index = format.geometry().index(down, gpa.raw()) as u64;
+            word = host.peek(format.next_table(level, word) + 8 * index).await;
+            level = down;
+        }
+        (level, word)
+    }
+
     /// The leaves of whole tables, and of those below, at once where they are alike.
     async fn below(&mut self, iter: &mut TdpIter<F>) -> bool {
         let (host, format) = (self.host, *self.host.format());
@@ -147,13 +185,7 @@ impl<'a, F: Format> Walk<'a, F> {
         if len == 0 || self.goes_one_by_one() {
             return false;
         }
-        let (mut level, mut first) = (iter.level, iter.old);
-        while is_table(&format, level, first)
-            && let Some(down) = level.down()
-        {
-            first = host.peek(format.next_table(level, first)).await;
-            level = down;
-        }
+        let (level, first) = self.first_below(iter.level, iter.old, iter.gpa).await;
         if !format.is_mapped(first) {
             return false;
         }
