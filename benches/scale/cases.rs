@@ -22,6 +22,7 @@ use mmusim::{
     Platform, Populate, Seed, Threads, VmSpec, Workload, arch, strategies,
 };
 
+use super::petabytes;
 use super::scatter::Scatter;
 
 /// Formats that hold 4 PiB.
@@ -30,6 +31,8 @@ pub const FORMATS: [&str; 3] = ["ept", "arm64", "radix"];
 pub const WORK: [&str; 6] = ["build", "age", "protect", "zap", "steps", "free"];
 /// What the host does while vCPUs run.
 pub const HOSTS: [&str; 4] = ["none", "zap", "age", "log"];
+/// Zap strategies by number.
+pub const STRATEGIES: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
 /// Zaps by name, number among the strategies, and the largest guest that is worth the time.
 pub const ZAPS: [(&str, usize, u64); 4] = [
     ("range, never yields", 0, 256 << 40),
@@ -43,6 +46,8 @@ pub const ZAPS: [(&str, usize, u64); 4] = [
 pub enum Case {
     /// 4 PiB in table memory.
     Tables { format: &'static str, work: &'static str },
+    /// 4 PiB, or so much memory, through the engine: a piece of work, or the number of a zap strategy.
+    Engine { format: &'static str, memory: u64, work: &'static str },
     /// A zap of everything.
     Zap { memory: u64, strategy: usize },
     /// Random accesses to a terabyte.
@@ -97,6 +102,7 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Case::Tables { format, work } => write!(f, "tables {format} {work}"),
+            Case::Engine { format, memory, work } => write!(f, "engine {format} {memory} {work}"),
             Case::Zap { memory, strategy } => write!(f, "zap {memory} {strategy}"),
             Case::Busy { vcpus, host, threads } => write!(f, "busy {vcpus} {host} {threads}"),
             Case::Contended { window } => write!(f, "contended {window}"),
@@ -115,6 +121,11 @@ impl FromStr for Case {
         let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text}: no number"));
         Ok(match *text.split(' ').collect::<Vec<_>>() {
             ["tables", format, work] => Case::Tables { format: name(format, &FORMATS)?, work: name(work, &WORK)? },
+            ["engine", format, memory, work] => {
+                let (format, memory) = (name(format, &FORMATS)?, number(memory)?);
+                let work = name(work, &petabytes::WORK).or_else(|_| name(work, &STRATEGIES))?;
+                Case::Engine { format, memory, work }
+            }
             ["zap", memory, strategy] => Case::Zap { memory: number(memory)?, strategy: number(strategy)? as usize },
             ["busy", vcpus, host, threads] => Case::Busy {
                 vcpus: number(vcpus)? as usize,
@@ -131,6 +142,10 @@ impl FromStr for Case {
 /// One small case of each sort.
 pub fn smallest() -> Vec<Case> {
     let mut all: Vec<Case> = FORMATS.map(|format| Case::Tables { format, work: "steps" }).into();
+    for format in FORMATS {
+        let works = petabytes::WORK.into_iter().chain(STRATEGIES);
+        all.extend(works.map(|work| Case::Engine { format, memory: 4.GiB(), work }));
+    }
     all.push(Case::Zap { memory: 1.GiB(), strategy: 9 });
     all.extend(HOSTS.map(|host| Case::Busy { vcpus: 1, host, threads: 1 }));
     all.push(Case::Contended { window: 3200 });
@@ -143,6 +158,7 @@ impl Case {
     pub fn run(self) -> Measured {
         match self {
             Case::Tables { format, work } => tables(format, work),
+            Case::Engine { format, memory, work } => petabytes::run(format, memory, work),
             Case::Zap { memory, strategy } => zap(memory, strategy),
             Case::Busy { vcpus, host, threads } => busy(vcpus, host, threads),
             Case::Contended { window } => contended(window),
@@ -151,7 +167,7 @@ impl Case {
     }
 }
 
-fn timed(body: impl FnOnce() -> u64) -> Measured {
+pub(super) fn timed(body: impl FnOnce() -> u64) -> Measured {
     let start = Instant::now();
     let cycles = black_box(body());
     Measured { seconds: start.elapsed().as_secs_f64(), cycles, phases: [0.0; 3], windows: 0 }
@@ -282,7 +298,7 @@ fn vm(memory: u64, vcpus: usize, workload: Workload) -> VmSpec {
     VmSpec { memory, vcpus, page, guest: GuestPaging::Flat, populate, workload, seed: Seed(1) }
 }
 
-fn finish<A: Arch>(sim: &mut Sim<A>) {
+pub(super) fn finish<A: Arch>(sim: &mut Sim<A>) {
     assert_eq!(sim.run(), Stopped::Finished);
     assert_eq!(sim.failure(), None);
 }

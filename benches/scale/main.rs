@@ -10,6 +10,7 @@
 //! adds. What a case simulates does not depend on the host.
 
 mod cases;
+mod petabytes;
 #[path = "../shared/report.rs"]
 mod report;
 #[path = "../shared/scatter.rs"]
@@ -37,7 +38,7 @@ fn main() {
             case.run();
         });
     }
-    let text = [petabytes(), sizes(), vcpus(), threads(), windows(), words()].join("\n");
+    let text = [petabytes(), engine(), sizes(), vcpus(), threads(), windows(), words()].join("\n");
     report::publish(asked, "Scale", "cargo bench --bench scale -- --write", &text);
 }
 
@@ -83,6 +84,28 @@ fn petabytes() -> String {
         table.row(row);
     }
     format!("Milliseconds, and the peak of the process:\n\n{table}")
+}
+
+/// 4 PiB through the engine, on three formats.
+fn engine() -> String {
+    let works = petabytes::WORK.map(|work| (work, work.to_owned()));
+    let zaps = mmusim::strategies();
+    let zaps = cases::STRATEGIES.into_iter().zip(zaps.iter().map(|strategy| format!("zap: {}", strategy.name)));
+    let mut head = vec!["4 PiB through the engine".to_owned()];
+    head.extend(cases::FORMATS.map(|format| format!("{format}: ms, MiB")));
+    let mut table = Table::new(&head.iter().map(String::as_str).collect::<Vec<_>>());
+    for (work, name) in works.into_iter().chain(zaps) {
+        let mut row = vec![name];
+        for format in cases::FORMATS {
+            let (measured, mib) = measure(Case::Engine { format, memory: 4.PiB(), work });
+            row.push(format!("{}, {mib}", milliseconds(measured.seconds)));
+        }
+        table.row(row);
+    }
+    format!(
+        "Leaves of 4 KiB, memslots of 4 TiB that all stand for the same memory, nobody running; build counted in its own row only. `coalesce` and \
+`split` are 300 blocks here and there:\n\n{table}"
+    )
 }
 
 /// The same zaps over guests of growing size, with idle vCPUs.

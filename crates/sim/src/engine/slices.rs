@@ -80,7 +80,10 @@ impl<A: Arch> World<A> {
         match ask.work {
             SliceWork::Leaves { work: Some(work), .. } => self.cost_of(work),
             SliceWork::Leaves { .. } => Cycles::ZERO,
-            SliceWork::Subtrees { .. } => self.costs.atomic + self.costs.visit.times(32),
+            SliceWork::Subtrees { .. } => {
+                let below = ask.level.down().unwrap_or(ask.level);
+                self.costs.visit.times(self.arch.two().geometry().entries(below) as u64)
+            }
         }
     }
 

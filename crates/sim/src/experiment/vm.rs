@@ -28,6 +28,10 @@ use crate::workload::{GuestStream, Pattern, Replay, ReplayError, Workload};
 pub enum Populate {
     /// All of guest memory, by templates: a terabyte takes microseconds.
     Mapped,
+    /// As [`Populate::Mapped`], but the process has so much memory only: memslots of this size follow each other in the guest and all stand for it, as in
+    /// KVM's `max_guest_memory_test`. A guest that has every address which the host has cannot have a page of its own behind each: tables need
+    /// addresses too. The size divides the guest's memory, and makes at most 32,764 slots (`KVM_USER_MEM_SLOTS`).
+    Shared(Bytes),
     /// Nothing: every page is a fault. The process has its memory already.
     ByFaults,
     /// Nothing, and the process has not touched its memory either: a page is allocated and cleared when it is first faulted on.
@@ -39,6 +43,9 @@ pub const GUEST_MEMORY: Hva = Hva::new(0x7f00_0000_0000);
 
 /// The slot of a guest's tables that are there from the start; memslot 0 is guest memory.
 const GUEST_TABLES: SlotId = SlotId(u16::MAX);
+
+/// Memslots that user space may make: `KVM_USER_MEM_SLOTS` of Linux 6.6 on x86.
+const MOST_SLOTS: u64 = 32_764;
 
 /// A virtual machine.
 #[derive(Clone, PartialEq, Debug)]
@@ -57,6 +64,21 @@ pub struct VmSpec {
     pub workload: Workload,
     /// Seed of everything random.
     pub seed: Seed,
+}
+
+impl VmSpec {
+    /// Memory that the process has for the guest; as much belongs to each memslot.
+    fn backing(&self) -> Bytes {
+        match self.populate {
+            Populate::Shared(memory) => memory,
+            Populate::Mapped | Populate::ByFaults | Populate::Untouched => self.memory,
+        }
+    }
+
+    /// Whether the second stage is there from the start.
+    fn is_mapped(&self) -> bool {
+        matches!(self.populate, Populate::Mapped | Populate::Shared(_))
+    }
 }
 
 /// Why a virtual machine cannot be built.
@@ -81,6 +103,13 @@ pub enum BuildError {
         memory: Bytes,
         /// The page size.
         page: PageSize,
+    },
+    /// Memory that slots share, of a size that does not cut the guest's into slots.
+    Shared {
+        /// What they share.
+        memory: Bytes,
+        /// What there would be of them.
+        slots: u64,
     },
     /// More guest memory than the second stage translates.
     InputWidth {
@@ -113,6 +142,10 @@ impl fmt::Display for BuildError {
             BuildError::Memory { memory, page } => {
                 write!(f, "guest memory of {memory} is not a positive multiple of the page size {page}")
             }
+            BuildError::Shared { memory, slots } => write!(
+                f,
+                "{memory} shared by {slots} memslots: take a multiple of the page size that divides the guest's memory into 1 to {MOST_SLOTS}"
+            ),
             BuildError::InputWidth { memory, bits } => write!(
                 f,
                 "guest memory of {memory} does not fit the {bits}-bit input of the second stage; use less memory or more levels"
@@ -157,11 +190,12 @@ pub fn build_without_threads<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> 
     tables = tables.with_reuse(Reuse::Quarantine);
     let small = two.geometry().page_size(Level::LAST);
     let mut primary = PrimaryMmu::new(Hpa::new(4.GiB()), small);
-    let memory = HvaRange::new(GUEST_MEMORY, spec.memory);
+    let backing = spec.backing();
+    let memory = HvaRange::new(GUEST_MEMORY, backing);
     primary.map(memory, vma_of(spec.page, two.geometry()));
     let host = match spec.populate {
         Populate::Untouched => Hpa::new(0),
-        _ => primary.populate(memory, PageSize::SIZE_1G.min(largest(spec.memory.0)), spec.page),
+        _ => primary.populate(memory, PageSize::SIZE_1G.min(largest(backing.0)), spec.page),
     };
     let guest = premapped(platform, spec)?;
     // User space has written the guest's tables: their pages are there.
@@ -171,18 +205,21 @@ pub fn build_without_threads<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> 
         primary.map(range, vma_of(small, two.geometry()));
         primary.populate(range, PageSize::SIZE_64K, small);
     }
-    let root = match spec.populate {
-        Populate::Mapped => populate(&mut tables, &two, spec.memory.0, leaf_level, host)?,
-        Populate::ByFaults | Populate::Untouched => alloc(&mut tables, &two, two.geometry().root())?,
+    let root = if spec.is_mapped() {
+        populate(&mut tables, &two, spec.memory.0, leaf_level, HpaRange::new(host, backing))?
+    } else {
+        alloc(&mut tables, &two, two.geometry().root())?
     };
     let mut world = World::new(platform.arch, platform.costs.clone(), tables, primary, root);
-    if spec.populate == Populate::Mapped {
+    if spec.is_mapped() {
         // Whoever mapped it has cleaned it.
-        world.mark_clean(HpaRange::new(host, spec.memory));
+        world.mark_clean(HpaRange::new(host, backing));
     }
     let mut sim = Sim::new(world);
-    let gpa = GpaRange::new(Gpa::new(0), spec.memory);
-    sim.add_slot(Memslot { id: SlotId(0), gpa, hva: GUEST_MEMORY, flags: SlotFlags::empty() });
+    for slot in 0..spec.memory.0 / backing.0 {
+        let gpa = GpaRange::new(Gpa::new(slot * backing.0), backing);
+        sim.add_slot(Memslot { id: SlotId(slot as u16), gpa, hva: GUEST_MEMORY, flags: SlotFlags::empty() });
+    }
     if let Some((gpa, hva)) = guest_slot {
         sim.add_slot(Memslot { id: GUEST_TABLES, gpa, hva, flags: SlotFlags::empty() });
     }
@@ -230,6 +267,12 @@ fn check<A: Arch>(platform: &Platform<A>, spec: &VmSpec) -> Result<(), BuildErro
     if spec.memory.0 > geometry.input_bytes() {
         return Err(BuildError::InputWidth { memory: spec.memory, bits: geometry.input_bits() });
     }
+    let shared = spec.backing();
+    let slots = spec.memory.0.checked_div(shared.0).unwrap_or(0);
+    let pages = shared.0.is_multiple_of(spec.page.bytes());
+    if !pages || !(1..=MOST_SLOTS).contains(&slots) || slots * shared.0 != spec.memory.0 {
+        return Err(BuildError::Shared { memory: shared, slots });
+    }
     Ok(())
 }
 
@@ -250,12 +293,12 @@ fn largest(bytes: u64) -> PageSize {
 
 /// Host-physical addresses for tables, above all backing pages that a run may allocate.
 fn table_pool(spec: &VmSpec, output_bits: u32) -> Result<RamRange, BuildError> {
-    let base = spec.memory.0.saturating_mul(3).max(1.TiB()).next_power_of_two();
+    let base = spec.backing().0.saturating_mul(3).max(1.TiB()).next_power_of_two();
     // Twice the tables of a fully mapped guest, and room for the rest.
     let bytes = (spec.memory.0 / 128).max(1.GiB()).next_power_of_two();
     if output_bits < 64 && base.saturating_add(bytes) > 1 << output_bits {
         return Err(BuildError::Tables(format!(
-            "guest memory of {} and its tables do not fit {output_bits}-bit host addresses; use less memory",
+            "guest memory of {} and its tables do not fit {output_bits}-bit host addresses; use less memory, or memslots that share it",
             spec.memory
         )));
     }
@@ -266,13 +309,13 @@ fn alloc<F: Format>(tables: &mut TableMemory, format: &F, level: Level) -> Resul
     tables.alloc(level, table_words(format, level)).map_err(|error| BuildError::Tables(error.to_string()))
 }
 
-/// Maps `[0, memory)` to consecutive host pages from `host` on by leaves of `leaf_level`; returns the root.
+/// Maps `[0, memory)` to consecutive host pages by leaves of `leaf_level`, from the first on again wherever `host` ends; returns the root.
 fn populate<F: Format>(
     tables: &mut TableMemory,
     format: &F,
     memory: u64,
     leaf_level: Level,
-    host: Hpa,
+    host: HpaRange,
 ) -> Result<Hpa, BuildError> {
     let geometry = *format.geometry();
     let leaves = memory >> geometry.shift(leaf_level);
@@ -313,15 +356,16 @@ fn fill_leaves<F: Format>(
     level: Level,
     table: Hpa,
     leaves: u64,
-    host: Hpa,
+    host: HpaRange,
 ) -> Result<(), BuildError> {
     let page = format.geometry().page_size(level).bytes();
     let mut done = 0;
     while done < leaves {
-        let output = host + done * page;
+        let at = done * page % host.bytes.0;
+        let output = host.start + at;
         let leaf = Leaf { output, perms: Perms::RWX.with(Perms::DIRTY), accessed: true, attrs: F::Attrs::default() };
         let first = format.encode_leaf(level, &leaf).map_err(BuildError::Encode)?;
-        let run = format.progression(level, output).min(leaves - done).max(1);
+        let run = format.progression(level, output).min(leaves - done).min((host.bytes.0 - at) / page).max(1);
         tables
             .fill_run(table + 8 * done, run, Progression { first, step: page })
             .map_err(|error| BuildError::Tables(error.to_string()))?;

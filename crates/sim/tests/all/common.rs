@@ -2,9 +2,9 @@
 
 #![allow(dead_code, reason = "every test uses some of these")]
 
-use arch_arm64_s2::{Stage1, Stage1Config, Stage2, Stage2Config};
+use arch_arm64_s2::{Features, GranuleSupport, Stage1, Stage1Config, Stage2, Stage2Config};
 use arch_ppc_radix::{BasePage, Radix};
-use arch_x86_ept::{EptConfig, LongModeConfig};
+use arch_x86_ept::{EptConfig, LongModeConfig, WalkLength};
 use mmu_core::machine::Machine;
 use mmu_core::{ByteUnits, Bytes, PageSize};
 use mmu_sim::arch::Arch2;
@@ -32,6 +32,28 @@ pub fn arm64() -> Platform<Arch2<Stage1, Stage2>> {
 pub fn power() -> Platform<Arch2<Radix, Radix>> {
     let (one, two) = (Radix::process(BasePage::K64), Radix::partition(BasePage::K64));
     Platform::new(Arch2 { name: "power", one, two }, &Machine::builtin("ibm-power9").unwrap())
+}
+
+/// x86 whose second stage has five levels.
+pub fn x86_five_levels() -> Platform<Arch2<arch_x86_ept::LongMode, arch_x86_ept::Ept>> {
+    let platform = x86();
+    let two = EptConfig::new().walk_length(WalkLength::Five).max_phys_addr(52).build().unwrap();
+    Platform { arch: Arch2 { two, ..platform.arch }, ..platform }
+}
+
+/// arm64 with 4K granules and 52-bit IPAs, at the costs of Neoverse N1.
+pub fn arm64_52_bits() -> Platform<Arch2<Stage1, Stage2>> {
+    let platform = arm64();
+    let features = Features { pa_bits: 52, granule_4k: GranuleSupport::Lpa2, ..Features::default() };
+    let two = Stage2Config { ipa_bits: 52, features, ..Stage2Config::default() }.build().unwrap();
+    Platform { arch: Arch2 { two, ..platform.arch }, ..platform }
+}
+
+/// POWER radix with 4K base pages on POWER9.
+pub fn power_4k() -> Platform<Arch2<Radix, Radix>> {
+    let platform = power();
+    let (one, two) = (Radix::process(BasePage::K4), Radix::partition(BasePage::K4));
+    Platform { arch: Arch2 { one, two, ..platform.arch }, ..platform }
 }
 
 /// A guest that touches a few megabytes per vCPU, uniformly.

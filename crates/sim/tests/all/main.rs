@@ -12,6 +12,7 @@ mod dirty_log;
 mod events;
 mod every_root;
 mod faults;
+mod four_pebibytes;
 mod host_costs;
 mod hpt_switch;
 mod memslots;
