@@ -86,6 +86,7 @@ impl Tree {
     }
 
     /// The table that holds the leaf of `gpa`.
+    #[inline]
     pub fn leaf_table(&self, gpa: Gpa) -> Hpa {
         let geometry = self.ept.geometry();
         let mut table = self.root;

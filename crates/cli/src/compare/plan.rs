@@ -159,7 +159,10 @@ pub(crate) fn refused(plan: &Plan, error: &BuildError) -> CliError {
         BuildError::NoVcpus | BuildError::TooManyVcpus(_) => format!("--vcpus {}", vm.vcpus),
         BuildError::PageSize { page, .. } if *page == vm.page => format!("--page-size {page}"),
         BuildError::PageSize { .. } => guest_page(),
-        BuildError::Memory { .. } | BuildError::InputWidth { .. } | BuildError::Tables(_) => memory,
+        BuildError::Memory { .. }
+        | BuildError::Shared { .. }
+        | BuildError::InputWidth { .. }
+        | BuildError::Tables(_) => memory,
         BuildError::Guest(_) => format!("{memory} {}", guest_page()),
         BuildError::Replay(_) => "--trace".to_owned(),
         BuildError::Encode(_) | BuildError::Machine(_) => format!("--machine {}", plan.machine.name),

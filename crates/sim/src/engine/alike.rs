@@ -108,6 +108,7 @@ impl Alike {
 
 impl<A: Arch> World<A> {
     /// How many of `len` table entries from `at` on have alike subtrees, and what those are; `None` where not even the first has.
+    #[inline(never)]
     pub(super) fn alike_below(&self, at: Hpa, len: u64, level: Level) -> Option<Alike> {
         let two = self.arch.two();
         let geometry = two.geometry();

@@ -99,6 +99,12 @@ impl Breath {
     }
 }
 
+impl OneSlice {
+    fn ended(items: u64, visits: u64, worked: u64, breath: Breath, over: u64) -> Self {
+        Self { items, visits, worked, breathed: breath.last, over, longest: breath.longest }
+    }
+}
+
 impl Pace {
     /// A walk over items of `level`, with times that are set afterwards.
     pub(super) fn new(asks: Asks, geometry: &Geometry, level: Level, [read, ask, work]: [u64; 3]) -> Self {
@@ -173,7 +179,7 @@ impl Pace {
                 if self.asks == Asks::Before {
                     now += ask;
                     if now >= self.slice {
-                        return Some(self.ended(p - start, visits + 1, worked, breath, now));
+                        return Some(OneSlice::ended(p - start, visits + 1, worked, breath, now));
                     }
                     breath.at(now);
                 }
@@ -186,7 +192,7 @@ impl Pace {
                     Asks::Before => (p - start, worked, now + read + ask),
                     Asks::Behind => (p + 1 - start, now + read + work, now + read + work + ask),
                 };
-                return (start + items < end).then(|| self.ended(items, visits + 1, worked, breath, over));
+                return (start + items < end).then(|| OneSlice::ended(items, visits + 1, worked, breath, over));
             }
             self.breathe(&mut breath, storey, n, now);
             let (cycles, entries) = self.units[storey];
@@ -216,10 +222,6 @@ impl Pace {
                 breath.last = end;
             }
         }
-    }
-
-    fn ended(&self, items: u64, visits: u64, worked: u64, breath: Breath, over: u64) -> OneSlice {
-        OneSlice { items, visits, worked, breathed: breath.last, over, longest: breath.longest }
     }
 
     /// What a slice adds to others.
@@ -373,7 +375,7 @@ mod tests {
             for storey in (0..=pace.storey(p)).rev() {
                 walker.read();
                 if pace.asks == Asks::Before && walker.ask() {
-                    return Some(pace.ended(p - start, walker.visits, worked, walker.breath, walker.now));
+                    return Some(OneSlice::ended(p - start, walker.visits, worked, walker.breath, walker.now));
                 }
                 if storey > 0 {
                     walker.read();
@@ -383,7 +385,7 @@ mod tests {
             worked = walker.now;
             p += 1;
             if pace.asks == Asks::Behind && walker.ask() {
-                return (p < end).then(|| pace.ended(p - start, walker.visits, worked, walker.breath, walker.now));
+                return (p < end).then(|| OneSlice::ended(p - start, walker.visits, worked, walker.breath, walker.now));
             }
         }
     }

@@ -36,6 +36,24 @@ struct Region {
     below: Option<Alike>,
 }
 
+impl Region {
+    /// The removal of all of its subtrees.
+    fn removal(&self, ask: &Slices) -> Option<RemoveSubtrees> {
+        let SliceWork::Subtrees { unlinked, marker } = ask.work else { return None };
+        let (at, len, level, check) = (self.at, self.len, ask.level, ask.check);
+        Some(RemoveSubtrees { at, len, level, unlinked, marker, check, flush: None })
+    }
+}
+
+/// A walk through a region.
+#[derive(Clone, Copy, Debug)]
+struct Course {
+    ask: Slices,
+    region: Region,
+    pace: Pace,
+    horizon: Horizon,
+}
+
 impl<A: Arch> World<A> {
     /// Replies how many entries were worked on (0: go on slice by slice), after which the walk has just yielded again.
     #[inline(never)]
@@ -57,7 +75,8 @@ impl<A: Arch> World<A> {
         }
         let Some(region) = self.region(ask, left) else { return none };
         let Some(pace) = self.pace(ask, &region) else { return none };
-        let Some(done) = self.pass(ask, &region, &pace, actor, horizon, vcpus) else { return none };
+        let course = Course { ask: *ask, region, pace, horizon };
+        let Some(done) = self.pass(&course, actor, vcpus) else { return none };
         self.disturbed = true;
         Reply::one(done)
     }
@@ -88,6 +107,7 @@ impl<A: Arch> World<A> {
     }
 
     /// The entries from where the walk stopped on, as far as all tables above them and everything below is alike.
+    #[inline(never)]
     fn region(&self, ask: &Slices, left: u64) -> Option<Region> {
         let two = self.arch.two();
         let geometry = two.geometry();
@@ -152,7 +172,7 @@ impl<A: Arch> World<A> {
                 self.entry_costs(ask.check, (apply != Apply::Nothing).then_some(atomicity), work).1
             }
             (SliceWork::Subtrees { .. }, Some(below)) => {
-                self.removal_costs(&self.removal(ask, region)?, below, Cycles::ZERO).1
+                self.removal_costs(&region.removal(ask)?, below, Cycles::ZERO).1
             }
             (SliceWork::Subtrees { .. }, None) => return None,
         };
@@ -166,26 +186,12 @@ impl<A: Arch> World<A> {
         (work > Cycles::ZERO).then_some(pace)
     }
 
-    /// The removal of all of the region's subtrees.
-    fn removal(&self, ask: &Slices, region: &Region) -> Option<RemoveSubtrees> {
-        let SliceWork::Subtrees { unlinked, marker } = ask.work else { return None };
-        let (at, len, level, check) = (region.at, region.len, ask.level, ask.check);
-        Some(RemoveSubtrees { at, len, level, unlinked, marker, check, flush: None })
-    }
-
     /// Goes through the slices of a region; how many of its entries that was.
-    fn pass(
-        &mut self,
-        ask: &Slices,
-        region: &Region,
-        pace: &Pace,
-        actor: &mut ActorState,
-        horizon: Horizon,
-        vcpus: &mut [Vcpu<A>],
-    ) -> Option<u64> {
+    fn pass(&mut self, course: &Course, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) -> Option<u64> {
+        let Course { region, pace, .. } = course;
         // Whatever is retired before the last of these is free behind them.
         let kept = region.below.map_or(1, |_| self.costs.rcu_grace.0.div_ceil(pace.slice.max(1)) + 2);
-        let (end, room) = (region.first + region.len, horizon.others.since(actor.now).0);
+        let (end, room) = (region.first + region.len, course.horizon.others.since(actor.now).0);
         let limit = end.saturating_sub((kept + 1) * pace.most());
         let cycles = room.saturating_sub(kept * pace.longest());
         let mut memo = self.memo.take().filter(|memo| memo.is_of(pace)).unwrap_or_else(|| Box::new(Memo::new(*pace)));
@@ -194,7 +200,7 @@ impl<A: Arch> World<A> {
         if total.slices == 0 {
             return None;
         }
-        self.book(ask, pace, &total, actor, vcpus);
+        self.book(course, &total, actor, vcpus);
         let mut done = total.items;
         let until = Cycles(actor.now.0.saturating_add(room - total.cycles));
         for _ in 0..kept {
@@ -202,10 +208,10 @@ impl<A: Arch> World<A> {
             if actor.now + Cycles(pace.longest()) > until {
                 break;
             }
-            self.go_through(ask, region, pace, &one, done, actor, horizon, vcpus);
+            self.go_through(course, &one, done, actor, vcpus);
             done += one.items;
         }
-        self.apply(ask, region, done, actor);
+        self.apply(course, done, actor);
         if let Some(below) = &region.below {
             for frames in self.frames_below(below, total.items) {
                 self.counters.zapped_tables += frames.count;
@@ -220,7 +226,8 @@ impl<A: Arch> World<A> {
     }
 
     /// Books slices that nobody has to go through: what they leave behind but words.
-    fn book(&mut self, ask: &Slices, pace: &Pace, total: &Total, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) {
+    fn book(&mut self, course: &Course, total: &Total, actor: &mut ActorState, vcpus: &mut [Vcpu<A>]) {
+        let Course { ask, pace, .. } = course;
         let flush = ask.flush.map_or(Cycles::ZERO, |flush| self.unanswered_flush_cost(flush));
         if let Some(flush) = ask.flush {
             self.count_unanswered_flushes(flush, total.slices, vcpus);
@@ -241,18 +248,15 @@ impl<A: Arch> World<A> {
     }
 
     /// One slice, by the operations that the protocol asks for between the entries.
-    #[allow(clippy::too_many_arguments, reason = "a slice's place, and all that operations act on")]
     fn go_through(
         &mut self,
-        ask: &Slices,
-        region: &Region,
-        pace: &Pace,
+        course: &Course,
         one: &OneSlice,
         done: u64,
         actor: &mut ActorState,
-        horizon: Horizon,
         vcpus: &mut [Vcpu<A>],
     ) {
+        let Course { ask, region, pace, horizon } = course;
         let start = actor.slice;
         self.counters.visits += one.visits;
         if let Some(below) = &region.below {
@@ -276,14 +280,15 @@ impl<A: Arch> World<A> {
             Some(Op::RcuLock),
         ];
         for op in yields.into_iter().flatten() {
-            let performed = self.perform(op, actor, horizon, vcpus);
+            let performed = self.perform(op, actor, *horizon, vcpus);
             debug_assert!(matches!(performed, Performed::Done(_)), "{op:?} waits for somebody");
         }
     }
 
     /// What becomes of the first `done` entries of the region, and of what is below.
-    fn apply(&mut self, ask: &Slices, region: &Region, done: u64, actor: &ActorState) {
-        let applied = match (ask.work, &region.below, self.removal(ask, region)) {
+    fn apply(&mut self, course: &Course, done: u64, actor: &ActorState) {
+        let Course { ask, region, .. } = course;
+        let applied = match (ask.work, &region.below, region.removal(ask)) {
             (SliceWork::Leaves { apply, work, .. }, ..) => {
                 if work == Some(Work::ReleaseLeaf) {
                     self.hand_over(region.at, done, actor);

@@ -298,7 +298,7 @@ fn table_pool(spec: &VmSpec, output_bits: u32) -> Result<RamRange, BuildError> {
     let bytes = (spec.memory.0 / 128).max(1.GiB()).next_power_of_two();
     if output_bits < 64 && base.saturating_add(bytes) > 1 << output_bits {
         return Err(BuildError::Tables(format!(
-            "guest memory of {} and its tables do not fit {output_bits}-bit host addresses; use less memory, or memslots that share it",
+            "guest memory of {} and its tables do not fit {output_bits}-bit host addresses; use less memory, or memslots that share it (`Populate::Shared`)",
             spec.memory
         )));
     }

@@ -305,13 +305,13 @@ fn four_passes<F: Format>(shape: &Shape<F>, costs: &Costs, done: &Outcome, strat
         };
         // The visits of what is below are counted as all others are.
         let torn = if pass == 0 { 0 } else { (goals[pass - 1]..goal).map(|level| shape.entries(level)).sum() };
-        work = work + (costs.atomic + below).times(shape.used(goal)).since(costs.visit.times(torn));
+        work += (costs.atomic + below).times(shape.used(goal)).since(costs.visit.times(torn));
         asks += (goal..=root).map(|level| shape.entries(level)).sum::<u64>();
         visits += torn + (goal..=root).map(|level| shape.entries(level)).sum::<u64>();
         visits += (goal + 1..=root).map(|level| shape.used(level)).sum::<u64>();
     }
     let (counters, yields) = (&done.counters, done.counters.reschedules);
-    work = work + (costs.lock_local.times(2) + costs.reschedule).times(yields) + costs.visit.times(counters.visits);
+    work += (costs.lock_local.times(2) + costs.reschedule).times(yields) + costs.visit.times(counters.visits);
     let beside = costs.lock_local.times(6) + costs.alloc_table;
     let asked = done.finished.0 - (work + beside).0;
     assert_eq!(asked % costs.resched_check.0, 0, "{asked} cycles of questions");
