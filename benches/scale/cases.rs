@@ -22,8 +22,8 @@ use mmusim::{
     Platform, Populate, Seed, Threads, VmSpec, Workload, arch, strategies,
 };
 
-use super::petabytes;
 use super::scatter::Scatter;
+use super::{petabytes, touched};
 
 /// Formats that hold 4 PiB.
 pub const FORMATS: [&str; 3] = ["ept", "arm64", "radix"];
@@ -44,6 +44,8 @@ pub enum Case {
     Tables { format: &'static str, work: &'static str },
     /// 4 PiB, or so much memory, through the engine: a piece of work, or the number of a zap strategy.
     Engine { format: &'static str, memory: u64, work: &'static str },
+    /// One page in a hundred of so much memory is touched.
+    Touched { memory: u64 },
     /// A zap of everything.
     Zap { memory: u64, strategy: usize },
     /// Random accesses to a terabyte.
@@ -99,6 +101,7 @@ impl fmt::Display for Case {
         match self {
             Case::Tables { format, work } => write!(f, "tables {format} {work}"),
             Case::Engine { format, memory, work } => write!(f, "engine {format} {memory} {work}"),
+            Case::Touched { memory } => write!(f, "touched {memory}"),
             Case::Zap { memory, strategy } => write!(f, "zap {memory} {strategy}"),
             Case::Busy { vcpus, host, threads } => write!(f, "busy {vcpus} {host} {threads}"),
             Case::Contended { window } => write!(f, "contended {window}"),
@@ -122,6 +125,7 @@ impl FromStr for Case {
                 let work = name(work, &petabytes::WORK).or_else(|_| name(work, &STRATEGIES))?;
                 Case::Engine { format, memory, work }
             }
+            ["touched", memory] => Case::Touched { memory: number(memory)? },
             ["zap", memory, strategy] => Case::Zap { memory: number(memory)?, strategy: number(strategy)? as usize },
             ["busy", vcpus, host, threads] => Case::Busy {
                 vcpus: number(vcpus)? as usize,
@@ -142,6 +146,7 @@ pub fn smallest() -> Vec<Case> {
         let works = petabytes::WORK.into_iter().chain(STRATEGIES);
         all.extend(works.map(|work| Case::Engine { format, memory: 4.GiB(), work }));
     }
+    all.push(Case::Touched { memory: 1.GiB() });
     all.push(Case::Zap { memory: 1.GiB(), strategy: 9 });
     all.extend(HOSTS.map(|host| Case::Busy { vcpus: 1, host, threads: 1 }));
     all.push(Case::Contended { window: 3200 });
@@ -155,6 +160,7 @@ impl Case {
         match self {
             Case::Tables { format, work } => tables(format, work),
             Case::Engine { format, memory, work } => petabytes::run(format, memory, work),
+            Case::Touched { memory } => touched::run(memory),
             Case::Zap { memory, strategy } => zap(memory, strategy),
             Case::Busy { vcpus, host, threads } => busy(vcpus, host, threads),
             Case::Contended { window } => contended(window),
