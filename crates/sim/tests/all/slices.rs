@@ -4,7 +4,9 @@
 use crate::common::{arm64, power, small_vm, x86};
 use mmu_core::{ByteUnits, Bytes, Cycles, Format, Gpa, GpaRange, Level};
 use mmu_sim::arch::Arch;
-use mmu_sim::engine::{ActorStats, GuestPaging, HostCounters, LockId, LockStats, RcuStats, Runs, Sim, Stopped};
+use mmu_sim::engine::{
+    ActorStats, GuestPaging, HostCounters, LockId, LockMode, LockStats, RcuStats, Runs, Sim, Stopped,
+};
 use mmu_sim::experiment::zap::{Strategy, Target, strategies};
 use mmu_sim::experiment::{Platform, VmSpec, build};
 use mmu_sim::protocols::dirty_log::{DirtyLog, DirtyPolicy, LogKind, SplitWhen, Tracking, enable};
@@ -108,6 +110,46 @@ fn zaps_of_every_strategy_on_every_format() {
     every_strategy(&x86(), 48.MiB(), 50_000);
     every_strategy(&arm64(), 48.MiB(), 90_000);
     every_strategy(&power(), 1.GiB(), 40_000);
+}
+
+/// Somebody else takes the lock now and then, at moments that have nothing to do with slices, and gives it back a while later.
+fn beside_others(strategy: Strategy, slice: u64, every: u64, runs: Runs) -> (Outcome, u64) {
+    let mut sim = idle(&hurried(&x86(), slice, slice), 48.MiB(), runs);
+    sim.spawn("zap", Cycles(10_000), move |host| {
+        Box::pin(async move {
+            match strategy.target {
+                Target::Range => {
+                    let all = GpaRange::new(Gpa::new(0), Bytes(48.MiB()));
+                    notifier::invalidate_range(&host, all, &strategy.policy).await;
+                }
+                Target::Root => memslot::zap_all_fast(&host, &strategy.policy).await.unwrap(),
+            }
+        })
+    });
+    sim.spawn("other", Cycles(0), move |host| {
+        Box::pin(async move {
+            for _ in 0..4 {
+                host.sleep(Cycles(every)).await;
+                host.lock(LockId::MMU, LockMode::Write).await;
+                host.sleep(Cycles(every / 7)).await;
+                host.unlock(LockId::MMU).await;
+            }
+        })
+    });
+    end(sim)
+}
+
+#[test]
+fn zaps_beside_somebody_who_takes_the_lock() {
+    let mut worked_out = 0;
+    for strategy in strategies() {
+        for every in [120_001, 700_003, 1_500_007] {
+            let (whole, together) = beside_others(strategy, 9_000, every, Runs::Whole);
+            worked_out += together;
+            assert_eq!(whole, beside_others(strategy, 9_000, every, Runs::Single).0, "{} {every}", strategy.name);
+        }
+    }
+    assert!(worked_out > 1000, "{worked_out}");
 }
 
 proptest! {
