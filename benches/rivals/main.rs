@@ -29,7 +29,7 @@ use std::time::Instant;
 
 use report::{Asked, Samples, Table};
 use scatter::Scatter;
-use tables::{ByHand, Ours, Tables};
+use tables::{ByHand, Ours, Shared, Tables};
 
 /// What is measured, in this order.
 const WORK: [&str; 5] = ["map", "walk", "iterate", "protect", "unmap"];
@@ -96,9 +96,10 @@ fn round<T: Tables>(pages: &Pages, figures: &mut Figures) {
 type Round = fn(&Pages, &mut Figures);
 
 /// All of them, the limit first.
-const ALL: [(&str, Round); 6] = [
+const ALL: [(&str, Round); 7] = [
     (ByHand::NAME, round::<ByHand>),
     (Ours::NAME, round::<Ours>),
+    (Shared::NAME, round::<Shared>),
     (crates::x86::Tables::NAME, round::<crates::x86::Tables>),
     (crates::multiarch::Tables::NAME, round::<crates::multiarch::Tables>),
     (crates::generic::Tables::NAME, round::<crates::generic::Tables>),

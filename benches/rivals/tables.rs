@@ -1,12 +1,14 @@
 //! What all of them can do, ours and the hand-written arrays included.
 
-use mmusim::core::Format;
+use mmusim::core::mapper::{Mapper, PageKind};
+use mmusim::core::memory::Stretch;
 use mmusim::core::walk::walk;
-use mmusim::{Access, Gpa, Hpa};
+use mmusim::x86::Ept;
+use mmusim::{Access, Format, Gpa, Hpa, Level};
 
 use super::crates::{arm, generic, multiarch, x86};
 use super::sum::sum;
-use super::tree::{HandWritten, Tree};
+use super::tree::{HandWritten, Tree, leaf};
 
 /// First-to-last-level tables of one address space.
 pub trait Tables {
@@ -27,17 +29,58 @@ pub trait Tables {
     fn unmap(&mut self, gpa: u64);
 }
 
-/// mmusim, one page at a time as the others.
-pub struct Ours(Tree);
+/// mmusim's mapper, which has the tables to itself.
+pub struct Ours {
+    mapper: Mapper<Ept>,
+    kind: PageKind<Ept>,
+}
 
-impl Ours {
+impl Tables for Ours {
+    const NAME: &'static str = "mmusim";
+
+    fn new() -> Self {
+        let Tree { ept, memory, root } = Tree::new();
+        Self {
+            mapper: Mapper::new(ept, memory, root),
+            kind: PageKind::new(&ept, Level::LAST, leaf(Hpa::new(0))).expect("a legal leaf"),
+        }
+    }
+    fn map(&mut self, gpa: u64, host: u64) {
+        self.mapper.map(gpa, Hpa::new(host), &self.kind).expect("not mapped before");
+    }
+    fn walk(&mut self, gpa: u64) -> u64 {
+        self.mapper.walk(gpa, Access::READ).map_or(0, |found| found.output.raw())
+    }
+    fn iterate(&mut self, pages: u64) -> Option<u64> {
+        let mask = self.mapper.format().present_mask();
+        let mut sum = 0;
+        self.mapper.each_leaf(0..pages << 12, |_, _, stretch| {
+            sum ^= match stretch {
+                Stretch::Run(run) => (0..run.len).fold(0, |sum, i| sum ^ run.word(i)),
+                Stretch::Words(words) => words.iter().filter(|&&word| word & mask != 0).fold(0, |sum, word| sum ^ word),
+            };
+        });
+        Some(sum)
+    }
+    fn protect(&mut self, gpa: u64) {
+        self.mapper.change(gpa, Ept::write_protect).expect("mapped");
+    }
+    fn unmap(&mut self, gpa: u64) {
+        self.mapper.unmap(gpa).expect("mapped");
+    }
+}
+
+/// mmusim's table memory without it: every store is counted at once, and each page comes down from the root.
+pub struct Shared(Tree);
+
+impl Shared {
     fn leaf(&self, gpa: u64) -> Hpa {
         self.0.leaf_table(Gpa::new(gpa)) + 8 * (gpa >> 12 & 511)
     }
 }
 
-impl Tables for Ours {
-    const NAME: &'static str = "mmusim";
+impl Tables for Shared {
+    const NAME: &'static str = "mmusim, TableMemory";
 
     fn new() -> Self {
         Self(Tree::new())

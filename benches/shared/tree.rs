@@ -3,7 +3,7 @@
 // Each bench uses a part of it.
 #![allow(dead_code)]
 
-use arch_x86_ept::{Ept, EptConfig};
+use arch_x86_ept::{Ept, EptAttrs, EptConfig};
 use mmu_core::image::RamRange;
 use mmu_core::memory::TableMemory;
 use mmu_core::walk::walk;
@@ -22,6 +22,11 @@ pub enum Backing {
     Contiguous,
     /// Anywhere, so leaf tables are plain words.
     Scattered,
+}
+
+/// A leaf as all are.
+pub fn leaf(output: Hpa) -> Leaf<EptAttrs> {
+    Leaf { output, perms: Perms::RWX.with(Perms::DIRTY), accessed: true, attrs: EptAttrs::default() }
 }
 
 /// Four levels of EPT tables over a guest of 4K pages.
@@ -72,9 +77,7 @@ impl Tree {
             table = if self.ept.is_mapped(word) { self.ept.next_table(level, word) } else { self.grow(at, level) };
             level = level.down().expect("above the last level");
         }
-        let leaf =
-            Leaf { output: host, perms: Perms::RWX.with(Perms::DIRTY), accessed: true, attrs: Default::default() };
-        let word = self.ept.encode_leaf(Level::LAST, &leaf).expect("a legal leaf");
+        let word = self.ept.encode_leaf(Level::LAST, &leaf(host)).expect("a legal leaf");
         self.memory.write(table + 8 * (gpa.raw() >> 12 & 511), word).expect("a live table");
     }
 

@@ -9,6 +9,7 @@ pub mod geometry;
 pub mod hashed;
 pub mod image;
 pub mod machine;
+pub mod mapper;
 pub mod memory;
 pub mod range;
 pub mod tlb;

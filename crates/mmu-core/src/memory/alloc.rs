@@ -15,15 +15,9 @@ impl TableMemory {
     /// # Errors
     /// A size that is no power of two from 32 to 262,144 words, a level that does not exist, or a full pool.
     pub fn alloc(&mut self, level: Level, words: usize) -> Result<Hpa, AllocError> {
-        let shift = check(level, words)?;
-        let p = match self.roomy[class(shift)].first() {
-            Some(&p) => p as usize,
-            None => self.open_slab(1, words, shift)?,
-        };
-        let slot = self.take_slot(p);
-        let start = self.first_word(p, slot);
+        let (p, slot) = self.take_frame(level, words)?;
         self.install(p, slot, level, Line::ZERO);
-        Ok(self.address(start))
+        Ok(self.address(self.first_word(p, slot)))
     }
 
     /// `frames` consecutive frames of `words` words with one reference each, filled by `fill` without a break. Whole 2 MiB
@@ -59,6 +53,7 @@ impl TableMemory {
                 self.make_slab(p, shift);
             }
             let here = left.min(per_piece);
+            self.frames[level.index()] += here;
             for _ in 0..here {
                 let slot = self.bump_slot(p);
                 self.install(p, slot, level, line);
@@ -185,6 +180,17 @@ impl TableMemory {
 
     // ---- slots ----
 
+    /// Piece and slot of one more frame; nothing is in it yet.
+    pub(super) fn take_frame(&mut self, level: Level, words: usize) -> Result<(usize, u32), AllocError> {
+        let shift = check(level, words)?;
+        let p = match self.roomy[class(shift)].first() {
+            Some(&p) => p as usize,
+            None => self.open_slab(1, words, shift)?,
+        };
+        self.frames[level.index()] += 1;
+        Ok((p, self.take_slot(p)))
+    }
+
     /// A slot for one more frame: the one freed last, else a fresh one.
     fn take_slot(&mut self, p: usize) -> u32 {
         let piece = self.pieces[p];
@@ -232,7 +238,6 @@ impl TableMemory {
     }
 
     fn install(&mut self, p: usize, slot: u32, level: Level, line: Line) {
-        self.frames[level.index()] += 1;
         self.replace(p, slot, Record::new(Body::Template(line), level.index() as u8, 1));
         if self.holding == Holding::Dense {
             self.make_dense(p, slot);

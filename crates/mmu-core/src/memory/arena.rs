@@ -42,6 +42,11 @@ impl<T: Copy, const UNIT: u32> Blocks<T, UNIT> {
     pub(super) fn all(&self) -> &[T] {
         &self.items
     }
+    /// All items, to be changed.
+    #[inline(always)]
+    pub(super) fn all_mut(&mut self) -> &mut [T] {
+        &mut self.items
+    }
     /// An item by its number among all items.
     #[inline(always)]
     pub(super) fn get(&self, item: usize) -> Option<&T> {
@@ -71,6 +76,26 @@ impl<T: Copy, const UNIT: u32> Blocks<T, UNIT> {
     pub(super) fn footprint(&self) -> u64 {
         let lists: usize = self.free.iter().map(|list| list.capacity() * size_of::<u32>()).sum();
         (self.items.capacity() * size_of::<T>() + lists) as u64
+    }
+}
+
+impl<const UNIT: u32> Blocks<u64, UNIT> {
+    /// A block of `1 << log` words (at least a unit), zero all of them.
+    // PERF: copied from zeros at hand, which is half of what writing one word after the other takes.
+    pub(super) fn take_zeroed(&mut self, log: u32) -> u32 {
+        const ZEROS: [u64; 512] = [0; 512];
+        if self.free.get(log as usize).is_some_and(|free| !free.is_empty()) {
+            return self.take(log, 0);
+        }
+        let start = self.items.len();
+        let mut left = 1usize << log;
+        grow(&mut self.items, left);
+        while left > 0 {
+            let some = left.min(ZEROS.len());
+            self.items.extend_from_slice(&ZEROS[..some]);
+            left -= some;
+        }
+        (start >> UNIT) as u32
     }
 }
 

@@ -78,11 +78,20 @@ impl TableMemory {
             return;
         }
         let (head, stride) = match self.record(p, slot).body {
-            Body::Dense { index, .. } => (u64::from(index) << super::MIN_SHIFT, UNIT_WORDS),
+            Body::Dense { index, .. } => return self.note_plain(p, slot, index),
             Body::Template(_) => (RECORD | u64::from(piece.index + slot), 0),
             Body::Overlay { .. } | Body::Never | Body::Freed { .. } => (NONE, 0),
         };
         self.heads.set(self.first_word(p, slot) >> UNIT_SHIFT, 1 << (shift - UNIT_SHIFT), head, stride);
+    }
+
+    /// Notes that the frame in a slot is held word by word, from this unit of all plain words on.
+    pub(super) fn note_plain(&mut self, p: usize, slot: u32, index: u32) {
+        let shift = u32::from(self.pieces[p].shift);
+        if shift >= UNIT_SHIFT {
+            let (first, units) = (self.first_word(p, slot) >> UNIT_SHIFT, 1 << (shift - UNIT_SHIFT));
+            self.heads.set(first, units, u64::from(index) << super::MIN_SHIFT, UNIT_WORDS);
+        }
     }
 
     /// Notes anew how all frames of a recorded piece are held, templates all of them.

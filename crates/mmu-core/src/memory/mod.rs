@@ -76,6 +76,7 @@ mod fold;
 mod frame;
 mod heads;
 mod info;
+mod loose;
 mod overlay;
 mod parting;
 mod progression;
@@ -93,6 +94,7 @@ pub use compare::ImportError;
 pub use error::{AllocError, FrameError, PoolError, TableFault};
 pub use frame::{FrameForm, FrameInfo};
 pub use info::Forms;
+pub(crate) use loose::{Home, Lines, NoFrame};
 pub use progression::{Masks, Progression, Run};
 pub use stretch::{Stretch, Stretches};
 

@@ -49,13 +49,19 @@ impl Occupied {
 
     /// Notes a whole block, of which `unit` is the first unit.
     pub(super) fn note_block(&mut self, unit: u32, words: &[u64]) {
-        let (first, units) = (unit as usize, words.len() >> MIN_SHIFT);
-        if self.0.len() < first + units {
-            let more = first + units - self.0.len();
-            super::arena::grow(&mut self.0, more);
-            self.0.resize(first + units, 0);
-        }
+        self.clear(unit, words.len());
         self.note_part(unit, words, 0, words.len());
+    }
+
+    /// Notes that a block of so many words holds nothing.
+    pub(super) fn clear(&mut self, unit: u32, words: usize) {
+        let (first, end) = (unit as usize, unit as usize + (words >> MIN_SHIFT));
+        if self.0.len() < end {
+            let more = end - self.0.len();
+            super::arena::grow(&mut self.0, more);
+            self.0.resize(end, 0);
+        }
+        self.0[first..end].fill(0);
     }
 
     /// Notes words `first..behind` of a block that has been noted before.

@@ -3,6 +3,7 @@
 use super::frame::{Body, PIECE_SHIFT};
 use super::heads::plain_item;
 use super::overlay::{self, Overlay};
+use super::progression::Line;
 use super::{Holding, TableFault, TableMemory};
 use crate::addr::Hpa;
 use crate::walk::Exchange;
@@ -203,18 +204,14 @@ impl TableMemory {
             Body::Overlay { line, index } => (line, Some(index)),
             _ => return,
         };
-        let shift = piece.shift as u32;
         let start = self.first_word(p, slot);
         let live = self.live_in(p, slot);
-        let home = self.slabs[piece.slab as usize].home;
-        let index = if home == super::frame::NONE {
-            self.dense.take(shift, 0)
-        } else {
-            home + (slot << (shift - super::MIN_SHIFT))
-        };
-        let words = self.dense.slice_mut(index, shift);
-        for (w, word) in (start..).zip(words.iter_mut()) {
-            *word = line.word(w);
+        let index = self.take_plain(p, slot);
+        let words = self.dense.slice_mut(index, piece.shift as u32);
+        if line != Line::ZERO {
+            for (w, word) in (start..).zip(words.iter_mut()) {
+                *word = line.word(w);
+            }
         }
         if let Some(overlay) = overlay {
             let exceptions = self.overlays[overlay as usize];
@@ -225,8 +222,21 @@ impl TableMemory {
         }
         self.occupied.note_block(index, words);
         let bends = if overlay.is_some() { bends(words) } else { 0 };
-        self.dense_frames += 1;
         self.replace(p, slot, record.with_body(Body::Dense { index, bends }).with_live(live));
+    }
+
+    /// Plain words for a frame that has none, zero all of them: their unit among all.
+    pub(super) fn take_plain(&mut self, p: usize, slot: u32) -> u32 {
+        let piece = self.pieces[p];
+        let shift = piece.shift as u32;
+        self.dense_frames += 1;
+        let home = self.slabs[piece.slab as usize].home;
+        if home == super::frame::NONE {
+            return self.dense.take_zeroed(shift);
+        }
+        let index = home + (slot << (shift - super::MIN_SHIFT));
+        self.dense.slice_mut(index, shift).fill(0);
+        index
     }
 }
 

@@ -343,7 +343,7 @@ fn attempt<F: Format, B: Bus + ?Sized>(
 
 /// The end of a walk at a leaf of `level` that reads `raw` by now.
 #[inline]
-fn translation(walk: &Walk, mapped: &Mapped, level: Level, raw: u64) -> Translation {
+pub(crate) fn translation(walk: &Walk, mapped: &Mapped, level: Level, raw: u64) -> Translation {
     let &Mapped { output, size, perms } = mapped;
     Translation { output: output + (walk.input & (size.bytes() - 1)), size, perms, level, raw }
 }

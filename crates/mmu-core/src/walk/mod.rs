@@ -10,6 +10,7 @@
 mod cursor;
 mod nested;
 
+pub(crate) use cursor::translation;
 pub use cursor::{Step, WalkCursor, walk};
 pub use nested::{CachedTable, NestedCursor, NestedFault, NestedStep, NoCaches, WalkCacheSet};
 
