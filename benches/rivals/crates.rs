@@ -39,6 +39,7 @@ pub mod x86 {
         }
 
         /// Maps one page.
+        #[inline(always)]
         pub fn map(&mut self, gpa: u64, host: u64) {
             let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE | PageTableFlags::ACCESSED;
             let page = Page::<Size4KiB>::containing_address(VirtAddr::new(gpa));
@@ -49,6 +50,7 @@ pub mod x86 {
         }
 
         /// Takes the permission to write from one page.
+        #[inline(always)]
         pub fn protect(&mut self, gpa: u64) {
             let page = Page::<Size4KiB>::containing_address(VirtAddr::new(gpa));
             // SAFETY: no processor uses these tables.
@@ -57,6 +59,7 @@ pub mod x86 {
         }
 
         /// Unmaps one page.
+        #[inline(always)]
         pub fn unmap(&mut self, gpa: u64) {
             let page = Page::<Size4KiB>::containing_address(VirtAddr::new(gpa));
             self.mapper.unmap(page).expect("mapped").1.ignore();
@@ -157,6 +160,7 @@ pub mod multiarch {
         }
 
         /// Maps one page.
+        #[inline(always)]
         pub fn map(&mut self, gpa: u64, host: u64) {
             let (gpa, host) = (VirtAddr::from(gpa as usize), PhysAddr::from(host as usize));
             let flags = MappingFlags::READ | MappingFlags::WRITE | MappingFlags::EXECUTE;
@@ -164,12 +168,14 @@ pub mod multiarch {
         }
 
         /// Takes the permission to write from one page.
+        #[inline(always)]
         pub fn protect(&mut self, gpa: u64) {
             let flags = MappingFlags::READ | MappingFlags::EXECUTE;
             self.0.cursor().protect(VirtAddr::from(gpa as usize), flags).expect("mapped");
         }
 
         /// Unmaps one page.
+        #[inline(always)]
         pub fn unmap(&mut self, gpa: u64) {
             self.0.cursor().unmap(VirtAddr::from(gpa as usize)).expect("mapped");
         }
@@ -277,17 +283,20 @@ pub mod generic {
         }
 
         /// Maps one page.
+        #[inline(always)]
         pub fn map(&mut self, gpa: u64, host: u64) {
             let (gpa, host) = (VirtAddr::from_usize(gpa as usize), PhysAddr::from_usize(host as usize));
             self.0.map_page(gpa, host, 4096, 7).expect("not mapped before");
         }
 
         /// Takes the permission to write from one page.
+        #[inline(always)]
         pub fn protect(&mut self, gpa: u64) {
             self.0.protect_page(VirtAddr::from_usize(gpa as usize), 5).expect("mapped");
         }
 
         /// Unmaps one page.
+        #[inline(always)]
         pub fn unmap(&mut self, gpa: u64) {
             self.0.unmap_page(VirtAddr::from_usize(gpa as usize)).expect("mapped");
         }
@@ -322,6 +331,7 @@ pub mod arm {
         }
 
         /// Maps one page.
+        #[inline(always)]
         pub fn map(&mut self, ipa: u64, host: u64) {
             let flags = Stage2Attributes::VALID | Stage2Attributes::ACCESS_FLAG | Stage2Attributes::S2AP_ACCESS_RW;
             let range = MemoryRegion::new(ipa as usize, ipa as usize + 4096);
@@ -330,11 +340,13 @@ pub mod arm {
         }
 
         /// Takes the permission to write from one page.
+        #[inline(always)]
         pub fn protect(&mut self, ipa: u64) {
             self.modify(ipa, Stage2Attributes::empty(), Stage2Attributes::S2AP_ACCESS_WO);
         }
 
         /// Unmaps one page.
+        #[inline(always)]
         pub fn unmap(&mut self, ipa: u64) {
             self.modify(ipa, Stage2Attributes::empty(), Stage2Attributes::VALID);
         }

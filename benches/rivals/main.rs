@@ -67,16 +67,15 @@ fn round<T: Tables>(pages: &Pages, figures: &mut Figures) {
             figures[work].add(start.elapsed().as_nanos() as f64 / pages.mapped.len() as f64);
         }
     };
-    let each = |body: &mut dyn FnMut(u64, u64)| {
-        pages.mapped.iter().for_each(|&(gpa, host)| body(gpa, host));
-        true
-    };
     measure(0, &mut || {
         pages.mapped.iter().for_each(|&(gpa, host)| tables.map(gpa, host));
         true
     });
     let mut sum = 0;
-    measure(1, &mut || each(&mut |gpa, _| sum ^= tables.walk(gpa)));
+    measure(1, &mut || {
+        sum = pages.mapped.iter().fold(0, |sum, &(gpa, _)| sum ^ tables.walk(gpa));
+        true
+    });
     let expected = pages.mapped.iter().fold(0, |sum, (_, host)| sum ^ host);
     assert_eq!(sum, expected, "{}: walks end where pages were mapped", T::NAME);
     measure(2, &mut || black_box(tables.iterate(pages.span)).is_some());

@@ -45,6 +45,7 @@ impl Tables for Ours {
             kind: PageKind::new(&ept, Level::LAST, leaf(Hpa::new(0))).expect("a legal leaf"),
         }
     }
+    #[inline(always)]
     fn map(&mut self, gpa: u64, host: u64) {
         self.mapper.map(gpa, Hpa::new(host), &self.kind).expect("not mapped before");
     }
@@ -62,9 +63,11 @@ impl Tables for Ours {
         });
         Some(sum)
     }
+    #[inline(always)]
     fn protect(&mut self, gpa: u64) {
         self.mapper.change(gpa, Ept::write_protect).expect("mapped");
     }
+    #[inline(always)]
     fn unmap(&mut self, gpa: u64) {
         self.mapper.unmap(gpa).expect("mapped");
     }
@@ -85,6 +88,7 @@ impl Tables for Shared {
     fn new() -> Self {
         Self(Tree::new())
     }
+    #[inline(always)]
     fn map(&mut self, gpa: u64, host: u64) {
         self.0.map(Gpa::new(gpa), Hpa::new(host));
     }
@@ -95,11 +99,13 @@ impl Tables for Shared {
     fn iterate(&mut self, pages: u64) -> Option<u64> {
         Some(sum(&self.0, pages))
     }
+    #[inline(always)]
     fn protect(&mut self, gpa: u64) {
         let at = self.leaf(gpa);
         let word = self.0.memory.read(at).expect("a live table");
         self.0.memory.write(at, self.0.ept.write_protect(word)).expect("a live table");
     }
+    #[inline(always)]
     fn unmap(&mut self, gpa: u64) {
         let at = self.leaf(gpa);
         self.0.memory.write(at, 0).expect("a live table");
@@ -115,6 +121,7 @@ impl Tables for ByHand {
     fn new() -> Self {
         Self(HandWritten::new())
     }
+    #[inline(always)]
     fn map(&mut self, gpa: u64, host: u64) {
         self.0.map(gpa, host);
     }
@@ -124,9 +131,11 @@ impl Tables for ByHand {
     fn iterate(&mut self, pages: u64) -> Option<u64> {
         Some(self.0.sum(pages))
     }
+    #[inline(always)]
     fn protect(&mut self, gpa: u64) {
         *self.0.leaf(gpa) &= !2;
     }
+    #[inline(always)]
     fn unmap(&mut self, gpa: u64) {
         *self.0.leaf(gpa) = 0;
     }
@@ -140,6 +149,7 @@ macro_rules! rival {
             fn new() -> Self {
                 <$tables>::new()
             }
+            #[inline(always)]
             fn map(&mut self, gpa: u64, host: u64) {
                 self.map(gpa, host);
             }
@@ -150,9 +160,11 @@ macro_rules! rival {
                 let iterate: fn(&Self, u64) -> Option<u64> = $iterate;
                 iterate(self, pages)
             }
+            #[inline(always)]
             fn protect(&mut self, gpa: u64) {
                 self.protect(gpa);
             }
+            #[inline(always)]
             fn unmap(&mut self, gpa: u64) {
                 self.unmap(gpa);
             }

@@ -243,6 +243,12 @@ impl Ept {
         }
     }
 
+    /// [`Format::is_mapped`] of a word that may not be read through.
+    fn is_unreadable_mapped(&self, raw: u64) -> bool {
+        let spte = self.spte(raw);
+        raw & self.permission != 0 && !spte.is_mmio() || !self.has_flags() && spte.is_access_tracked()
+    }
+
     /// A violation decided by `raw`, with `allowed` the AND of the permissions walked.
     #[cold]
     fn violation(
@@ -384,9 +390,10 @@ impl Format for Ept {
         self.permission
     }
 
+    #[inline]
     fn is_mapped(&self, raw: u64) -> bool {
-        let spte = self.spte(raw);
-        raw & self.permission != 0 && !spte.is_mmio() || !self.has_flags() && spte.is_access_tracked()
+        // PERF: what is readable is mapped, and what is zero is not; both are asked first.
+        raw & R != 0 || raw != 0 && self.is_unreadable_mapped(raw)
     }
 
     #[inline]

@@ -89,10 +89,10 @@ impl<F: Format> Mapper<F> {
 
     /// The part of a last-level table at hand that translates `inputs`.
     fn look_at_words(&self, inputs: Range<u64>, look: &mut impl FnMut(Level, u64, Stretch<'_>)) {
-        let Some(way) = self.levels[Level::LAST.index()].find(inputs.start) else { return };
+        let Some((home, more)) = self.levels[Level::LAST.index()].find_more(inputs.start) else { return };
         let (page, from, to) = self.part(&inputs);
-        let words = &self.memory.plain()[way.home.item(0)..];
-        for stretch in way.lines.stretches(from, to) {
+        let words = &self.memory.plain()[home.item(0)..];
+        for stretch in more.lines.stretches(from, to) {
             let at = inputs.start + ((stretch.start - from) << page);
             look(Level::LAST, at, Stretch::Words(&words[stretch.start as usize..stretch.end as usize]));
         }
@@ -138,7 +138,7 @@ impl<F: Format> Bus for Open<'_, F> {
     fn cmpxchg(&mut self, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
         let (mapper, input) = (&mut *self.mapper, self.input);
         let leaf = 8 * mapper.index(Level::LAST, input);
-        if mapper.levels[Level::LAST.index()].table(input).is_some_and(|table| table + leaf == at) {
+        if mapper.levels[Level::LAST.index()].find_more(input).is_some_and(|(_, more)| more.table + leaf == at) {
             return Ok(match mapper.word(Level::LAST, input) {
                 Some(raw) if raw != old => Exchange::Found(raw),
                 _ => {

@@ -37,7 +37,7 @@ use crate::addr::{Hpa, Level};
 use crate::format::{Format, Settled, Table, Walk};
 use crate::memory::{AllocError, Home, Lines, NoFrame, TableMemory};
 use crate::walk::{Translation, translation};
-use ways::{Way, Ways};
+use ways::{Gone, More, Ways};
 
 /// An address space whose pages are mapped, changed and looked at one by one. See the [module](self).
 #[derive(Clone, Debug)]
@@ -125,8 +125,8 @@ impl<F: Format> Mapper<F> {
 
     /// Counts what was changed, and lets go of all tables. Takes time in proportion to the tables at hand.
     pub fn close(&mut self) {
-        for (way, table) in self.levels.iter_mut().flat_map(Ways::drain).filter(|(way, _)| way.touched) {
-            self.memory.settle(table, way.lines);
+        for Gone { more, .. } in self.levels.iter_mut().flat_map(Ways::drain).filter(|gone| gone.touched) {
+            self.memory.settle(more.table, more.lines);
         }
         self.taken.clear();
     }
@@ -161,13 +161,13 @@ impl<F: Format> Mapper<F> {
     #[inline(always)]
     fn put(&mut self, level: Level, input: u64, word: u64) -> bool {
         let index = self.index(level, input);
-        if let Some(way) = self.levels[level.index()].find_mut(input)
-            && let Some(entry) = self.memory.plain_mut().get_mut(way.home.item(index))
+        let ways = &mut self.levels[level.index()];
+        if let Some(home) = ways.touch(input)
+            && let Some(entry) = self.memory.plain_mut().get_mut(home.item(index))
             && !self.format.is_mapped(*entry)
         {
             *entry = word;
-            way.touched = true;
-            way.lines.add(index);
+            ways.note(input, index);
             return true;
         }
         false
@@ -181,14 +181,13 @@ impl<F: Format> Mapper<F> {
     #[inline]
     pub fn change(&mut self, input: u64, change: impl FnOnce(&F, u64) -> u64) -> Result<u64, MapError> {
         let index = self.index(Level::LAST, input);
-        if let Some(way) = self.levels[Level::LAST.index()].find_mut(input)
-            && let Some(entry) = self.memory.plain_mut().get_mut(way.home.item(index))
+        if let Some(home) = self.levels[Level::LAST.index()].touch(input)
+            && let Some(entry) = self.memory.plain_mut().get_mut(home.item(index))
             && self.format.is_mapped(*entry)
         {
             let raw = *entry;
             // Its line is known to hold something: the word that it was.
             *entry = change(&self.format, raw);
-            way.touched = true;
             return Ok(raw);
         }
         self.change_anew(input, change)
@@ -222,7 +221,8 @@ impl<F: Format> Mapper<F> {
     ///
     /// # Errors
     /// The architecture's fault.
-    #[inline]
+    // PERF: a call would hand the translation back through memory.
+    #[inline(always)]
     pub fn walk(&mut self, input: u64, access: Access) -> Result<Translation, F::Fault> {
         let walk = Walk { input, access };
         match self.glance(&walk) {
@@ -234,11 +234,11 @@ impl<F: Format> Mapper<F> {
     /// A walk that leaves all words as they are, by a table at hand.
     #[inline(always)]
     fn glance(&self, walk: &Walk) -> Option<Translation> {
-        let way = self.levels[Level::LAST.index()].find(walk.input)?;
-        let &raw = self.memory.plain().get(way.home.item(self.index(Level::LAST, walk.input)))?;
-        let mut acc = way.acc;
+        let (home, more) = self.levels[Level::LAST.index()].find_more(walk.input)?;
+        let &raw = self.memory.plain().get(home.item(self.index(Level::LAST, walk.input)))?;
+        let mut acc = more.acc?;
         match self.format.settled(walk, Level::LAST, raw, &mut acc) {
-            Settled::Leaf(mapped) if way.walkable => Some(translation(walk, &mapped, Level::LAST, raw)),
+            Settled::Leaf(mapped) => Some(translation(walk, &mapped, Level::LAST, raw)),
             _ => None,
         }
     }
@@ -257,18 +257,18 @@ impl<F: Format> Mapper<F> {
 
     /// The word of the entry for `input` in a table at hand.
     fn word(&self, level: Level, input: u64) -> Option<u64> {
-        let way = self.levels[level.index()].find(input)?;
-        self.memory.plain().get(way.home.item(self.index(level, input))).copied()
+        let home = self.levels[level.index()].find(input)?;
+        self.memory.plain().get(home.item(self.index(level, input))).copied()
     }
     /// Sets it.
     fn set(&mut self, level: Level, input: u64, word: u64) {
         let index = self.index(level, input);
-        if let Some(way) = self.levels[level.index()].find_mut(input)
-            && let Some(entry) = self.memory.plain_mut().get_mut(way.home.item(index))
+        let ways = &mut self.levels[level.index()];
+        if let Some(home) = ways.touch(input)
+            && let Some(entry) = self.memory.plain_mut().get_mut(home.item(index))
         {
             *entry = word;
-            way.touched = true;
-            way.lines.add(index);
+            ways.note(input, index);
         }
     }
 
@@ -296,11 +296,11 @@ impl<F: Format> Mapper<F> {
             home = self.home(table, words, level, input, need)?;
         }
         let lines = if made.is_some() { Lines::NONE } else { self.memory.lines(home, words) };
-        let way = Way { home, touched: made.is_some(), walkable: acc.is_some(), acc: acc.unwrap_or(0), lines, tag: 0 };
-        if let Some((gone, table)) = self.levels[level.index()].take(input, table, way) {
-            self.set_taken(gone.home, false);
-            if gone.touched {
-                self.memory.settle(table, gone.lines);
+        let more = More { table, acc, lines };
+        if let Some(Gone { home, touched, more }) = self.levels[level.index()].take(input, home, made.is_some(), more) {
+            self.set_taken(home, false);
+            if touched {
+                self.memory.settle(more.table, more.lines);
             }
         }
         self.set_taken(home, true);
@@ -318,7 +318,7 @@ impl<F: Format> Mapper<F> {
         }
         let up = level.up();
         self.reach(up, input, need)?;
-        let above = self.levels[up.index()].find(input).filter(|way| way.walkable).map(|way| way.acc);
+        let above = self.levels[up.index()].find_more(input).and_then(|(_, more)| more.acc);
         let mut raw = self.word(up, input).unwrap_or(0);
         let mut made = None;
         if !self.format.is_mapped(raw) && need == Need::Grow {

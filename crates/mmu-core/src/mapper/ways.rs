@@ -11,21 +11,33 @@ const FOLD: u32 = 9;
 /// No table's tag: as many bits are never translated by tables of two entries and more.
 const NONE: u64 = u64::MAX;
 
-/// One table at hand.
+/// One table at hand, as much of it as changing a word takes.
+// PERF: 16 bytes, so that a thousand tables leave room in the first-level cache.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Way {
+struct Way {
     /// The address bits above those that index the table.
-    pub(super) tag: u64,
-    /// Its words.
-    pub(super) home: Home,
+    tag: u64,
+    home: Home,
     /// Words were changed and are not counted yet.
-    pub(super) touched: bool,
-    /// A walk comes by with attributes `acc` and leaves the pointers above as they are.
-    pub(super) walkable: bool,
-    /// Attributes that a walk accumulates above the table.
-    pub(super) acc: u64,
+    touched: bool,
+}
+
+/// What else is known of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct More {
+    /// Where it is.
+    pub(super) table: Hpa,
+    /// Attributes with which a walk comes by, if it leaves the pointers above as they are.
+    pub(super) acc: Option<u64>,
     /// Where it may hold words other than zero.
     pub(super) lines: Lines,
+}
+
+/// A table that gives way, or all of them do.
+pub(super) struct Gone {
+    pub(super) home: Home,
+    pub(super) touched: bool,
+    pub(super) more: More,
 }
 
 /// The tables of one level at hand.
@@ -34,17 +46,18 @@ pub(super) struct Ways {
     /// Position of the lowest address bit above the index bits.
     cover: u32,
     ways: Vec<Way>,
-    /// Where those tables are.
-    tables: Vec<Hpa>,
+    /// As many.
+    more: Vec<More>,
 }
 
 impl Ways {
-    const EMPTY: Way = Way { tag: NONE, home: Home::NONE, touched: false, walkable: false, acc: 0, lines: Lines::NONE };
+    const EMPTY: Way = Way { tag: NONE, home: Home::NONE, touched: false };
+    const NOTHING: More = More { table: Hpa::new(0), acc: None, lines: Lines::NONE };
 
     /// None at hand, of tables that translate the address bits below bit `cover`.
     pub(super) fn new(cover: u32) -> Self {
         // Who translates all 64 bits has one table, at hand twice at most.
-        Self { cover: cover.min(63), ways: vec![Self::EMPTY; FEWEST], tables: vec![Hpa::new(0); FEWEST] }
+        Self { cover: cover.min(63), ways: vec![Self::EMPTY; FEWEST], more: vec![Self::NOTHING; FEWEST] }
     }
 
     #[inline(always)]
@@ -56,51 +69,82 @@ impl Ways {
         (tag ^ tag >> FOLD) as usize & (self.ways.len() - 1)
     }
 
-    /// The table that translates `input`, if it is at hand.
+    /// The words of the table that translates `input`, if it is at hand.
     #[inline(always)]
-    pub(super) fn find(&self, input: u64) -> Option<&Way> {
+    pub(super) fn find(&self, input: u64) -> Option<Home> {
         let tag = self.tag(input);
-        self.ways.get(self.place(tag)).filter(|way| way.tag == tag)
+        self.ways.get(self.place(tag)).filter(|way| way.tag == tag).map(|way| way.home)
     }
-    /// The same, to be changed.
+    /// The same, and what else is known of it.
     #[inline(always)]
-    pub(super) fn find_mut(&mut self, input: u64) -> Option<&mut Way> {
+    pub(super) fn find_more(&self, input: u64) -> Option<(Home, &More)> {
         let tag = self.tag(input);
         let place = self.place(tag);
-        self.ways.get_mut(place).filter(|way| way.tag == tag)
-    }
-    /// Its address, if it is at hand.
-    pub(super) fn table(&self, input: u64) -> Option<Hpa> {
-        self.find(input).map(|way| self.tables[self.place(way.tag)])
+        let way = self.ways.get(place).filter(|way| way.tag == tag)?;
+        Some((way.home, self.more.get(place)?))
     }
 
-    /// Takes a table at hand, and says which one had to give way.
-    pub(super) fn take(&mut self, input: u64, table: Hpa, way: Way) -> Option<(Way, Hpa)> {
+    /// The same, to change a word that is not zero.
+    #[inline(always)]
+    pub(super) fn touch(&mut self, input: u64) -> Option<Home> {
+        let tag = self.tag(input);
+        let place = self.place(tag);
+        let way = self.ways.get_mut(place).filter(|way| way.tag == tag)?;
+        way.touched = true;
+        Some(way.home)
+    }
+    /// Notes that the word of this index of a table at hand may be other than zero.
+    #[inline(always)]
+    pub(super) fn note(&mut self, input: u64, index: u64) {
+        let place = self.place(self.tag(input));
+        if let Some(more) = self.more.get_mut(place) {
+            more.lines.add(index);
+        }
+    }
+
+    /// Takes a table at hand that is not, and says which one had to give way.
+    pub(super) fn take(&mut self, input: u64, home: Home, touched: bool, more: More) -> Option<Gone> {
         let tag = self.tag(input);
         while self.ways[self.place(tag)].tag != NONE && self.ways.len() < MOST {
             self.double();
         }
         let place = self.place(tag);
-        let old = std::mem::replace(&mut self.ways[place], Way { tag, ..way });
-        let old_table = std::mem::replace(&mut self.tables[place], table);
-        (old.tag != NONE).then_some((old, old_table))
+        let gone = gone(self.ways[place], self.more[place]);
+        self.ways[place] = Way { tag, home, touched };
+        self.more[place] = more;
+        gone
     }
 
     /// Twice as many places: who was apart stays apart.
     fn double(&mut self) {
         let places = 2 * self.ways.len();
         let ways = std::mem::replace(&mut self.ways, vec![Self::EMPTY; places]);
-        let tables = std::mem::replace(&mut self.tables, vec![Hpa::new(0); places]);
-        for (way, table) in ways.into_iter().zip(tables).filter(|(way, _)| way.tag != NONE) {
+        let more = std::mem::replace(&mut self.more, vec![Self::NOTHING; places]);
+        for (way, more) in ways.into_iter().zip(more).filter(|(way, _)| way.tag != NONE) {
             let place = self.place(way.tag);
             self.ways[place] = way;
-            self.tables[place] = table;
+            self.more[place] = more;
         }
     }
 
     /// Lets go of all tables, and says which.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = (Way, Hpa)> {
-        let Self { ways, tables, .. } = std::mem::replace(self, Self::new(self.cover));
-        ways.into_iter().zip(tables).filter(|(way, _)| way.tag != NONE)
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Gone> {
+        let Self { ways, more, .. } = std::mem::replace(self, Self::new(self.cover));
+        ways.into_iter().zip(more).filter_map(|(way, more)| gone(way, more))
+    }
+}
+
+fn gone(way: Way, more: More) -> Option<Gone> {
+    let Way { tag, home, touched } = way;
+    (tag != NONE).then_some(Gone { home, touched, more })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_is_16_bytes() {
+        assert_eq!(size_of::<Way>(), 16);
     }
 }
