@@ -89,10 +89,11 @@ impl<F: Format> Mapper<F> {
 
     /// The part of a last-level table at hand that translates `inputs`.
     fn look_at_words(&self, inputs: Range<u64>, look: &mut impl FnMut(Level, u64, Stretch<'_>)) {
-        let Some((home, more)) = self.levels[Level::LAST.index()].find_more(inputs.start) else { return };
+        let ways = &self.levels[Level::LAST.index()];
+        let (Some(home), Some((_, lines))) = (ways.find(inputs.start), ways.find_table(inputs.start)) else { return };
         let (page, from, to) = self.part(&inputs);
         let words = &self.memory.plain()[home.item(0)..];
-        for stretch in more.lines.stretches(from, to) {
+        for stretch in lines.stretches(from, to) {
             let at = inputs.start + ((stretch.start - from) << page);
             look(Level::LAST, at, Stretch::Words(&words[stretch.start as usize..stretch.end as usize]));
         }
@@ -138,7 +139,7 @@ impl<F: Format> Bus for Open<'_, F> {
     fn cmpxchg(&mut self, at: Hpa, old: u64, new: u64) -> Result<Exchange, BusError> {
         let (mapper, input) = (&mut *self.mapper, self.input);
         let leaf = 8 * mapper.index(Level::LAST, input);
-        if mapper.levels[Level::LAST.index()].find_more(input).is_some_and(|(_, more)| more.table + leaf == at) {
+        if mapper.levels[Level::LAST.index()].find_table(input).is_some_and(|(table, _)| table + leaf == at) {
             return Ok(match mapper.word(Level::LAST, input) {
                 Some(raw) if raw != old => Exchange::Found(raw),
                 _ => {

@@ -37,7 +37,7 @@ use crate::addr::{Hpa, Level};
 use crate::format::{Format, Settled, Table, Walk};
 use crate::memory::{AllocError, Home, Lines, NoFrame, TableMemory};
 use crate::walk::{Translation, translation};
-use ways::{Gone, More, Ways};
+use ways::{AtHand, Ways};
 
 /// An address space whose pages are mapped, changed and looked at one by one. See the [module](self).
 #[derive(Clone, Debug)]
@@ -125,8 +125,8 @@ impl<F: Format> Mapper<F> {
 
     /// Counts what was changed, and lets go of all tables. Takes time in proportion to the tables at hand.
     pub fn close(&mut self) {
-        for Gone { more, .. } in self.levels.iter_mut().flat_map(Ways::drain).filter(|gone| gone.touched) {
-            self.memory.settle(more.table, more.lines);
+        for table in self.levels.iter_mut().flat_map(Ways::drain).filter(|table| table.touched) {
+            self.memory.settle(table.table, table.lines);
         }
         self.taken.clear();
     }
@@ -161,13 +161,12 @@ impl<F: Format> Mapper<F> {
     #[inline(always)]
     fn put(&mut self, level: Level, input: u64, word: u64) -> bool {
         let index = self.index(level, input);
-        let ways = &mut self.levels[level.index()];
-        if let Some(home) = ways.touch(input)
+        if let Some((home, lines)) = self.levels[level.index()].touch_lines(input)
             && let Some(entry) = self.memory.plain_mut().get_mut(home.item(index))
             && !self.format.is_mapped(*entry)
         {
             *entry = word;
-            ways.note(input, index);
+            lines.add(index);
             return true;
         }
         false
@@ -234,9 +233,8 @@ impl<F: Format> Mapper<F> {
     /// A walk that leaves all words as they are, by a table at hand.
     #[inline(always)]
     fn glance(&self, walk: &Walk) -> Option<Translation> {
-        let (home, more) = self.levels[Level::LAST.index()].find_more(walk.input)?;
+        let (home, mut acc) = self.levels[Level::LAST.index()].find_walked(walk.input)?;
         let &raw = self.memory.plain().get(home.item(self.index(Level::LAST, walk.input)))?;
-        let mut acc = more.acc?;
         match self.format.settled(walk, Level::LAST, raw, &mut acc) {
             Settled::Leaf(mapped) => Some(translation(walk, &mapped, Level::LAST, raw)),
             _ => None,
@@ -263,12 +261,11 @@ impl<F: Format> Mapper<F> {
     /// Sets it.
     fn set(&mut self, level: Level, input: u64, word: u64) {
         let index = self.index(level, input);
-        let ways = &mut self.levels[level.index()];
-        if let Some(home) = ways.touch(input)
+        if let Some((home, lines)) = self.levels[level.index()].touch_lines(input)
             && let Some(entry) = self.memory.plain_mut().get_mut(home.item(index))
         {
             *entry = word;
-            ways.note(input, index);
+            lines.add(index);
         }
     }
 
@@ -296,11 +293,11 @@ impl<F: Format> Mapper<F> {
             home = self.home(table, words, level, input, need)?;
         }
         let lines = if made.is_some() { Lines::NONE } else { self.memory.lines(home, words) };
-        let more = More { table, acc, lines };
-        if let Some(Gone { home, touched, more }) = self.levels[level.index()].take(input, home, made.is_some(), more) {
-            self.set_taken(home, false);
-            if touched {
-                self.memory.settle(more.table, more.lines);
+        let taken = AtHand { table, home, touched: made.is_some(), acc, lines };
+        if let Some(gone) = self.levels[level.index()].take(input, taken) {
+            self.set_taken(gone.home, false);
+            if gone.touched {
+                self.memory.settle(gone.table, gone.lines);
             }
         }
         self.set_taken(home, true);
@@ -318,7 +315,7 @@ impl<F: Format> Mapper<F> {
         }
         let up = level.up();
         self.reach(up, input, need)?;
-        let above = self.levels[up.index()].find_more(input).and_then(|(_, more)| more.acc);
+        let above = self.levels[up.index()].find_walked(input).map(|(_, acc)| acc);
         let mut raw = self.word(up, input).unwrap_or(0);
         let mut made = None;
         if !self.format.is_mapped(raw) && need == Need::Grow {

@@ -22,22 +22,30 @@ struct Way {
     touched: bool,
 }
 
-/// What else is known of it.
+/// What else is known of it: what walking by it takes, and where it holds something.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct More {
+struct More {
+    /// As of the way, if a walk leaves the pointers above as they are; `NONE` otherwise.
+    tag: u64,
+    home: Home,
+    /// Attributes with which a walk comes by.
+    acc: u64,
+    lines: Lines,
+}
+
+/// A table as it is taken at hand and as it leaves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AtHand {
     /// Where it is.
     pub(super) table: Hpa,
+    /// Where its words are.
+    pub(super) home: Home,
+    /// Words were changed and are not counted yet.
+    pub(super) touched: bool,
     /// Attributes with which a walk comes by, if it leaves the pointers above as they are.
     pub(super) acc: Option<u64>,
     /// Where it may hold words other than zero.
     pub(super) lines: Lines,
-}
-
-/// A table that gives way, or all of them do.
-pub(super) struct Gone {
-    pub(super) home: Home,
-    pub(super) touched: bool,
-    pub(super) more: More,
 }
 
 /// The tables of one level at hand.
@@ -48,16 +56,22 @@ pub(super) struct Ways {
     ways: Vec<Way>,
     /// As many.
     more: Vec<More>,
+    /// And where those tables are.
+    tables: Vec<Hpa>,
 }
 
 impl Ways {
     const EMPTY: Way = Way { tag: NONE, home: Home::NONE, touched: false };
-    const NOTHING: More = More { table: Hpa::new(0), acc: None, lines: Lines::NONE };
+    const NOTHING: More = More { tag: NONE, home: Home::NONE, acc: 0, lines: Lines::NONE };
 
     /// None at hand, of tables that translate the address bits below bit `cover`.
     pub(super) fn new(cover: u32) -> Self {
         // Who translates all 64 bits has one table, at hand twice at most.
-        Self { cover: cover.min(63), ways: vec![Self::EMPTY; FEWEST], more: vec![Self::NOTHING; FEWEST] }
+        Self::sized(cover.min(63), FEWEST)
+    }
+    fn sized(cover: u32, places: usize) -> Self {
+        let (ways, more) = (vec![Self::EMPTY; places], vec![Self::NOTHING; places]);
+        Self { cover, ways, more, tables: vec![Hpa::new(0); places] }
     }
 
     #[inline(always)]
@@ -75,16 +89,20 @@ impl Ways {
         let tag = self.tag(input);
         self.ways.get(self.place(tag)).filter(|way| way.tag == tag).map(|way| way.home)
     }
-    /// The same, and what else is known of it.
+    /// The same, if a walk may come by, and the attributes with which it does.
     #[inline(always)]
-    pub(super) fn find_more(&self, input: u64) -> Option<(Home, &More)> {
+    pub(super) fn find_walked(&self, input: u64) -> Option<(Home, u64)> {
         let tag = self.tag(input);
-        let place = self.place(tag);
-        let way = self.ways.get(place).filter(|way| way.tag == tag)?;
-        Some((way.home, self.more.get(place)?))
+        self.more.get(self.place(tag)).filter(|more| more.tag == tag).map(|more| (more.home, more.acc))
+    }
+    /// Where the table is that translates `input`, and where it holds something, if it is at hand.
+    pub(super) fn find_table(&self, input: u64) -> Option<(Hpa, Lines)> {
+        self.find(input)?;
+        let place = self.place(self.tag(input));
+        Some((*self.tables.get(place)?, self.more.get(place)?.lines))
     }
 
-    /// The same, to change a word that is not zero.
+    /// As [`Ways::find`], to change a word that is not zero.
     #[inline(always)]
     pub(super) fn touch(&mut self, input: u64) -> Option<Home> {
         let tag = self.tag(input);
@@ -93,50 +111,58 @@ impl Ways {
         way.touched = true;
         Some(way.home)
     }
-    /// Notes that the word of this index of a table at hand may be other than zero.
+    /// As [`Ways::find`], to change a word in one of the lines.
     #[inline(always)]
-    pub(super) fn note(&mut self, input: u64, index: u64) {
-        let place = self.place(self.tag(input));
-        if let Some(more) = self.more.get_mut(place) {
-            more.lines.add(index);
-        }
+    pub(super) fn touch_lines(&mut self, input: u64) -> Option<(Home, &mut Lines)> {
+        let tag = self.tag(input);
+        let place = self.place(tag);
+        let way = self.ways.get_mut(place).filter(|way| way.tag == tag)?;
+        way.touched = true;
+        Some((way.home, &mut self.more.get_mut(place)?.lines))
     }
 
     /// Takes a table at hand that is not, and says which one had to give way.
-    pub(super) fn take(&mut self, input: u64, home: Home, touched: bool, more: More) -> Option<Gone> {
+    pub(super) fn take(&mut self, input: u64, taken: AtHand) -> Option<AtHand> {
         let tag = self.tag(input);
         while self.ways[self.place(tag)].tag != NONE && self.ways.len() < MOST {
             self.double();
         }
         let place = self.place(tag);
-        let gone = gone(self.ways[place], self.more[place]);
-        self.ways[place] = Way { tag, home, touched };
-        self.more[place] = more;
+        let gone = self.at(place);
+        self.set(place, tag, taken);
         gone
+    }
+
+    /// The table in a place.
+    fn at(&self, place: usize) -> Option<AtHand> {
+        let (Way { tag, home, touched }, More { tag: walked, acc, lines, .. }) = (self.ways[place], self.more[place]);
+        let acc = (walked != NONE).then_some(acc);
+        (tag != NONE).then_some(AtHand { table: self.tables[place], home, touched, acc, lines })
+    }
+
+    fn set(&mut self, place: usize, tag: u64, AtHand { table, home, touched, acc, lines }: AtHand) {
+        self.ways[place] = Way { tag, home, touched };
+        let walked = if acc.is_some() { tag } else { NONE };
+        self.more[place] = More { tag: walked, home, acc: acc.unwrap_or(0), lines };
+        self.tables[place] = table;
     }
 
     /// Twice as many places: who was apart stays apart.
     fn double(&mut self) {
-        let places = 2 * self.ways.len();
-        let ways = std::mem::replace(&mut self.ways, vec![Self::EMPTY; places]);
-        let more = std::mem::replace(&mut self.more, vec![Self::NOTHING; places]);
-        for (way, more) in ways.into_iter().zip(more).filter(|(way, _)| way.tag != NONE) {
-            let place = self.place(way.tag);
-            self.ways[place] = way;
-            self.more[place] = more;
+        let new = Self::sized(self.cover, 2 * self.ways.len());
+        let old = std::mem::replace(self, new);
+        for (place, tag) in old.ways.iter().map(|way| way.tag).enumerate() {
+            if let Some(table) = old.at(place) {
+                self.set(self.place(tag), tag, table);
+            }
         }
     }
 
     /// Lets go of all tables, and says which.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = Gone> {
-        let Self { ways, more, .. } = std::mem::replace(self, Self::new(self.cover));
-        ways.into_iter().zip(more).filter_map(|(way, more)| gone(way, more))
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = AtHand> {
+        let old = std::mem::replace(self, Self::new(self.cover));
+        (0..old.ways.len()).filter_map(move |place| old.at(place))
     }
-}
-
-fn gone(way: Way, more: More) -> Option<Gone> {
-    let Way { tag, home, touched } = way;
-    (tag != NONE).then_some(Gone { home, touched, more })
 }
 
 #[cfg(test)]
@@ -144,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_way_is_16_bytes() {
-        assert_eq!(size_of::<Way>(), 16);
+    fn hot_types_stay_small() {
+        assert_eq!((size_of::<Way>(), size_of::<More>()), (16, 32));
     }
 }
