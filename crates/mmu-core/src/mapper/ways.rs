@@ -24,6 +24,7 @@ struct Way {
 
 /// What else is known of it: what walking by it takes, and where it holds something.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 struct More {
     /// As of the way, if a walk leaves the pointers above as they are; `NONE` otherwise.
     tag: u64,
