@@ -12,6 +12,7 @@
 //! | `decode_word` | words | decoding is total and agrees with every other question about the word |
 //! | `walk_raw_tables` | memory of arbitrary words | walks of one and two stages end in a bounded number of steps |
 //! | `tables_vs_dense` | operations on table memory | folding and word-by-word holding cannot be told apart |
+//! | `mapper_vs_tables` | operations on a mapper | it leaves the words and counts that single stores to table memory leave |
 //! | `tlb_vs_model` | operations on a TLB | a hit is the newest fill that no invalidation has covered |
 //! | `protocol_schedule` | a mixture of protocols on a small VM, and a schedule | no invariant is broken |
 //! | `matrix` | a permission matrix, or rules of break-before-make | refused with a message, or judged |
@@ -24,6 +25,7 @@
 mod bytes;
 mod documents;
 mod formats;
+mod mapper;
 mod parsers;
 mod programs;
 mod tables;
@@ -35,10 +37,11 @@ mod words;
 pub type Check = fn(&[u8]);
 
 /// The targets, by the name of their corpus and their file under `fuzz/fuzz_targets/`.
-pub const TARGETS: [(&str, Check); 15] = [
+pub const TARGETS: [(&str, Check); 16] = [
     ("decode_word", words::decode_word),
     ("litmus", parsers::litmus),
     ("machine_toml", parsers::machine_toml),
+    ("mapper_vs_tables", mapper::mapper_vs_tables),
     ("matrix", documents::matrix),
     ("measurements", documents::measurements),
     ("protocol_schedule", programs::protocol_schedule),

@@ -47,7 +47,7 @@ macro_rules! replayed {
 }
 
 replayed! {
-    decode_word litmus machine_toml matrix measurements protocol_schedule replay report snapshot sweep_point tables_vs_dense tlb_vs_model trace
+    decode_word litmus machine_toml mapper_vs_tables matrix measurements protocol_schedule replay report snapshot sweep_point tables_vs_dense tlb_vs_model trace
     vectors walk_raw_tables
 }
 

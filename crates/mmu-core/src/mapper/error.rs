@@ -46,7 +46,7 @@ pub enum MapError {
         /// What is there.
         fault: TableFault,
     },
-    /// An entry points to a table that is no frame of its own.
+    /// An entry points to a table that does not begin a frame with room for it.
     Frame {
         /// The table.
         table: Hpa,
@@ -87,7 +87,7 @@ impl fmt::Display for MapError {
             }
             MapError::Frame { table, start, words, needed } => write!(
                 f,
-                "the table at {table} lies in a frame of {words} words at {start}: allocate each table as a frame of {needed} words"
+                "the table at {table} lies in a frame of {words} words at {start}: allocate each table as a frame of {needed} words of its own"
             ),
         }
     }

@@ -98,8 +98,8 @@ impl<F: Format> Mapper<F> {
     /// # Errors
     /// A pool without room for it.
     pub fn empty(format: F, mut memory: TableMemory) -> Result<Self, AllocError> {
-        let geometry = format.geometry();
-        let root = memory.alloc(geometry.root(), geometry.entries(geometry.root()))?;
+        let level = format.geometry().root();
+        let root = memory.alloc(level, frame_words(&format, level))?;
         Ok(Self::new(format, memory, root))
     }
 
@@ -292,7 +292,7 @@ impl<F: Format> Mapper<F> {
             self.close();
             home = self.home(table, words, level, input, need)?;
         }
-        let lines = if made.is_some() { Lines::NONE } else { self.memory.lines(home, words) };
+        let lines = if made.is_some() { Lines::NONE } else { self.memory.lines(table, home) };
         let taken = AtHand { table, home, touched: made.is_some(), acc, lines };
         if let Some(gone) = self.levels[level.index()].take(input, taken) {
             self.set_taken(gone.home, false);
@@ -331,7 +331,7 @@ impl<F: Format> Mapper<F> {
 
     /// Makes a table, and the word that points to it.
     fn grow(&mut self, level: Level) -> Result<(u64, Home), MapError> {
-        let words = self.format.geometry().entries(level);
+        let words = frame_words(&self.format, level);
         let (table, home) = self.memory.alloc_loose(level, words).map_err(MapError::Alloc)?;
         match self.format.encode_table(level.up(), table) {
             Ok(raw) => Ok((raw, home)),
@@ -391,4 +391,9 @@ impl<F: Format> Mapper<F> {
             Miss::Folded => MapError::NotMapped { input, level: Level::LAST },
         }
     }
+}
+
+/// Words of the frame that holds a table: small ones share none.
+fn frame_words<F: Format>(format: &F, level: Level) -> usize {
+    format.geometry().entries(level).max(TableMemory::FEWEST_WORDS)
 }

@@ -72,7 +72,7 @@ impl Lines {
 pub(crate) enum NoFrame {
     /// Nothing lives there.
     Dead(TableFault),
-    /// The frame there has another start or size.
+    /// The frame there starts before, or is too small.
     Other {
         /// Its first byte.
         start: Hpa,
@@ -82,7 +82,7 @@ pub(crate) enum NoFrame {
 }
 
 impl TableMemory {
-    /// Where the words of the table of `words` words at `at` are, if it is a frame held word by word.
+    /// Where the words of the table of `words` words at `at` are, if it begins a frame that is held word by word.
     pub(crate) fn home(&self, at: Hpa, words: u64) -> Option<Home> {
         let (w, piece) = self.own_frame(at, words).ok()?;
         match piece.kind {
@@ -133,9 +133,10 @@ impl TableMemory {
         self.dense.all_mut()
     }
 
-    /// The lines of a settled frame that hold something.
-    pub(crate) fn lines(&self, home: Home, words: u64) -> Lines {
+    /// The lines of the settled frame at `at` that hold something.
+    pub(crate) fn lines(&self, at: Hpa, home: Home) -> Lines {
         let mut lines = Lines::NONE;
+        let words = self.piece_of(self.word_index(at)).map_or(0, Piece::words);
         let empty = |first: u64| self.occupied.zeros(home.item(first) as u64, 1 << LINE_SHIFT) == 1 << LINE_SHIFT;
         (0..words).step_by(1 << LINE_SHIFT).filter(|&first| !empty(first)).for_each(|first| lines.add(first));
         lines
@@ -166,12 +167,12 @@ impl TableMemory {
         }
     }
 
-    /// Word index and piece of the live frame of `words` words that starts at `at`.
+    /// Word index and piece of the live frame that starts at `at` and has room for `words` words.
     fn own_frame(&self, at: Hpa, words: u64) -> Result<(u64, Piece), NoFrame> {
         let w = self.word_index(at);
         let piece =
             self.piece_of(w).filter(|_| self.word_at(w).is_some()).ok_or_else(|| NoFrame::Dead(self.fault(at)))?;
-        if piece.offset(w) != 0 || piece.words() != words {
+        if piece.offset(w) != 0 || piece.words() < words {
             return Err(NoFrame::Other { start: self.address(w - piece.offset(w)), words: piece.words() });
         }
         Ok((w, piece))

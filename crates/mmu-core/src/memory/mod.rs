@@ -161,6 +161,9 @@ pub struct TableMemory {
 }
 
 impl TableMemory {
+    /// Words of the smallest frame.
+    pub const FEWEST_WORDS: usize = 1 << MIN_SHIFT;
+
     /// An empty pool. A word is present exactly when `word & present_mask != 0`.
     ///
     /// # Errors
