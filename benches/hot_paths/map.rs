@@ -1,10 +1,11 @@
-//! Mapping pages one by one into an empty tree.
+//! Mapping pages one by one into an empty tree, by stores to table memory and by a mapper.
 
-use mmusim::{Gpa, Hpa};
+use mmusim::core::mapper::{Mapper, PageKind};
+use mmusim::{Gpa, Hpa, Level};
 
 use super::rounds::Rounds;
 use super::scatter::Scatter;
-use super::tree::Tree;
+use super::tree::{Tree, leaf};
 
 const PAGES: u64 = 1 << 16;
 
@@ -20,6 +21,17 @@ pub fn all(rounds: &mut Rounds) {
             for &(gpa, host) in pages {
                 tree.map(Gpa::new(gpa), Hpa::new(host));
             }
+        });
+        let mapper = || {
+            let Tree { ept, memory, root } = Tree::new();
+            Mapper::new(ept, memory, root)
+        };
+        rounds.case_on("map", &format!("one page, {name}, mapper, closed"), PAGES, mapper, |mapper| {
+            let kind = PageKind::new(mapper.format(), Level::LAST, leaf(Hpa::new(0))).expect("a legal leaf");
+            for &(gpa, host) in pages {
+                mapper.map(gpa, Hpa::new(host), &kind).expect("not mapped before");
+            }
+            mapper.close();
         });
     }
 }

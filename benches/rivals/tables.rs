@@ -27,6 +27,10 @@ pub trait Tables {
     fn protect(&mut self, gpa: u64);
     /// Unmaps a mapped page; tables stay.
     fn unmap(&mut self, gpa: u64);
+    /// Ends with everything counted; `None`: nothing was put off.
+    fn close(&mut self) -> Option<()> {
+        None
+    }
 }
 
 /// mmusim's mapper, which has the tables to itself.
@@ -70,6 +74,10 @@ impl Tables for Ours {
     #[inline(always)]
     fn unmap(&mut self, gpa: u64) {
         self.mapper.unmap(gpa).expect("mapped");
+    }
+    fn close(&mut self) -> Option<()> {
+        self.mapper.close();
+        Some(())
     }
 }
 

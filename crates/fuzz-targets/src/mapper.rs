@@ -48,7 +48,7 @@ struct Both<F: Format> {
     mapper: Mapper<F>,
     tables: TableMemory,
     /// By level.
-    kinds: BTreeMap<Level, PageKind<F>>,
+    kinds: BTreeMap<Level, (Leaf<F::Attrs>, PageKind<F>)>,
 }
 
 /// Where a descent ends.
@@ -68,7 +68,8 @@ impl<F: Format> Both<F> {
         let mapper = Mapper::new(format, tables.clone(), root);
         let kinds = (0..format.geometry().levels()).filter_map(|level| {
             let level = Level::new(level as u8);
-            Some((level, PageKind::new(&format, level, leaf(&format, level, how)?).ok()?))
+            let leaf = leaf(&format, level, how)?;
+            Some((level, (leaf, PageKind::new(&format, level, leaf).ok()?)))
         });
         Some(Self { format, root, mapper, tables, kinds: kinds.collect() })
     }
@@ -100,7 +101,8 @@ impl<F: Format> Both<F> {
     }
 
     fn map(&mut self, input: u64, bytes: &mut Bytes<'_>, op: u8) {
-        let Some((&level, kind)) = self.kinds.iter().nth(usize::from(op >> 4) % 4 % self.kinds.len().max(1)) else {
+        let Some((&level, (leaf, kind))) = self.kinds.iter().nth(usize::from(op >> 4) % 4 % self.kinds.len().max(1))
+        else {
             return;
         };
         let size = self.format.geometry().page_size(level).bytes();
@@ -110,7 +112,8 @@ impl<F: Format> Both<F> {
             choice if choice & 1 == 0 => (input & !(size - 1)) & 0xff_ffff_ffff,
             _ => u64::from(bytes.u16()) * size,
         };
-        let word = kind.word(&self.format, Hpa::new(output));
+        let word = self.format.encode_leaf(level, &Leaf { output: Hpa::new(output), ..*leaf });
+        assert_eq!(kind.word(&self.format, Hpa::new(output)), word);
         let mapped = self.mapper.map(input, Hpa::new(output), kind);
         assert_eq!(mapped, word.map_err(MapError::from).and_then(|word| self.map_by_hand(input, level, word)));
     }
@@ -202,7 +205,7 @@ impl<F: Format> Both<F> {
     }
 
     /// What others do to the memory in between: all entries of a table at once, a table that is unlinked and freed, one that two entries
-    /// point to, and words that map nothing.
+    /// point to, a pointer that walks do not leave as it is or that allows less, and words that map nothing.
     fn from_outside(&mut self, input: u64, bytes: &mut Bytes<'_>) {
         let choice = bytes.u8();
         let level = Level::new(choice >> 4 & 1);
@@ -213,10 +216,10 @@ impl<F: Format> Both<F> {
         }
         let table = self.format.next_table(above.level, above.raw);
         let shared = self.pointers_to(table) > 1;
-        match choice % 4 {
+        match choice % 6 {
             0 if level == Level::LAST => {
-                let first =
-                    self.kinds.get(&level).and_then(|kind| kind.word(&self.format, Hpa::new(0)).ok()).unwrap_or(0);
+                let first = self.kinds.get(&level).map(|(leaf, _)| self.format.encode_leaf(level, leaf));
+                let first = first.and_then(Result::ok).unwrap_or(0);
                 let fill = Progression::new(first, self.format.geometry().page_size(level).bytes());
                 self.each(|memory| memory.fill_run(table, entries, fill).expect("a live table"));
             }
@@ -237,6 +240,15 @@ impl<F: Format> Both<F> {
                     && !self.format.is_mapped(twin.raw)
                 {
                     self.each(|memory| memory.write(twin.at, above.raw).expect("a live table"));
+                }
+            }
+            4 => {
+                let accessed = self.format.accessed_mask();
+                let less =
+                    if choice & 0x80 == 0 { above.raw & !accessed } else { self.format.write_protect(above.raw) };
+                let points = self.format.is_mapped(less) && !self.format.is_leaf(above.level, less);
+                if points && self.format.next_table(above.level, less) == table {
+                    self.each(|memory| memory.write(above.at, less).expect("a live table"));
                 }
             }
             _ => {

@@ -178,3 +178,63 @@ impl TableMemory {
         Ok((w, piece))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::RamRange;
+    use crate::memory::{FrameForm, Progression};
+    use proptest::prelude::*;
+
+    fn memory() -> TableMemory {
+        TableMemory::new(RamRange { start: Hpa::new(1 << 30), bytes: 8 << 20 }, 7).unwrap()
+    }
+
+    #[test]
+    fn settling_counts_and_folds() {
+        let mut memory = memory();
+        let (at, home) = memory.alloc_loose(Level::LAST, 512).unwrap();
+        let mut lines = Lines::NONE;
+        for i in [0, 7, 300, 511] {
+            memory.plain_mut()[home.item(i)] = i * i << 12 | 7;
+            lines.add(i);
+        }
+        memory.settle(at, lines);
+        assert_eq!((memory.live(at), memory.frame(at).unwrap().form), (Ok(4), FrameForm::Dense));
+        assert_eq!(memory.lines(at, home), lines);
+        for i in 0..512 {
+            memory.plain_mut()[home.item(i)] = i << 12 | 7;
+            lines.add(i);
+        }
+        memory.settle(at, lines);
+        assert_eq!((memory.live(at), memory.frame(at).unwrap().form), (Ok(512), FrameForm::Template));
+        assert_eq!(memory.read(at + 8 * 100), Ok(100 << 12 | 7));
+        assert_eq!(memory.home(at, 512), None);
+    }
+
+    #[test]
+    fn only_whole_frames_come_loose() {
+        let mut memory = memory();
+        let at = memory.alloc_run(Level::LAST, 512, 2, Progression::new(7, 4096)).unwrap();
+        assert_eq!(memory.loosen(at + 8, 512), Err(NoFrame::Other { start: at, words: 512 }));
+        assert_eq!(memory.loosen(at, 1024), Err(NoFrame::Other { start: at, words: 512 }));
+        let outside = at + 2 * 4096;
+        assert_eq!(memory.loosen(outside, 512), Err(NoFrame::Dead(TableFault::Unmapped { at: outside })));
+        let home = memory.loosen(at, 2).unwrap();
+        assert_eq!((memory.home(at, 512), memory.plain()[home.item(9)]), (Some(home), 9 * 4096 + 7));
+        assert_eq!(memory.lines(at, home), Lines(!0));
+    }
+
+    proptest! {
+        #[test]
+        fn stretches_hold_what_was_added(added in prop::collection::btree_set(0u64..2048, 0..40), first in 0u64..2048, len in 0u64..2048) {
+            let (mut lines, behind) = (Lines::NONE, (first + len).min(2048));
+            added.iter().for_each(|&index| lines.add(index));
+            let stretches: Vec<_> = lines.stretches(first, behind).collect();
+            let held = |index: u64| added.iter().any(|other| (other >> LINE_SHIFT) % 64 == (index >> LINE_SHIFT) % 64);
+            let expected: Vec<u64> = (first..behind).filter(|&index| held(index)).collect();
+            prop_assert_eq!(stretches.iter().cloned().flatten().collect::<Vec<_>>(), expected);
+            prop_assert!(stretches.windows(2).all(|pair| pair[0].end + 8 <= pair[1].start.next_multiple_of(8)));
+        }
+    }
+}
