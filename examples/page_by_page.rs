@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let small = PageKind::new(&ept, Level::LAST, leaf)?;
     let large = PageKind::new(&ept, Level::new(1), leaf)?;
-    let pages: Vec<(u64, Hpa)> = (0..1000).map(|i| (i * 37 % 4096 << 12, Hpa::new((i * i % 9973) << 12))).collect();
+    let pages: Vec<(u64, Hpa)> = (0..1000).map(|i| ((i * 37 % 4096) << 12, Hpa::new((i * i % 9973) << 12))).collect();
     for &(gpa, host) in &pages {
         mapper.map(gpa, host, &small)?;
     }

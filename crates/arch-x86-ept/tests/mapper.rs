@@ -59,7 +59,7 @@ fn walks_set_the_flags_of_leaves_in_place() {
     let (ept, root) = (*mapper.format(), mapper.root());
     let clean = Leaf { perms: Perms::RWX, accessed: false, ..leaf() };
     let kind = PageKind::new(&ept, Level::LAST, clean).unwrap();
-    (0..100).for_each(|page| mapper.map(page << 12, Hpa::new(page * page << 12), &kind).unwrap());
+    (0..100).for_each(|page| mapper.map(page << 12, Hpa::new((page * page) << 12), &kind).unwrap());
     let mut plain = mapper.clone().into_memory();
     for page in (0..100).step_by(3) {
         let access = if page % 2 == 0 { Access::READ } else { Access::WRITE };

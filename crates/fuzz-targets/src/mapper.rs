@@ -82,9 +82,9 @@ impl<F: Format> Both<F> {
         match op % 16 {
             0..=4 => self.map(input, bytes, op),
             5 | 6 => {
-                let new = if op & 16 == 0 { F::write_protect } else { F::mark_old };
-                let expected = self.change(input, |format, word| new(format, word));
-                assert_eq!(self.mapper.change(input, |format, word| new(format, word)), expected);
+                let new: fn(&F, u64) -> u64 = if op & 16 == 0 { F::write_protect } else { F::mark_old };
+                let expected = self.change(input, new);
+                assert_eq!(self.mapper.change(input, new), expected);
             }
             7 | 8 => {
                 let expected = self.change(input, |_, _| 0);
@@ -93,7 +93,7 @@ impl<F: Format> Both<F> {
             9..=11 => self.walk(input, op),
             12 => self.look(input, bytes),
             13 => self.same(),
-            14 => self.from_outside(input, bytes),
+            14 => self.meddle(input, bytes),
             _ => match op >> 4 & 1 {
                 0 => self.mapper.close(),
                 // The same tables under a mapper that has none at hand.
@@ -213,7 +213,7 @@ impl<F: Format> Both<F> {
 
     /// What others do to the memory in between: all entries of a table at once, a table that is unlinked and freed, one that two entries
     /// point to, a pointer that walks do not leave as it is or that allows less, and words that map nothing.
-    fn from_outside(&mut self, input: u64, bytes: &mut Bytes<'_>) {
+    fn meddle(&mut self, input: u64, bytes: &mut Bytes<'_>) {
         let choice = bytes.u8();
         let level = Level::new(choice >> 4 & 1);
         let (Ok(end), Ok(above)) = (self.descend(input, level), self.descend(input, level.up())) else { return };

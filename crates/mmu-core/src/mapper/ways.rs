@@ -54,7 +54,7 @@ pub(super) struct AtHand {
 pub(super) struct Ways {
     /// Position of the lowest address bit above the index bits.
     cover: u32,
-    ways: Vec<Way>,
+    near: Vec<Way>,
     /// As many.
     more: Vec<More>,
     /// And where those tables are.
@@ -71,8 +71,8 @@ impl Ways {
         Self::sized(cover.min(63), FEWEST)
     }
     fn sized(cover: u32, places: usize) -> Self {
-        let (ways, more) = (vec![Self::EMPTY; places], vec![Self::NOTHING; places]);
-        Self { cover, ways, more, tables: vec![Hpa::new(0); places] }
+        let (near, more) = (vec![Self::EMPTY; places], vec![Self::NOTHING; places]);
+        Self { cover, near, more, tables: vec![Hpa::new(0); places] }
     }
 
     #[inline(always)]
@@ -81,14 +81,14 @@ impl Ways {
     }
     #[inline(always)]
     fn place(&self, tag: u64) -> usize {
-        (tag ^ tag >> FOLD) as usize & (self.ways.len() - 1)
+        (tag ^ tag >> FOLD) as usize & (self.near.len() - 1)
     }
 
     /// The words of the table that translates `input`, if it is at hand.
     #[inline(always)]
     pub(super) fn find(&self, input: u64) -> Option<Home> {
         let tag = self.tag(input);
-        self.ways.get(self.place(tag)).filter(|way| way.tag == tag).map(|way| way.home)
+        self.near.get(self.place(tag)).filter(|way| way.tag == tag).map(|way| way.home)
     }
     /// The same, if a walk may come by, and the attributes with which it does.
     #[inline(always)]
@@ -108,7 +108,7 @@ impl Ways {
     pub(super) fn touch(&mut self, input: u64) -> Option<Home> {
         let tag = self.tag(input);
         let place = self.place(tag);
-        let way = self.ways.get_mut(place).filter(|way| way.tag == tag)?;
+        let way = self.near.get_mut(place).filter(|way| way.tag == tag)?;
         way.touched = true;
         Some(way.home)
     }
@@ -117,7 +117,7 @@ impl Ways {
     pub(super) fn touch_lines(&mut self, input: u64) -> Option<(Home, &mut Lines)> {
         let tag = self.tag(input);
         let place = self.place(tag);
-        let way = self.ways.get_mut(place).filter(|way| way.tag == tag)?;
+        let way = self.near.get_mut(place).filter(|way| way.tag == tag)?;
         way.touched = true;
         Some((way.home, &mut self.more.get_mut(place)?.lines))
     }
@@ -125,7 +125,7 @@ impl Ways {
     /// Takes a table at hand that is not, and says which one had to give way.
     pub(super) fn take(&mut self, input: u64, taken: AtHand) -> Option<AtHand> {
         let tag = self.tag(input);
-        while self.ways[self.place(tag)].tag != NONE && self.ways.len() < MOST {
+        while self.near[self.place(tag)].tag != NONE && self.near.len() < MOST {
             self.double();
         }
         let place = self.place(tag);
@@ -136,13 +136,13 @@ impl Ways {
 
     /// The table in a place.
     fn at(&self, place: usize) -> Option<AtHand> {
-        let (Way { tag, home, touched }, More { tag: walked, acc, lines, .. }) = (self.ways[place], self.more[place]);
+        let (Way { tag, home, touched }, More { tag: walked, acc, lines, .. }) = (self.near[place], self.more[place]);
         let acc = (walked != NONE).then_some(acc);
         (tag != NONE).then_some(AtHand { table: self.tables[place], home, touched, acc, lines })
     }
 
     fn set(&mut self, place: usize, tag: u64, AtHand { table, home, touched, acc, lines }: AtHand) {
-        self.ways[place] = Way { tag, home, touched };
+        self.near[place] = Way { tag, home, touched };
         let walked = if acc.is_some() { tag } else { NONE };
         self.more[place] = More { tag: walked, home, acc: acc.unwrap_or(0), lines };
         self.tables[place] = table;
@@ -150,9 +150,9 @@ impl Ways {
 
     /// Twice as many places: who was apart stays apart.
     fn double(&mut self) {
-        let new = Self::sized(self.cover, 2 * self.ways.len());
+        let new = Self::sized(self.cover, 2 * self.near.len());
         let old = std::mem::replace(self, new);
-        for (place, tag) in old.ways.iter().map(|way| way.tag).enumerate() {
+        for (place, tag) in old.near.iter().map(|way| way.tag).enumerate() {
             if let Some(table) = old.at(place) {
                 self.set(self.place(tag), tag, table);
             }
@@ -162,7 +162,7 @@ impl Ways {
     /// Lets go of all tables, and says which.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = AtHand> {
         let old = std::mem::replace(self, Self::new(self.cover));
-        (0..old.ways.len()).filter_map(move |place| old.at(place))
+        (0..old.near.len()).filter_map(move |place| old.at(place))
     }
 }
 

@@ -196,7 +196,7 @@ mod tests {
         let (at, home) = memory.alloc_loose(Level::LAST, 512).unwrap();
         let mut lines = Lines::NONE;
         for i in [0, 7, 300, 511] {
-            memory.plain_mut()[home.item(i)] = i * i << 12 | 7;
+            memory.plain_mut()[home.item(i)] = (i * i) << 12 | 7;
             lines.add(i);
         }
         memory.settle(at, lines);
@@ -229,7 +229,9 @@ mod tests {
         #[test]
         fn stretches_hold_what_was_added(added in prop::collection::btree_set(0u64..2048, 0..40), first in 0u64..2048, len in 0u64..2048) {
             let (mut lines, behind) = (Lines::NONE, (first + len).min(2048));
-            added.iter().for_each(|&index| lines.add(index));
+            for &index in &added {
+                lines.add(index);
+            }
             let stretches: Vec<_> = lines.stretches(first, behind).collect();
             let held = |index: u64| added.iter().any(|other| (other >> LINE_SHIFT) % 64 == (index >> LINE_SHIFT) % 64);
             let expected: Vec<u64> = (first..behind).filter(|&index| held(index)).collect();
