@@ -35,6 +35,10 @@ use report::{Asked, Samples, Table};
 use scatter::Scatter;
 use tables::{ByHand, Ours, Shared, Tables};
 
+/// What stands below the table.
+const EXPLAINED: &str = "\"-\": the crate has no way to do it, or nothing to close. \"mmusim\" is a `Mapper`, which has the tables to itself, keeps those that it came by at hand and counts \
+what it changed when it closes. \"mmusim, TableMemory\" comes down from the root for each page and counts each store at once.";
+
 /// What is measured, in this order.
 const WORK: [&str; 6] = ["map", "walk", "iterate", "protect", "unmap", "close"];
 
@@ -127,13 +131,13 @@ fn main() {
         for (work, name) in WORK.iter().enumerate() {
             let mut row = vec![format!("{name}, {}", pages.name)];
             row.extend(figures.iter().map(|figures| figures[work].to_string()));
-            let middle = |of: usize| figures[of][work].middle().map_or(f64::NAN, |(middle, _)| middle);
-            row.push(format!("{:.1}", middle(1) / middle(0)));
+            let ratio = figures[1][work].middle().zip(figures[0][work].middle());
+            row.push(ratio.map_or("-".into(), |((ours, _), (limit, _))| format!("{:.1}", ours / limit)));
             table.row(row);
         }
     }
     if asked != Asked::Once {
-        let text = format!("{table}\n\"-\": the crate has no way to do it.\n");
+        let text = format!("{table}\n{EXPLAINED}\n");
         report::publish(asked, "Page-table crates", "cargo bench --bench rivals -- --write", &text);
     }
 }
