@@ -23,7 +23,8 @@
 //! afterwards. So is changing runs of pages: [`TableMemory::fill_run`] and [`TableMemory::map_run`] change terabytes at once.
 //!
 //! Addresses are those below [`Geometry::input_bytes`](crate::Geometry::input_bytes); a walk takes what walks take, sign extension and all.
-//! Not here: freeing, runs, flushes (what [`Mapper::change`] and [`Mapper::unmap`] return may be cached until somebody flushes it), threads.
+//! Not here: freeing, runs, flushes (what [`Mapper::change`] and [`Mapper::unmap`] return may be cached until somebody flushes it), threads,
+//! and trees that contain themselves, in which a leaf of one table is a pointer of another.
 //!
 //! PERF: 2 to 4 ns a page in tables that are there, where storing to [`TableMemory`] and coming down from the root took 17 to 45; sparse
 //! pages, every fourth of which needs a table, are mapped in 0.1 us instead of 0.3 (`cargo bench --bench rivals`).
