@@ -26,7 +26,14 @@ impl<F: Format> PageKind<F> {
         let leaf = Leaf { output: Hpa::new(0), ..leaf };
         let word = format.encode_leaf(level, &leaf)?;
         let size = format.geometry().page_size(level).bytes();
-        let reach = format.progression(level, leaf.output).saturating_mul(size);
+        let most = format.progression(level, leaf.output).saturating_mul(size);
+        // A progression does not say where addresses end: the last page in reach does.
+        let is_sum = |output: u64| {
+            let encoded = format.encode_leaf(level, &Leaf { output: Hpa::new(output), ..leaf });
+            encoded.is_ok_and(|encoded| encoded == word.wrapping_add(output))
+        };
+        let reaches = (size.trailing_zeros()..u64::BITS).rev().map(|bit| 1 << bit);
+        let reach = reaches.filter(|&reach| reach <= most).find(|&reach| is_sum(reach - size)).unwrap_or(0);
         Ok(Self { level, leaf, word, reach, inside: size - 1 })
     }
 
