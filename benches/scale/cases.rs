@@ -23,7 +23,7 @@ use mmusim::{
 };
 
 use super::scatter::Scatter;
-use super::{petabytes, touched};
+use super::{growth, petabytes, touched};
 
 /// Formats that hold 4 PiB.
 pub const FORMATS: [&str; 3] = ["ept", "arm64", "radix"];
@@ -50,6 +50,10 @@ pub enum Case {
     Zap { memory: u64, strategy: usize },
     /// Random accesses to a terabyte.
     Busy { vcpus: usize, host: &'static str, threads: usize },
+    /// Host actors beside each other.
+    Actors { actors: u64 },
+    /// Explored executions of two threads with so many steps each.
+    Depth { steps: u64 },
     /// vCPUs and a zapping host after the same pages, in windows of at least so many cycles.
     Contended { window: u64 },
     /// Plain words cleared.
@@ -104,6 +108,8 @@ impl fmt::Display for Case {
             Case::Touched { memory } => write!(f, "touched {memory}"),
             Case::Zap { memory, strategy } => write!(f, "zap {memory} {strategy}"),
             Case::Busy { vcpus, host, threads } => write!(f, "busy {vcpus} {host} {threads}"),
+            Case::Actors { actors } => write!(f, "actors {actors}"),
+            Case::Depth { steps } => write!(f, "depth {steps}"),
             Case::Contended { window } => write!(f, "contended {window}"),
             Case::Words { ours } => write!(f, "words {ours}"),
         }
@@ -132,6 +138,8 @@ impl FromStr for Case {
                 host: name(host, &HOSTS)?,
                 threads: number(threads)? as usize,
             },
+            ["actors", actors] => Case::Actors { actors: number(actors)?.max(1) },
+            ["depth", steps] => Case::Depth { steps: number(steps)?.max(1) },
             ["contended", window] => Case::Contended { window: number(window)? },
             ["words", ours] => Case::Words { ours: name(ours, &["vector", "tables"])? },
             _ => return Err(format!("{text}: no case")),
@@ -149,6 +157,7 @@ pub fn smallest() -> Vec<Case> {
     all.push(Case::Touched { memory: 1.GiB() });
     all.push(Case::Zap { memory: 1.GiB(), strategy: 9 });
     all.extend(HOSTS.map(|host| Case::Busy { vcpus: 1, host, threads: 1 }));
+    all.extend([Case::Actors { actors: 512 }, Case::Depth { steps: 1000 }]);
     all.push(Case::Contended { window: 3200 });
     all.push(Case::Words { ours: "tables" });
     all
@@ -163,6 +172,8 @@ impl Case {
             Case::Touched { memory } => touched::run(memory),
             Case::Zap { memory, strategy } => zap(memory, strategy),
             Case::Busy { vcpus, host, threads } => busy(vcpus, host, threads),
+            Case::Actors { actors } => growth::actors(sim(&vm(1.GiB(), 1, Workload::Idle)), actors),
+            Case::Depth { steps } => growth::depth(steps),
             Case::Contended { window } => contended(window),
             Case::Words { ours } => words(ours == "tables"),
         }

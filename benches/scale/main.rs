@@ -10,6 +10,7 @@
 //! adds. What a case simulates does not depend on the host.
 
 mod cases;
+mod growth;
 mod petabytes;
 #[path = "../shared/report.rs"]
 mod report;
@@ -39,7 +40,7 @@ fn main() {
             case.run();
         });
     }
-    let text = [petabytes(), engine(), touches(), sizes(), vcpus(), threads(), windows(), words()].join("\n");
+    let text = [petabytes(), engine(), touches(), sizes(), vcpus(), growth(), threads(), windows(), words()].join("\n");
     report::publish(asked, "Scale", "cargo bench --bench scale -- --write", &text);
 }
 
@@ -153,6 +154,24 @@ fn vcpus() -> String {
         table.row(vec![vcpus.to_string(), format!("{:.1}", measured.rate() / 1e6), mib.to_string()]);
     }
     format!("One thread, a host that takes 2 MiB ranges away:\n\n{table}")
+}
+
+/// Host actors beside each other, and explored executions of growing length.
+fn growth() -> String {
+    let rows = |head: &str, cases: Vec<(u64, Case)>| {
+        let mut table = Table::new(&[head, "ns a step", "MiB"]);
+        for (size, case) in cases {
+            let (measured, mib) = measure(case);
+            let ns = 1e9 * measured.seconds / measured.cycles as f64;
+            table.row(vec![size.to_string(), format!("{ns:.1}"), mib.to_string()]);
+        }
+        table
+    };
+    let actors = rows("host actors", [1, 8, 64, 512].map(|actors| (actors, Case::Actors { actors })).into());
+    let depth = rows("steps of a thread", [10, 100, 1000, 2000].map(|steps| (steps, Case::Depth { steps })).into());
+    format!(
+        "Micro-operations of actors that take turns (one alone goes on without looking who is next; many are found in a heap):\n\n{actors}\nSteps of executions of two threads, explored at random and checked:\n\n{depth}"
+    )
 }
 
 /// 64 busy vCPUs with each sort of host, on one thread and two, phase by phase, and what 64 threads would make of it.
