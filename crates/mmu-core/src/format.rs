@@ -289,6 +289,11 @@ pub struct Flush {
     pub reach: Reach,
 }
 
+impl Flush {
+    /// Everything cached for a VM, on every processor: `kvm_flush_remote_tlbs`.
+    pub const EVERYTHING: Self = Self { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: Reach::Everyone };
+}
+
 /// How invalidations reach other processors.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Delivery {

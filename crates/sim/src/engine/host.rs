@@ -352,7 +352,7 @@ impl<F: Copy> Host<F> {
     }
     /// Invalidates everything cached for this VM (`kvm_flush_remote_tlbs`).
     pub async fn flush_vm(&self) {
-        self.flush(Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: Reach::Everyone }).await;
+        self.flush(Flush::EVERYTHING).await;
     }
     /// Carries out a flush and waits until it is complete everywhere.
     pub async fn flush(&self, flush: Flush) {

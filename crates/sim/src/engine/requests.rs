@@ -86,7 +86,7 @@ impl<A: Arch> Vcpu<A> {
         match what {
             What::Flush(covers) => {
                 // Two different flushes together are a flush of everything.
-                let merged = self.owed.map_or(covers, |owed| if owed == covers { owed } else { Self::EVERYTHING });
+                let merged = self.owed.map_or(covers, |owed| if owed == covers { owed } else { Flush::EVERYTHING });
                 self.owed = Some(merged);
             }
             // Not noted, in fact: it stays on its way until its moment (`receive_invalidation`).
@@ -107,9 +107,6 @@ impl<A: Arch> Vcpu<A> {
     pub(crate) fn skip_access(&mut self) {
         self.stats.accesses += u64::from(self.current.take().is_some());
     }
-
-    pub(crate) const EVERYTHING: Flush =
-        Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: mmu_core::Reach::Everyone };
 
     /// Enters the guest, with the flush that was asked for meanwhile.
     pub(crate) fn enter(&mut self, costs: &Costs) {

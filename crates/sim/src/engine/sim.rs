@@ -178,7 +178,7 @@ impl<A: Arch> Sim<A> {
     pub fn set_var(&mut self, var: Var, value: u64) {
         self.stage.borrow_mut().world.vars[var.0 as usize] = value;
     }
-    /// Sets the least window length; the default is the machine's smallest latency between processors.
+    /// Sets the least window length; the default is [`Costs::window`](super::Costs::window).
     pub fn set_window(&mut self, window: Cycles) {
         self.window = window.max(Cycles(1));
     }

@@ -1,7 +1,7 @@
 //! Everything host actors share, and what each micro-operation does to it.
 
 use mmu_core::memory::{Run, TableFault, TableMemory};
-use mmu_core::{Cycles, Format, Gpa, Hpa, Level};
+use mmu_core::{Cycles, Flush, Format, Gpa, Hpa, Level};
 
 use super::actor::ActorState;
 use super::costs::Costs;
@@ -336,7 +336,7 @@ impl<A: Arch> World<A> {
                 actor.now += self.costs.store;
                 actor.now += self.costs.invalidate_local;
                 vcpus[vcpu.0].load_root(root, generation);
-                vcpus[vcpu.0].flush_here(Vcpu::<A>::EVERYTHING);
+                vcpus[vcpu.0].flush_here(Flush::EVERYTHING);
                 done(0)
             }
             Op::Fence(_) => {

@@ -24,7 +24,7 @@ use super::decision::{Agent, Footprint, Kind};
 use super::digest::Mix;
 use super::ghost::Store;
 use super::invariant::Invariant;
-use super::lab::{EVERYTHING, Lab, NO_TIME};
+use super::lab::{Lab, NO_TIME};
 use super::limits::Hardware;
 use super::memory::Sight;
 use super::perform::{WORD_BITS, vcpu_bit};
@@ -179,7 +179,7 @@ impl Guest {
         self.root = root;
         self.generation = generation;
         self.reload = false;
-        self.invalidate(EVERYTHING, now);
+        self.invalidate(Flush::EVERYTHING, now);
     }
 
     /// Takes note of what was asked while it is out of the guest. However many flushes, the entry makes one.
@@ -187,7 +187,7 @@ impl Guest {
         match what {
             What::Flush(covers) => {
                 self.owed = Some(match self.owed {
-                    Some(owed) if owed != covers => EVERYTHING,
+                    Some(owed) if owed != covers => Flush::EVERYTHING,
                     _ => covers,
                 });
             }

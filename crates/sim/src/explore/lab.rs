@@ -408,12 +408,5 @@ impl<A: Arch> Stage for RefCell<Lab<A>> {
     }
 }
 
-/// A flush of everything.
-pub(crate) const EVERYTHING: Flush = Flush {
-    scope: mmu_core::FlushScope::Vm,
-    walk_caches: mmu_core::WalkCaches::Drop,
-    reach: mmu_core::Reach::Everyone,
-};
-
 /// The moment of everything: explorations know no time.
 pub(crate) const NO_TIME: Cycles = Cycles::ZERO;

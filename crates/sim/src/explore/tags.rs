@@ -4,10 +4,10 @@
 //! flushes nothing. A tag that comes back with another root, before what was cached under it was flushed, is T9; two processors that run
 //! different roots under one tag are B6.
 
-use mmu_core::Hpa;
+use mmu_core::{Flush, Hpa};
 
 use super::invariant::Invariant;
-use super::lab::{EVERYTHING, Lab};
+use super::lab::Lab;
 use super::waiting::{Request, What};
 use super::words::Moment;
 use crate::arch::Arch;
@@ -30,13 +30,13 @@ impl<A: Arch> Lab<A> {
             Tagged::FlushOwn(vcpu, what) => {
                 let now = self.words.tick();
                 match what {
-                    OwnCaches::All => self.guests[vcpu.0].invalidate(EVERYTHING, now),
+                    OwnCaches::All => self.guests[vcpu.0].invalidate(Flush::EVERYTHING, now),
                     OwnCaches::ButTheFirst => self.guests[vcpu.0].invalidate_tables(now),
                 }
             }
             Tagged::Flush(tag) => return self.flush_tag(tag),
             // More than was asked for, and waited for: what is cached here has no address spaces.
-            Tagged::Invalidate(..) => return self.flush(EVERYTHING),
+            Tagged::Invalidate(..) => return self.flush(Flush::EVERYTHING),
         }
         Some(Reply::default())
     }
@@ -78,7 +78,7 @@ impl<A: Arch> Lab<A> {
                 continue;
             }
             if guest.runs() {
-                guest.requests.push(Request { what: What::Flush(EVERYTHING), asked_by: me });
+                guest.requests.push(Request { what: What::Flush(Flush::EVERYTHING), asked_by: me });
                 waiting += 1;
             } else {
                 guest.invalidate_current(now);

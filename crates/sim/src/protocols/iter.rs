@@ -12,7 +12,7 @@
 //! [`cond_resched`] gives both up and starts over from the root. Flush: the caller's; [`cond_resched`] pays what is owed before it gives way.
 //! Frees nothing.
 
-use mmu_core::{Flush, FlushScope, Format, Gpa, Hpa, Level, Reach, WalkCaches};
+use mmu_core::{Flush, Format, Gpa, Hpa, Level};
 
 use crate::engine::{
     Apply, Atomicity, EachLeaf, GiveWay, Host, LockId, LockMode, ReschedCheck, RestDone, RestOfTable, RunOp, SliceWork,
@@ -400,7 +400,7 @@ pub async fn slices<F: Format>(
     };
     let flush = match (rules.flush_on_yield, owed) {
         (FlushOnYield::IfPending | FlushOnYield::IfPendingAfterRcu, FlushDebt::Clean) => None,
-        (FlushOnYield::Always, _) | (FlushOnYield::IfPending, FlushDebt::Owed) => Some(EVERYTHING),
+        (FlushOnYield::Always, _) | (FlushOnYield::IfPending, FlushDebt::Owed) => Some(Flush::EVERYTHING),
         (FlushOnYield::IfPendingAfterRcu, FlushDebt::Owed) => return 0,
     };
     let root = iter.path[iter.format.geometry().root().index()];
@@ -412,10 +412,6 @@ pub async fn slices<F: Format>(
     }
     n
 }
-
-/// What a yield flushes.
-pub(super) const EVERYTHING: Flush =
-    Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: Reach::Everyone };
 
 /// Whether a loop that begins with [`cond_resched`] asks before each entry of a run.
 pub fn check_each(yielding: Yield) -> ReschedCheck {

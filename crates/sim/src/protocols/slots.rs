@@ -7,7 +7,7 @@
 //! (52ac8b358b0c), so that start and end of each see the same slots; `mmu_lock` for the zap. Flush: by the zap's policy. Frees: the old version of the
 //! memslots after the grace period; tables as the zap says.
 
-use mmu_core::{Delivery, Flush, FlushScope, Format, Gpa, GpaRange, Hva, Reach, WalkCaches};
+use mmu_core::{Delivery, Flush, Format, Gpa, GpaRange, Hva, WalkCaches};
 use serde::{Deserialize, Serialize};
 
 use super::iter::FlushDebt;
@@ -85,8 +85,7 @@ impl SlotPolicy {
 
     /// What Linux does with this format: x86, whose flushes are interrupts, zaps the root; the others unmap the slot.
     pub fn linux_6_6<F: Format>(format: &F) -> SlotPolicy {
-        let everything = Flush { scope: FlushScope::Vm, walk_caches: WalkCaches::Drop, reach: Reach::Everyone };
-        match format.flush_plan(everything).delivery {
+        match format.flush_plan(Flush::EVERYTHING).delivery {
             Delivery::Interrupt => Self::X86,
             Delivery::LocalInstruction | Delivery::Broadcast if Kvm::of::<F>() == Kvm::Power => Self::POWER,
             Delivery::LocalInstruction | Delivery::Broadcast => Self::UNMAP,

@@ -13,8 +13,7 @@ use mmu_core::{Flush, Format, Gpa, GpaRange, Hpa, Level, NotPresent, WalkCaches}
 use serde::{Deserialize, Serialize};
 
 use super::iter::{
-    EVERYTHING, FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, rest_of_table,
-    skip_run, slices,
+    FlushDebt, FlushOnYield, TdpIter, WalkRules, Yield, bulk, check_each, cond_resched, rest_of_table, skip_run, slices,
 };
 use crate::engine::{
     Apply, Atomicity, Cmpxchg, EachLeaf, Frames, Host, LockMode, RemoveSubtrees, ReschedCheck, RestOfTable, RunBelow,
@@ -416,7 +415,7 @@ async fn remove_alike<F: Format>(
 
 /// What is flushed for each table that goes.
 fn flush_of_each(policy: &ZapPolicy) -> Option<Flush> {
-    (policy.flush == TableFlush::PerTablePage).then_some(EVERYTHING)
+    (policy.flush == TableFlush::PerTablePage).then_some(Flush::EVERYTHING)
 }
 
 /// What entries of a detached table become. In shared mode a walker still inside must not install anything: they are
