@@ -390,14 +390,15 @@ pub async fn slices<F: Format>(
     host: &Host<F>,
     iter: &mut TdpIter<F>,
     rules: WalkRules,
+    check: ReschedCheck,
     work: SliceWork,
     owed: FlushDebt,
 ) -> u64 {
-    let check = match rules.yielding {
-        Yield::YieldedGfn => ReschedCheck::EachEntry,
-        Yield::AfterWorkOnly => ReschedCheck::BehindEach,
-        Yield::Never | Yield::NoProgressRule | Yield::RestartAdvances => return 0,
-    };
+    // A loop that asks first gets past an entry in each slice by the rule of progress alone.
+    match (check, rules.yielding) {
+        (ReschedCheck::EachEntry, Yield::YieldedGfn) | (ReschedCheck::BehindEach, Yield::AfterWorkOnly) => {}
+        _ => return 0,
+    }
     let flush = match (rules.flush_on_yield, owed) {
         (FlushOnYield::IfPending | FlushOnYield::IfPendingAfterRcu, FlushDebt::Clean) => None,
         (FlushOnYield::Always, _) | (FlushOnYield::IfPending, FlushDebt::Owed) => Some(Flush::EVERYTHING),

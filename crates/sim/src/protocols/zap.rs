@@ -180,7 +180,7 @@ pub async fn zap_leafs_owing<F: Format>(
     let mut iter = TdpIter::new(*host.format(), root, Level::LAST, range.start, range.end());
     while iter.next(host).await {
         if early && cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
-            leaf_slices(host, &mut iter, policy).await;
+            leaf_slices(host, &mut iter, check, policy).await;
             continue;
         }
         if early && zap_below(host, &mut iter, check).await {
@@ -203,7 +203,7 @@ pub async fn zap_leafs_owing<F: Format>(
         if !early {
             // The walk goes on, or starts over, either way at the loop's head.
             if cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
-                leaf_slices(host, &mut iter, policy).await;
+                leaf_slices(host, &mut iter, check, policy).await;
             }
         }
     }
@@ -212,9 +212,9 @@ pub async fn zap_leafs_owing<F: Format>(
 }
 
 /// Goes through the time slices at once that a walk over leaves has left, where they are alike.
-async fn leaf_slices<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, policy: &ZapPolicy) {
+async fn leaf_slices<F: Format>(host: &Host<F>, iter: &mut TdpIter<F>, check: ReschedCheck, policy: &ZapPolicy) {
     if policy.atomic == AtomicZap::Always {
-        slices(host, iter, policy.rules(), ZAPPED, FlushDebt::Owed).await;
+        slices(host, iter, policy.rules(), check, ZAPPED, FlushDebt::Owed).await;
     }
 }
 
@@ -324,15 +324,15 @@ fn gig_level<F: Format>(format: &F) -> Level {
 async fn zap_root_pass<F: Format>(host: &Host<F>, root: Hpa, level: Level, policy: &ZapPolicy) {
     let end = Gpa::new(host.format().geometry().input_bytes());
     let mut debt = FlushDebt::Clean;
+    let check = check_each(policy.yielding);
     let mut iter = TdpIter::new(*host.format(), root, level, Gpa::new(0), end);
     while iter.next(host).await {
         if cond_resched(host, &mut iter, policy.rules(), &mut debt).await {
             if let Some(work) = slice_work(host.format(), level, policy) {
-                slices(host, &mut iter, policy.rules(), work, owed(policy)).await;
+                slices(host, &mut iter, policy.rules(), check, work, owed(policy)).await;
             }
             continue;
         }
-        let check = check_each(policy.yielding);
         if level == Level::LAST && zap_below(host, &mut iter, check).await {
             debt = debt.merge(owed(policy));
             continue;

@@ -414,3 +414,16 @@ fn a_slice_that_ends_in_front_of_a_table() {
         assert_eq!(run(Runs::Whole), run(Runs::Single), "{slice}");
     }
 }
+
+/// The old place for the question behind work, in the loop over roots, where it is asked first and nothing makes the walk get on.
+#[test]
+fn a_root_zapped_in_passes_with_a_question_that_stops_it() {
+    for slice in [700, 1_000, 3_000] {
+        let mut platform = x86();
+        platform.costs.tick_period = Cycles(slice);
+        let vm = VmSpec { workload: Workload::Idle, ..small_vm(32.MiB(), 1, 0) };
+        let policy = ZapPolicy { yielding: Yield::AfterWorkOnly, ..strategies()[9].policy };
+        let run = |runs| zap(&platform, &vm, Target::Root, policy, (0, 0), runs);
+        assert_eq!(run(Runs::Whole), run(Runs::Single), "{slice}");
+    }
+}

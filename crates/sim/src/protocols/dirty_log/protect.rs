@@ -156,7 +156,7 @@ impl<'a, F: Format> Walk<'a, F> {
         let new = untracked(&format, self.policy.tracking, level, first);
         let (apply, owed) = new.map_or((Apply::Nothing, FlushDebt::Clean), |new| (mask(first, new), FlushDebt::Owed));
         let work = SliceWork::Leaves { apply, atomicity: Atomicity::Atomic, work: None };
-        let n = slices(self.host, iter, rules, work, owed).await;
+        let n = slices(self.host, iter, rules, check_each(self.yielding), work, owed).await;
         if n > 0 && new.is_some() {
             self.done.leaves += n;
             if let Some(found) = &mut self.found {
