@@ -84,6 +84,10 @@ pub(super) fn machine(raw: &RawMachine) -> Result<Machine, Vec<MachineError>> {
             1.0,
             10_000.0,
         )),
+        shared_core_speed: sockets
+            .shared_core_speed
+            .as_ref()
+            .map(|speed| (checks.within("sockets.shared_core_speed", speed, 0.1, 1.0) * 1000.0).round() as u64),
     });
     let software_ns = raw.software_ns.iter();
     let software_ns = software_ns

@@ -180,12 +180,29 @@ pub struct SocketSpec {
     pub cores: u32,
     /// Moving a line from one socket to another.
     pub line_transfer: Cycles,
+    /// How fast a thread runs while another one runs on the same core, in thousandths of its speed alone; `None`: a core runs one thread.
+    pub shared_core_speed: Option<u64>,
 }
 
 impl SocketSpec {
     /// The socket on which the thread of this number runs.
     pub const fn of(&self, thread: usize) -> u32 {
         thread as u32 / self.cores % self.number
+    }
+
+    /// Cores of all sockets.
+    pub const fn all_cores(&self) -> usize {
+        self.number as usize * self.cores as usize
+    }
+
+    /// The thread that runs on the same core as this one: cores get a second thread when each has one.
+    pub const fn sibling(&self, thread: usize) -> Option<usize> {
+        let cores = self.all_cores();
+        match (self.shared_core_speed, thread / cores) {
+            (None, _) | (_, 2..) => None,
+            (Some(_), 0) => Some(thread + cores),
+            (Some(_), _) => Some(thread - cores),
+        }
     }
 }
 

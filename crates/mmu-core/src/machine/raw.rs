@@ -38,6 +38,7 @@ pub(super) struct RawSockets {
     pub(super) number: Spanned<u32>,
     pub(super) cores: Spanned<u32>,
     pub(super) line_transfer_ns: Spanned<f64>,
+    pub(super) shared_core_speed: Option<Spanned<f64>>,
 }
 
 #[derive(Deserialize, Debug)]

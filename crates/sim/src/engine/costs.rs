@@ -77,6 +77,10 @@ pub struct Costs {
     // ---- guest ----
     /// One access that hits the first-level TLB.
     pub access: Cycles,
+    /// Lines on their way from beyond the first cache at the same time, for accesses that hit the TLB.
+    pub lines_at_once: u64,
+    /// The same for accesses that miss it.
+    pub walks_at_once: u64,
     /// What walks take: once, and for each reference.
     pub walk: WalkSpec,
     /// Setting an accessed or dirty flag.
@@ -160,6 +164,8 @@ impl Costs {
             broadcast_share: Share::of_one(machine.invalidate.contention_slope),
             broadcast_victim,
             access: machine.caches.levels.first().map_or(Cycles(4), |level| level.latency),
+            lines_at_once: machine.caches.fill_buffers.max(1).into(),
+            walks_at_once: machine.walk.in_flight.max(1).into(),
             walk: machine.walk,
             assist: sheet.assist_accessed,
             guest_fault: sheet.guest_fault,

@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_line_takes_longer_between_sockets() {
-        let sockets = SocketSpec { number: 2, cores: 2, line_transfer: Cycles(300) };
+        let sockets = SocketSpec { number: 2, cores: 2, line_transfer: Cycles(300), shared_core_speed: None };
         let costs = LockCosts { sockets: Some(sockets), ..COSTS };
         let mut lock = SimLock::new(LockKind::ReadWrite);
         let took = [0_usize, 1, 2, 3, 4].map(|actor| {
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn the_way_between_sockets_is_shared_by_all_who_wait() {
-        let sockets = SocketSpec { number: 2, cores: 2, line_transfer: Cycles(300) };
+        let sockets = SocketSpec { number: 2, cores: 2, line_transfer: Cycles(300), shared_core_speed: None };
         let costs = LockCosts { sockets: Some(sockets), ..COSTS };
         let mut line = SharedLine::default();
         // 0, then 2 from the other socket while nobody waits: all of the way.

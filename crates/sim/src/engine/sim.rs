@@ -21,6 +21,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
+use mmu_core::machine::SocketSpec;
 use mmu_core::{Cycles, Hpa};
 use rayon::prelude::*;
 
@@ -110,6 +111,21 @@ pub struct Sim<A: Arch> {
 impl<A: Arch> fmt::Debug for Sim<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sim").field("now", &self.now).field("actors", &self.actors.len()).finish_non_exhaustive()
+    }
+}
+
+/// Tells vCPUs whose cores run another vCPU's guest code in this window how fast they are. One that waits in the host, for a lock too, leaves the core to the other.
+fn share_cores<A: Arch>(vcpus: &mut [Vcpu<A>], sockets: Option<SocketSpec>) {
+    let Some((sockets, speed)) = sockets.and_then(|sockets| Some((sockets, sockets.shared_core_speed?))) else {
+        return;
+    };
+    if vcpus.len() <= sockets.all_cores() {
+        return;
+    }
+    for i in 0..vcpus.len() {
+        let sibling = sockets.sibling(i).and_then(|sibling| vcpus.get(sibling));
+        let shared = sibling.is_some_and(|sibling| sibling.mode == Mode::Guest);
+        vcpus[i].speed = if shared { speed } else { 1000 };
     }
 }
 
@@ -350,6 +366,7 @@ impl<A: Arch> Sim<A> {
             watch: self.watch,
             stores_count: world.written.is_on(),
         };
+        share_cores(vcpus, world.costs.sockets);
         let is_due = |vcpu: &Vcpu<A>| vcpu.mode == Mode::Guest && vcpu.clock < end;
         self.due.clear();
         let mut work = 0u64;

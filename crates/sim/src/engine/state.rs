@@ -166,6 +166,8 @@ impl<A: Arch> Vcpu<A> {
             owed,
             requests,
             current,
+            // Each window says it anew.
+            speed: _,
             // Of judges, which keep nothing.
             probing: _,
             // Nothing at the end of a window, in a run that has not failed and that nobody records.

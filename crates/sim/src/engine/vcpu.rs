@@ -234,6 +234,8 @@ pub struct Vcpu<A: Arch> {
     pub(crate) guest_caches: GuestCaches,
     /// Translations of different sizes for one address may be cached here.
     pub(super) overlapped: bool,
+    /// How fast it runs guest code in this window, in thousandths: less than 1,000 while its core runs another vCPU too.
+    pub(crate) speed: u64,
     /// Interruptions of this window, if somebody records.
     pub(super) served: Option<Vec<Served>>,
     pub(super) modified: Modified,
@@ -291,6 +293,7 @@ impl<A: Arch> Vcpu<A> {
             log: FlagLog::default(),
             guest_caches: GuestCaches::On,
             overlapped: false,
+            speed: 1000,
             served: None,
             modified: Modified::default(),
             stores: Stores::default(),
@@ -367,9 +370,18 @@ impl<A: Arch> Vcpu<A> {
                 self.leave(ExitReason::Done, view.costs);
                 return;
             };
+            let (before, walks, flags) = (self.clock, self.stats.walks, self.stats.flag_updates);
             // Traces are of user mode.
-            match self.access(&access, Privilege::User, view) {
-                Outcome::Done(_) => self.stats.accesses += 1,
+            let outcome = self.access(&access, Privilege::User, view);
+            if let Outcome::Done(at) | Outcome::LogFull(at) = outcome {
+                self.stats.accesses += 1;
+                self.reference(at, self.stats.walks != walks, self.stats.flag_updates != flags, view.costs);
+            }
+            if self.speed < 1000 {
+                self.clock = before + Cycles(self.clock.since(before).0 * 1000 / self.speed);
+            }
+            match outcome {
+                Outcome::Done(_) => {}
                 Outcome::GuestFault(_) => {
                     self.current = Some(access);
                     if let Err(error) = self.guest_fault(access.gva, view.costs) {
@@ -380,7 +392,6 @@ impl<A: Arch> Vcpu<A> {
                     }
                 }
                 Outcome::LogFull(_) => {
-                    self.stats.accesses += 1;
                     self.leave(ExitReason::LogFull, view.costs);
                     return;
                 }
@@ -393,6 +404,18 @@ impl<A: Arch> Vcpu<A> {
                 }
             }
         }
+    }
+
+    /// The line that an access reads or writes, from the cache that has it.
+    #[inline]
+    fn reference(&mut self, at: Hpa, walked: bool, flagged: bool, costs: &Costs) {
+        let beyond = self.memory.access(at).latency.since(costs.access);
+        let at_once = match (walked, flagged) {
+            (_, true) => 1,
+            (true, false) => costs.walks_at_once,
+            (false, false) => costs.lines_at_once,
+        };
+        self.clock += Cycles(beyond.0 / at_once);
     }
 
     /// What a second-stage fault invalidates by itself where a denied access walks again (EPT violations, Intel SDM vol. 3, 29.4.3.1): what is cached for the

@@ -13,6 +13,7 @@ mod events;
 mod every_root;
 mod faults;
 mod four_pebibytes;
+mod guest_lines;
 mod host_costs;
 mod hpt_switch;
 mod memslots;
