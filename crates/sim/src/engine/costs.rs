@@ -4,6 +4,7 @@ use mmu_core::Cycles;
 use mmu_core::machine::{Arch, Machine, SocketSpec, WalkSpec};
 
 use super::lock::{LockCosts, LockKind};
+use super::op::LockMode;
 
 /// Cycles of every event the engine charges. One field per event; the sheet says where each figure comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,8 +44,10 @@ pub struct Costs {
     pub rcu_grace: Cycles,
     /// Least length of an expedited grace period, of SRCU too.
     pub rcu_expedited: Cycles,
-    /// Taking or giving back a lock in this processor's cache.
+    /// Taking a lock in this processor's cache, or leaving it as a reader: a locked operation.
     pub lock_local: Cycles,
+    /// Giving back a lock that nobody else holds: a store (`queued_write_unlock`, `queued_spin_unlock`).
+    pub unlock: Cycles,
     /// Moving a lock's line between processors.
     pub lock_handoff: Cycles,
     /// Sockets between which that takes longer, if there are several.
@@ -148,6 +151,7 @@ impl Costs {
             rcu_grace: sheet.rcu_grace_period,
             rcu_expedited: sheet.rcu_expedited,
             lock_local: half(sheet.lock_uncontended),
+            unlock: sheet.entry_visit,
             lock_handoff: sheet.lock_handoff,
             sockets: machine.sockets,
             mmu_lock: if machine.arch == Arch::Power { LockKind::Spin } else { LockKind::ReadWrite },
@@ -180,7 +184,15 @@ impl Costs {
     }
 
     pub(crate) fn lock(&self) -> LockCosts {
-        LockCosts { local: self.lock_local, handoff: self.lock_handoff, sockets: self.sockets }
+        LockCosts { local: self.lock_local, unlock: self.unlock, handoff: self.lock_handoff, sockets: self.sockets }
+    }
+
+    /// Giving `mmu_lock` back while its line is here.
+    pub(crate) fn unlock_mmu(&self, mode: LockMode) -> Cycles {
+        match (self.mmu_lock, mode) {
+            (LockKind::ReadWrite, LockMode::Read) => self.lock_local,
+            (LockKind::Spin, _) | (LockKind::ReadWrite, LockMode::Write) => self.unlock,
+        }
     }
 
     /// The longest window that hides no cross-processor event: nothing one processor does reaches another sooner. What costs nothing here does not exist on the

@@ -31,8 +31,10 @@ pub(crate) type ActorId = usize;
 /// Cycles of lock operations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct LockCosts {
-    /// Taking or giving back a lock whose line is in this processor's cache.
+    /// Taking a lock whose line is in this processor's cache, or leaving it as a reader.
     pub(crate) local: Cycles,
+    /// Giving it back where nobody else holds it.
+    pub(crate) unlock: Cycles,
     /// Moving the lock's line from another processor.
     pub(crate) handoff: Cycles,
     /// Sockets between which that takes longer.
@@ -176,7 +178,8 @@ impl SimLock {
         granted: &mut Vec<Granted>,
     ) -> Option<Cycles> {
         let i = self.holders.iter().position(|&holder| holder == actor)?;
-        let now = if self.line.last == Some(actor) { now } else { self.line.fetch(actor, now, costs) } + costs.local;
+        let takes = if self.exclusive { costs.unlock } else { costs.local };
+        let now = if self.line.last == Some(actor) { now } else { self.line.fetch(actor, now, costs) } + takes;
         self.holders.swap_remove(i);
         while let Some(&next) = self.queue.front() {
             let may = match next.mode {
@@ -198,7 +201,7 @@ impl SimLock {
 mod tests {
     use super::*;
 
-    const COSTS: LockCosts = LockCosts { local: Cycles(20), handoff: Cycles(100), sockets: None };
+    const COSTS: LockCosts = LockCosts { local: Cycles(20), unlock: Cycles(5), handoff: Cycles(100), sockets: None };
 
     #[test]
     fn a_writer_waits_for_readers_and_later_readers_wait_for_it() {
@@ -215,9 +218,9 @@ mod tests {
         assert_eq!(granted, [Granted { actor: 2, at: Cycles(540) }]);
         granted.clear();
         // A writer has had it all the time.
-        assert_eq!(lock.release(2, Cycles(600), COSTS, &mut granted), Some(Cycles(620)));
-        assert_eq!(granted, [Granted { actor: 3, at: Cycles(740) }]);
-        assert_eq!(lock.stats.longest_wait, Cycles(700));
+        assert_eq!(lock.release(2, Cycles(600), COSTS, &mut granted), Some(Cycles(605)));
+        assert_eq!(granted, [Granted { actor: 3, at: Cycles(725) }]);
+        assert_eq!(lock.stats.longest_wait, Cycles(685));
     }
 
     #[test]
@@ -271,9 +274,9 @@ mod tests {
         let mut now = Cycles(1020);
         for actor in 0..8 {
             let mut granted = Vec::new();
-            assert_eq!(lock.release(actor, now, COSTS, &mut granted), Some(now + COSTS.local));
+            assert_eq!(lock.release(actor, now, COSTS, &mut granted), Some(now + COSTS.unlock));
             now = granted[0].at + Cycles(1000);
         }
-        assert_eq!(lock.stats.longest_wait, Cycles(1040 + 7 * 1140 + 100));
+        assert_eq!(lock.stats.longest_wait, Cycles(1025 + 7 * 1125 + 100));
     }
 }

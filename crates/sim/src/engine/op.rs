@@ -161,6 +161,11 @@ pub enum Work {
     Dispatch,
     /// One write to the line of `mmap_lock`, which may have to come from another processor.
     MmapLock,
+    /// One write to the line in which a VM counts the pages that it maps (`kvm_update_page_stats` of x86).
+    PageStats,
+    /// What a call of an MMU notifier takes beside what it is for: the primary MMU's own entry, and sections of the notifiers' SRCU and of `kvm->srcu`, each of
+    /// which begins and ends with a full barrier.
+    NotifierCall,
     /// What an expedited grace period of SRCU takes while nobody is in a section: waking the worker, and two looks at the counters of all processors.
     GracePeriod,
     /// So many lines that come from memory.

@@ -108,6 +108,8 @@ pub(super) struct UpkeepState {
     pub(super) interconnect_free: Cycles,
     /// The line of the process's `mmap_lock`. Writers of it are not modelled, so that readers never wait for anything else.
     pub(super) mmap_lock: SharedLine,
+    /// The line of `kvm->stat.pages`.
+    pub(super) page_stats: SharedLine,
 }
 
 impl UpkeepState {

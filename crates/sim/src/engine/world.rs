@@ -384,6 +384,11 @@ impl<A: Arch> World<A> {
                 actor.now = self.upkeep.mmap_lock.fetch(actor.id, actor.now, self.costs.lock());
                 done(0)
             }
+            Op::Spend(Work::PageStats) => {
+                actor.now =
+                    self.upkeep.page_stats.fetch(actor.id, actor.now, self.costs.lock()) + self.costs.lock_local;
+                done(0)
+            }
             Op::Spend(work) => {
                 actor.now += self.cost_of(work);
                 done(0)
@@ -562,7 +567,8 @@ impl<A: Arch> World<A> {
             Work::ZeroPages(pages) => Cycles(self.costs.vmalloc_page.0.saturating_mul(pages)),
             Work::SplitChild => self.costs.split_child,
             // A line that nobody takes away; whoever spends it gets the line moved.
-            Work::MmapLock => self.costs.lock_local,
+            Work::MmapLock | Work::PageStats => self.costs.lock_local,
+            Work::NotifierCall => self.costs.visit + self.costs.lock_local.times(4),
             Work::GracePeriod => self.costs.rcu_expedited,
             Work::ColdLines(lines) => self.costs.cold_line.times(lines),
             Work::Relax => self.costs.lock_handoff,

@@ -23,7 +23,7 @@ use super::memory_cache::MemoryCache;
 use super::nx::{Mitigation, NxPages, Tracked};
 use super::split::{LazilySplit, LazySplit, lazy_split};
 use super::zap::{LinkedTable, is_table};
-use crate::engine::{Announced, Cmpxchg, Host, Protection};
+use crate::engine::{Announced, Cmpxchg, Host, Protection, Work};
 use crate::events::Trace;
 
 /// What became of one attempt.
@@ -273,7 +273,12 @@ async fn install<F: Format>(host: &Host<F>, at: EntryAt, request: &Request, poli
     }
     maintain(host, at, new, request, policy).await;
     match put(host, at, 0, new, policy.walkers()).await {
-        Changed::Done => Attempt::Fixed,
+        Changed::Done => {
+            if Kvm::of::<F>() == Kvm::X86 {
+                host.spend(Work::PageStats).await;
+            }
+            Attempt::Fixed
+        }
         Changed::Raced => Attempt::Retry,
     }
 }

@@ -6,9 +6,9 @@
 //! | [`Scan::LookAround`] | `lru_gen_look_around` with the seed's bitmap: a young page's neighbours are aged with it | one per old page, one more per young one |
 //! | [`Scan::Walk`] | the page-table walk of a generation (`lru_gen` `run_aging`, as 6.13 consults KVM in it) | one `test_clear_young` per batch |
 //!
-//! Locking and flush are those of the notifiers; a scan holds nothing between calls and can be preempted there. The primary MMU's own
-//! accessed flags, its page-table lock and its lists are not modelled: all pages of the range are candidates, in order of
-//! address.
+//! Locking and flush are those of the notifiers; a scan holds nothing between calls and can be preempted there. Of the primary MMU's own side a
+//! call costs what is around it ([`Work::NotifierCall`]); its accessed flags, its page-table lock and its lists are not modelled: all pages of the range
+//! are candidates, in order of address.
 //!
 //! Frees nothing: what is found old is freed by [`primary::reclaim`](super::primary::reclaim).
 
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::aging::{Aged, AgingPolicy, clear_flush_young, clear_young, page_at, test_clear_young};
 use super::young::{Clear, Convention, YoungBitmap};
-use crate::engine::{Host, LockId, Var};
+use crate::engine::{Host, LockId, Var, Work};
 
 /// How a scan gets at pages.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -117,6 +117,7 @@ async fn one<F: Format>(
 ) -> Gpa {
     let range = page_at(host.format(), at);
     let aged = clear_flush_young(host, range, policy).await;
+    called(host, &aged).await;
     scanned.calls += 1;
     scanned.aged.merge(&aged);
     if aged.young > 0 {
@@ -172,10 +173,18 @@ async fn batch<F: Format>(
 ) {
     let mut asked = YoungBitmap::asking_for_all(window, young.page(), Convention::V1);
     let (_, aged) = test_clear_young(host, &mut asked, Clear::Clear, policy).await;
+    called(host, &aged).await;
     scanned.calls += 1;
     scanned.aged.merge(&aged);
     if aged.young > 0 {
         young.join_zeroes(&asked);
+    }
+}
+
+/// The primary MMU's share of a call. It makes one for pages that it maps only, which are taken to be those that the guest has.
+async fn called<F: Format>(host: &Host<F>, aged: &Aged) {
+    if aged.leaves > 0 {
+        host.spend(Work::NotifierCall).await;
     }
 }
 

@@ -14,7 +14,8 @@ use mmu_core::{
 };
 use mmu_sim::arch::Arch;
 use mmu_sim::engine::{
-    ActorStats, Costs, GuestPaging, Host, HostCounters, LockId, LockMode, LockStats, RcuStats, Runs, Sim, Stopped,
+    ActorStats, Costs, GuestPaging, Host, HostCounters, LockId, LockKind, LockMode, LockStats, RcuStats, Runs, Sim,
+    Stopped,
 };
 use mmu_sim::experiment::zap::{Strategy, Target, strategies};
 use mmu_sim::experiment::{BuildError, Platform, Populate, VmSpec, build};
@@ -175,6 +176,11 @@ fn flush_behind<F: Format>(shape: &Shape<F>, costs: &Costs) -> Cycles {
     flush_cost(&shape.format, costs, Flush { scope, walk_caches: WalkCaches::Keep, reach: Reach::Everyone })
 }
 
+/// Giving `mmu_lock` back: a reader takes itself off a count, whoever has it alone stores.
+fn unlock(costs: &Costs, lock: ZapLock) -> Cycles {
+    if (costs.mmu_lock, lock) == (LockKind::ReadWrite, ZapLock::Read) { costs.lock_local } else { costs.unlock }
+}
+
 /// A walk over all leaves of `walks` ranges that makes so many visits and yields so often: each entry is read, and asked about where the walk asks; those of
 /// tables are read again on the way down. Where it has yielded it comes down from the root again: 1 + 2 levels visits instead of the two for each level
 /// that it had still to go, and asks no more on the way.
@@ -185,7 +191,7 @@ fn leaf_walk<F: Format>(
     done: &HostCounters,
     asks: Yield,
     leaf: Cycles,
-    flushes: bool,
+    (flushes, lock): (bool, ZapLock),
 ) -> Cycles {
     let one = Shape { format: shape.format, memory: shape.memory / walks };
     let (leaves, above) = (shape.used(0), walks * (1..=shape.root()).map(|level| one.used(level)).sum::<u64>());
@@ -201,7 +207,7 @@ fn leaf_walk<F: Format>(
         _ => leaves + above - saved,
     };
     let flush = if flushes { flush_cost(&shape.format, costs, Flush::EVERYTHING) } else { Cycles::ZERO };
-    let each = flush + costs.lock_local.times(2) + costs.reschedule;
+    let each = flush + unlock(costs, lock) + costs.reschedule + costs.lock_local;
     costs.visit.times(visits) + costs.resched_check.times(asked) + leaf.times(leaves) + each.times(yields)
 }
 
@@ -250,7 +256,7 @@ impl<F: Format> Pass<'_, F> {
             return false;
         }
         self.flush();
-        self.now += self.costs.lock_local + self.costs.reschedule;
+        self.now += unlock(self.costs, self.strategy.policy.lock) + self.costs.reschedule;
         self.slice = self.now;
         self.now += self.costs.lock_local;
         true
@@ -292,7 +298,7 @@ impl<F: Format> Pass<'_, F> {
 
 /// When a zap of a root in one pass, or in passes over gibibytes and the root, ends.
 fn root_zap<F: Format>(shape: &Shape<F>, costs: &Costs, strategy: &Strategy) -> Cycles {
-    let start = costs.lock_local.times(4) + costs.alloc_table;
+    let start = costs.lock_local.times(3) + costs.unlock + costs.alloc_table;
     let mut pass = Pass { shape, costs, strategy, now: start, slice: Cycles::ZERO, owed: false };
     let root = shape.root();
     let emptied = (strategy.policy.passes == Passes::GigThenRoot).then_some(2);
@@ -300,7 +306,7 @@ fn root_zap<F: Format>(shape: &Shape<F>, costs: &Costs, strategy: &Strategy) -> 
         pass.run(gig, teardown(shape, costs, gig, None, strategy));
     }
     pass.run(root, teardown(shape, costs, root, emptied, strategy));
-    pass.now + costs.lock_local.times(2)
+    pass.now + unlock(costs, strategy.policy.lock) + costs.unlock
 }
 
 /// Four passes have too many entries for a loop. What is left of their cycles when all reads and all work are taken away is questions; yields spare a few of
@@ -322,8 +328,9 @@ fn four_passes<F: Format>(shape: &Shape<F>, costs: &Costs, done: &Outcome, strat
         visits += (goal + 1..=root).map(|level| shape.used(level)).sum::<u64>();
     }
     let (counters, yields) = (&done.counters, done.counters.reschedules);
-    work += (costs.lock_local.times(2) + costs.reschedule).times(yields) + costs.visit.times(counters.visits);
-    let beside = costs.lock_local.times(6) + costs.alloc_table;
+    let unlock = unlock(costs, strategy.policy.lock);
+    work += (unlock + costs.reschedule + costs.lock_local).times(yields) + costs.visit.times(counters.visits);
+    let beside = costs.lock_local.times(3) + costs.unlock.times(2) + unlock + costs.alloc_table;
     let asked = done.finished.0 - (work + beside).0;
     assert_eq!(asked % costs.resched_check.0, 0, "{asked} cycles of questions");
     let saved = asks - asked / costs.resched_check.0;
@@ -350,7 +357,8 @@ fn zaps_of_four_pebibytes<A: Arch>(platform: &Platform<A>) {
                     let shape = shape(memory);
                     let (leaf, flushes) =
                         (costs.atomic + costs.release_leaf, policy.flush_on_yield != FlushOnYield::IfPendingAfterRcu);
-                    let walk = leaf_walk(&shape, SLOTS, costs, &done.counters, policy.yielding, leaf, flushes);
+                    let walk =
+                        leaf_walk(&shape, SLOTS, costs, &done.counters, policy.yielding, leaf, (flushes, policy.lock));
                     done.finished.0
                         - (walk + flush_behind(&shape, costs)).0
                         - costs.page_release.times((memory / SLOTS) >> 12).0
@@ -390,8 +398,16 @@ fn aged_and_protected<A: Arch>(platform: &Platform<A>) {
     let beside = |memory| {
         let shape = Shape { format: *platform.arch.two(), memory };
         let (aged, protected) = (age(platform, memory, Runs::Whole), protect(platform, memory, Runs::Whole));
-        let aging = leaf_walk(&shape, 1, costs, &aged.counters, Yield::Never, costs.atomic, false);
-        let protection = leaf_walk(&shape, 1, costs, &protected.counters, Yield::YieldedGfn, costs.atomic, true);
+        let aging = leaf_walk(&shape, 1, costs, &aged.counters, Yield::Never, costs.atomic, (false, ZapLock::Read));
+        let protection = leaf_walk(
+            &shape,
+            1,
+            costs,
+            &protected.counters,
+            Yield::YieldedGfn,
+            costs.atomic,
+            (true, DirtyPolicy::X86_WRITE_PROTECT.lock),
+        );
         let protection = protection + flush_behind(&shape, costs);
         [aged.finished.0 - aging.0, protected.finished.0 - protection.0]
     };
