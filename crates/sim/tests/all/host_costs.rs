@@ -4,18 +4,22 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::common::{arm64, small_vm, x86};
+use crate::common::{arm64, power_4k, small_vm, x86};
 use mmu_core::machine::Machine;
 use mmu_core::{
-    AccessKind, ByteUnits, Bytes, Cycles, FaultClass, Flush, FlushScope, Format, Gpa, PageSize, Reach, WalkCaches,
+    AccessKind, ByteUnits, Bytes, Cycles, FaultClass, Flush, FlushScope, Format, Gpa, GpaRange, PageSize, Reach,
+    WalkCaches,
 };
 use mmu_sim::arch::Arch;
-use mmu_sim::engine::{Costs, GuestFault, GuestPaging, Host, HostAccess, LockMode, Reference, Stopped, VcpuId};
+use mmu_sim::engine::{Costs, GuestFault, GuestPaging, Host, HostAccess, LockId, LockMode, Reference, Stopped, VcpuId};
 use mmu_sim::experiment::vm::GUEST_MEMORY;
 use mmu_sim::experiment::{Platform, Populate, VmSpec, build_without_threads};
+use mmu_sim::protocols::aging::{AgingPolicy, test_clear_young};
 use mmu_sim::protocols::fault::{FaultPolicy, Faults, LoggedBy, PfRet};
 use mmu_sim::protocols::primary::hva_to_pfn;
+use mmu_sim::protocols::reclaim::{Scan, scan};
 use mmu_sim::protocols::split::LazySplit;
+use mmu_sim::protocols::young::{Clear, Convention, YoungBitmap};
 use mmu_sim::selftests::dirty_log_perf::{self, Options};
 use mmu_sim::workload::Workload;
 
@@ -127,6 +131,86 @@ fn marking_a_page_of_another_stretch_dirty_finds_two_lines_cold() {
     }
     check(&x86(), "intel-granite-rapids-host");
     check(&arm64(), "arm-neoverse-n1");
+}
+
+#[test]
+fn who_has_a_lock_alone_gives_it_back_with_a_store() {
+    fn check<A: Arch>(platform: &Platform<A>, reader: Cycles) {
+        let mut sim = build_without_threads(platform, &vm(Populate::Mapped)).unwrap();
+        let took = Took::default();
+        actor!(
+            sim,
+            took,
+            0,
+            0,
+            |host| host.lock(LockId::MMU, LockMode::Write).await,
+            host.unlock(LockId::MMU).await,
+            host.lock(LockId::MMU, LockMode::Read).await,
+            host.unlock(LockId::MMU).await
+        );
+        assert_eq!(sim.run(), Stopped::Finished);
+        let costs = &platform.costs;
+        assert_eq!(
+            took.borrow().iter().map(|took| took.1).collect::<Vec<_>>(),
+            [costs.lock_local, costs.unlock, costs.lock_local, reader].map(|cycles| cycles.0)
+        );
+    }
+    check(&x86(), x86().costs.lock_local);
+    // A spin lock has no readers.
+    check(&power_4k(), power_4k().costs.unlock);
+}
+
+#[test]
+fn pages_that_x86_maps_are_counted_in_a_line_that_moves() {
+    fn check<A: Arch>(platform: &Platform<A>, lines: u64) {
+        let mut sim = build_without_threads(platform, &vm(Populate::ByFaults)).unwrap();
+        let took = Took::default();
+        for thread in 0..2 {
+            let slot = Rc::clone(&took);
+            let mut faults = Faults::new(VcpuId(0), FaultPolicy::new(LockMode::Read, PageSize::SIZE_4K));
+            sim.spawn("faults", Cycles(1_000_000 * thread), move |host| {
+                Box::pin(async move {
+                    for page in 8 * thread..8 * thread + 3 {
+                        let gpa = Gpa::new(page << 12);
+                        let fault = GuestFault { gpa, access: AccessKind::Write, class: FaultClass::NotPresent };
+                        let begun = host.now().await;
+                        assert_eq!(faults.handle(&host, fault).await, PfRet::Fixed);
+                        slot.borrow_mut().push((thread, host.now().await.since(begun).0));
+                    }
+                    faults.release(&host).await;
+                })
+            });
+        }
+        assert_eq!(sim.run(), Stopped::Finished);
+        // The other thread's first fault finds the tables there, and the lines at the first thread's processor.
+        let second: Vec<u64> = took.borrow().iter().filter(|took| took.0 == 1).map(|took| took.1).collect();
+        assert_eq!(second[1], second[2]);
+        assert_eq!(second[0] - second[1], lines * platform.costs.lock_handoff.0, "{}", platform.arch.name());
+    }
+    check(&x86(), 2);
+    check(&arm64(), 1);
+}
+
+#[test]
+fn a_scan_pays_for_sections_of_srcu_around_its_calls() {
+    let platform = x86();
+    let costs = platform.costs.clone();
+    let scanned = |call: bool| {
+        let mut sim = build_without_threads(&platform, &vm(Populate::Mapped)).unwrap();
+        let took = Took::default();
+        let range = GpaRange::new(Gpa::new(0), Bytes(64 << 12));
+        actor!(sim, took, 0, 0, |host| if call {
+            let mut young = YoungBitmap::new(range, PageSize::SIZE_4K, Convention::V2);
+            assert_eq!(scan(&host, &mut young, Scan::Walk { batch: 64 }, &AgingPolicy::V6_15, None).await.calls, 1);
+        } else {
+            let mut asked = YoungBitmap::asking_for_all(range, PageSize::SIZE_4K, Convention::V1);
+            test_clear_young(&host, &mut asked, Clear::Clear, &AgingPolicy::V6_15).await;
+        });
+        assert_eq!(sim.run(), Stopped::Finished);
+        took.take()[0].1
+    };
+    let around = costs.visit + costs.lock_local.times(4) + costs.resched_check;
+    assert_eq!(scanned(true) - scanned(false), around.0);
 }
 
 #[test]
