@@ -57,3 +57,35 @@ fn power() {
     let machine = machine("ibm-power9");
     check(&Platform::new(arch::power(&machine).unwrap(), &machine), PageSize::SIZE_64K);
 }
+
+/// The largest guest that the hypervisor's changes were made for.
+fn zaps_64_tebibytes<A: Arch>(platform: &Platform<A>, page: PageSize) {
+    let vm = VmSpec {
+        memory: Bytes(64.TiB()),
+        vcpus: 1,
+        page,
+        guest: GuestPaging::Flat,
+        populate: Populate::Mapped,
+        workload: Workload::Idle,
+        seed: Seed(0),
+    };
+    let request = ZapRequest { range: vm.memory, after: Cycles(1_000) };
+    let report = compare_zap(platform, &vm, request, &strategies(), Threads::One, || {}).unwrap();
+    for row in &report.rows {
+        assert_eq!(row.host.zapped_leaves, 64.TiB() >> page.shift(), "{}: {}", report.arch, row.strategy.name);
+    }
+}
+
+#[test]
+fn every_strategy_zaps_64_tebibytes_on_every_built_in_machine() {
+    for machine in Machine::names().map(machine) {
+        let memory = Bytes(64.TiB());
+        if let Ok(formats) = arch::x86(&machine, memory) {
+            zaps_64_tebibytes(&Platform::new(formats, &machine), PageSize::SIZE_4K);
+        } else if let Ok(formats) = arch::arm64(&machine, memory) {
+            zaps_64_tebibytes(&Platform::new(formats, &machine), PageSize::SIZE_4K);
+        } else {
+            zaps_64_tebibytes(&Platform::new(arch::power(&machine).unwrap(), &machine), PageSize::SIZE_64K);
+        }
+    }
+}

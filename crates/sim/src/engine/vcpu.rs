@@ -406,7 +406,9 @@ impl<A: Arch> Vcpu<A> {
         }
     }
 
-    /// The line that an access reads or writes, from the cache that has it.
+    /// The line that an access reads or writes, from the cache that has it. What that takes beyond the first cache's latency overlaps with other accesses: as
+    /// many as there are fill buffers behind a hit in the TLB, as many as walks can be under way behind a walk. A walk that sets a flag does so by an assist,
+    /// which waits for all before it.
     #[inline]
     fn reference(&mut self, at: Hpa, walked: bool, flagged: bool, costs: &Costs) {
         let beyond = self.memory.access(at).latency.since(costs.access);

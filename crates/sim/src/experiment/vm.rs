@@ -293,9 +293,9 @@ fn largest(bytes: u64) -> PageSize {
 
 /// Host-physical addresses for tables, above all backing pages that a run may allocate.
 fn table_pool(spec: &VmSpec, output_bits: u32) -> Result<RamRange, BuildError> {
-    let base = spec.backing().0.saturating_mul(3).max(1.TiB()).next_power_of_two();
     // Twice the tables of a fully mapped guest, and room for the rest.
     let bytes = (spec.memory.0 / 128).max(1.GiB()).next_power_of_two();
+    let base = spec.backing().0.saturating_mul(3).checked_next_multiple_of(bytes.max(1.TiB())).unwrap_or(u64::MAX);
     if output_bits < 64 && base.saturating_add(bytes) > 1 << output_bits {
         return Err(BuildError::Tables(format!(
             "guest memory of {} and its tables do not fit {output_bits}-bit host addresses; use less memory, or memslots that share it (`Populate::Shared`)",

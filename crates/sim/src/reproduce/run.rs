@@ -156,9 +156,9 @@ fn root_zap<A: Arch>(platform: &Platform<A>, case: Case) -> Result<Vec<Row>, Sel
 
 fn collapse<A: Arch>(platform: &Platform<A>, case: Case) -> Result<Vec<Row>, SelftestError> {
     let unit = PageSize::SIZE_2M.bytes();
-    // Nobody waits for the processor of the test's main thread but RCU, twice in a grace period: `HZ / 10` into it, from the tick after the scan for quiescent
-    // states after the jiffy after that (kernel/rcu/tree.c, adjust_jiffies_till_sched_qs, rcu_implicit_dynticks_qs), and for ksoftirqd, which frees the
-    // thousands of tables that are due then: more than softirqs free themselves (rcu_do_batch, `blimit`; __do_softirq, `MAX_SOFTIRQ_RESTART`).
+    // Nobody waits for the processor of the test's main thread but RCU, twice in a grace period. First for the quiescent state, `HZ / 10` and three ticks into it
+    // (kernel/rcu/tree.c, adjust_jiffies_till_sched_qs): jiffies are compared strictly, the next scan sees it, the next tick asks. Then for ksoftirqd, which
+    // frees the thousands of tables that are due: more than softirqs free themselves (rcu_do_batch, `blimit`; __do_softirq, `MAX_SOFTIRQ_RESTART`).
     let grace = Cycles(platform.clock_hz / 10) + platform.costs.tick_period.times(3);
     let tick_period = Cycles(grace.0 / 2);
     let platform = &Platform { costs: Costs { tick_period, ..platform.costs.clone() }, ..platform.clone() };
