@@ -175,7 +175,8 @@ fn pages_that_x86_maps_are_counted_in_a_line_that_moves() {
                         let fault = GuestFault { gpa, access: AccessKind::Write, class: FaultClass::NotPresent };
                         let begun = host.now().await;
                         assert_eq!(faults.handle(&host, fault).await, PfRet::Fixed);
-                        slot.borrow_mut().push((thread, host.now().await.since(begun).0));
+                        let cycles = host.now().await.since(begun).0;
+                        slot.borrow_mut().push((thread, cycles));
                     }
                     faults.release(&host).await;
                 })
