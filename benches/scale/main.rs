@@ -153,7 +153,9 @@ fn vcpus() -> String {
         let (measured, mib) = measure(Case::Busy { vcpus, host: "zap", threads: 1 });
         table.row(vec![vcpus.to_string(), format!("{:.1}", measured.rate() / 1e6), mib.to_string()]);
     }
-    format!("One thread, a host that takes 2 MiB ranges away:\n\n{table}")
+    format!(
+        "One thread, a host that takes 2 MiB ranges away (each vCPU has 3 MiB of TLBs and caches, which the host's hold for some of them):\n\n{table}"
+    )
 }
 
 /// Host actors beside each other, and explored executions of growing length.

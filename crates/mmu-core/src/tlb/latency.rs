@@ -83,7 +83,12 @@ pub struct LatencyCache {
     victims: bool,
     memory: Cycles,
     memory_references: u64,
+    /// The line of the last reference, which the first level has; using it again changes no order in any level.
+    last: u64,
 }
+
+/// A line that no address is in.
+const NO_LINE: u64 = u64::MAX;
 
 impl LatencyCache {
     /// Empty caches. The seed matters to random replacement only.
@@ -104,6 +109,7 @@ impl LatencyCache {
             levels,
             memory: spec.memory,
             memory_references: 0,
+            last: NO_LINE,
         }
     }
 
@@ -111,6 +117,14 @@ impl LatencyCache {
     #[inline]
     pub fn access(&mut self, at: Hpa) -> Served {
         let line = at.raw() >> self.line_shift;
+        // PERF: programs and walks go on in a line more often than not.
+        if line == self.last
+            && let Some(first) = self.levels.first_mut()
+        {
+            first.hits += 1;
+            return Served { by: ServedBy::Cache(0), latency: first.latency };
+        }
+        self.last = line;
         if self.victims {
             return self.access_with_victims(line);
         }
@@ -162,6 +176,7 @@ impl LatencyCache {
     /// Forgets the lines of a stretch of memory (cache maintenance), looking each line up; returns how many were held,
     /// level by level.
     pub fn evict(&mut self, start: Hpa, bytes: u64) -> u64 {
+        self.last = NO_LINE;
         let Some(last) = bytes.checked_sub(1).map(|more| start.raw().saturating_add(more)) else { return 0 };
         let lines = start.raw() >> self.line_shift..=last >> self.line_shift;
         lines.map(|line| self.levels.iter_mut().map(|level| level.lines.invalidate(&line)).sum::<u64>()).sum()
@@ -177,6 +192,7 @@ impl LatencyCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::assoc::Replacement;
 
     fn small() -> LatencyCache {
         let level = |name: &str, lines, latency| CacheLevelSpec {
@@ -221,6 +237,33 @@ mod tests {
         // Eight lines in turn: four and four hold them all together, not each for itself.
         assert_eq!(round(Fill::Victims), [0, 0, 8, 8]);
         assert_eq!(round(Fill::Misses), [0, 0, 0, 16]);
+    }
+
+    #[test]
+    fn a_line_used_again_at_once_changes_nothing_else() {
+        use Replacement::{Fifo, Lru, Nru, Random, RandomHalf, TreePlru};
+        for replacement in [Lru, TreePlru, Nru, Fifo, Random, RandomHalf] {
+            let level = |lines, latency| CacheLevelSpec {
+                name: String::new(),
+                shape: Shape::new(lines, 4).unwrap().replaced_by(replacement).unwrap(),
+                latency: Cycles(latency),
+                fill: Fill::Misses,
+            };
+            let spec = CacheSpec {
+                line_bytes: 64,
+                levels: vec![level(8, 5), level(16, 16)],
+                memory: Cycles(600),
+                fill_buffers: 10,
+            };
+            let (mut once, mut often) = (LatencyCache::new(&spec, 7), LatencyCache::new(&spec, 7));
+            for i in 0..2_000_u64 {
+                let at = Hpa::new(64 * (i * i * 31 % 23));
+                assert_eq!(once.access(at), often.access(at), "{replacement:?}");
+                for _ in 0..i % 3 {
+                    assert_eq!(often.access(at + 8).by, ServedBy::Cache(0));
+                }
+            }
+        }
     }
 
     #[test]
