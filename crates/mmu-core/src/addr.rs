@@ -457,6 +457,28 @@ impl fmt::Debug for Cycles {
     }
 }
 
+/// A part of a whole, in thousandths: at most all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Share(u16);
+
+impl Share {
+    /// `share` of one; all of it beyond, and nothing below zero.
+    pub fn of_one(share: f64) -> Self {
+        Self((share.clamp(0.0, 1.0) * 1000.0).round() as u16)
+    }
+
+    /// This part of a duration.
+    pub fn of(self, whole: Cycles) -> Cycles {
+        Cycles((u128::from(whole.0) * u128::from(self.0) / 1000) as u64)
+    }
+
+    /// How long somebody takes who has this share of what he would do `alone` in.
+    pub fn stretches(self, alone: Cycles) -> Cycles {
+        let longer = u128::from(alone.0) * 1000 / u128::from(self.0.max(1));
+        Cycles(u64::try_from(longer).unwrap_or(u64::MAX))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -469,6 +491,17 @@ mod tests {
             assert_eq!((size.shift(), size.to_string()), (shift, text.to_owned()));
         }
         assert_eq!("1TiB".parse::<Bytes>().unwrap().0, 1.TiB());
+    }
+
+    #[test]
+    fn a_share_is_a_part_of_a_duration() {
+        assert_eq!(Share::of_one(0.47).of(Cycles(1000)), Cycles(470));
+        assert_eq!(Share::of_one(3.0).of(Cycles(u64::MAX)), Cycles(u64::MAX));
+        assert_eq!(Share::of_one(f64::NAN).of(Cycles(5)), Cycles(0));
+        assert_eq!(Share::default().of(Cycles(9)), Cycles(0));
+        assert_eq!(Share::of_one(0.5).stretches(Cycles(7)), Cycles(14));
+        assert_eq!(Share::of_one(1.0).stretches(Cycles::NEVER), Cycles::NEVER);
+        assert_eq!(Share::default().stretches(Cycles::NEVER), Cycles::NEVER);
     }
 
     #[test]

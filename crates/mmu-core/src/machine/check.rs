@@ -9,7 +9,7 @@ use super::raw::{
     RawArray, RawCacheLevel, RawCaches, RawFetch, RawFetchLevel, RawMachine, RawPscLevel, RawTags, RawTlb,
 };
 use super::{Arch, Clock, FetchLevel, FetchSpec, InvalidateSpec, Machine, MachineError, SocketSpec, Stages, WalkSpec};
-use crate::addr::{Cycles, Level, PageSize};
+use crate::addr::{Cycles, Level, PageSize, Share};
 use crate::assoc::{Index, Replacement, Shape};
 use crate::tlb::{
     ArraySpec, CacheLevelSpec, CacheSpec, CachesSpec, LargerPages, Port, PscLevelSpec, PscSpec, TagRules, TlbSpec,
@@ -87,7 +87,7 @@ pub(super) fn machine(raw: &RawMachine) -> Result<Machine, Vec<MachineError>> {
         shared_core_speed: sockets
             .shared_core_speed
             .as_ref()
-            .map(|speed| (checks.within("sockets.shared_core_speed", speed, 0.1, 1.0) * 1000.0).round() as u64),
+            .map(|speed| Share::of_one(checks.within("sockets.shared_core_speed", speed, 0.1, 1.0))),
     });
     let software_ns = raw.software_ns.iter();
     let software_ns = software_ns

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use cost::Costs;
 pub use error::MachineError;
 
-use crate::addr::{Cycles, PageSize};
+use crate::addr::{Cycles, PageSize, Share};
 use crate::assoc::Shape;
 use crate::geometry::Geometry;
 use crate::tlb::{ArrayError, CacheSpec, CachesSpec, LatencyCache, TranslationCaches};
@@ -180,8 +180,8 @@ pub struct SocketSpec {
     pub cores: u32,
     /// Moving a line from one socket to another.
     pub line_transfer: Cycles,
-    /// How fast a thread runs while another one runs on the same core, in thousandths of its speed alone; `None`: a core runs one thread.
-    pub shared_core_speed: Option<u64>,
+    /// How fast a thread runs while another one runs on the same core, of its speed alone; `None`: a core runs one thread.
+    pub shared_core_speed: Option<Share>,
 }
 
 impl SocketSpec {

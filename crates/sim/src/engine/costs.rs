@@ -1,10 +1,9 @@
 //! What events cost on one machine, in cycles: the machine sheet's figures as the engine uses them.
 
-use mmu_core::Cycles;
 use mmu_core::machine::{Arch, Machine, SocketSpec, WalkSpec};
+use mmu_core::{Cycles, Share};
 
 use super::lock::{LockCosts, LockKind};
-use super::op::LockMode;
 
 /// Cycles of every event the engine charges. One field per event; the sheet says where each figure comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -80,11 +79,9 @@ pub struct Costs {
     // ---- guest ----
     /// One access that hits the first-level TLB.
     pub access: Cycles,
-    /// Lines on their way from beyond the first cache at the same time, for accesses that hit the TLB.
-    pub lines_at_once: u64,
-    /// The same for accesses that miss it.
-    pub walks_at_once: u64,
-    /// What walks take: once, and for each reference.
+    /// Lines that may be on their way from beyond the first cache at the same time.
+    pub fill_buffers: u32,
+    /// What walks take: once, and for each reference; and how many may be under way.
     pub walk: WalkSpec,
     /// Setting an accessed or dirty flag.
     pub assist: Cycles,
@@ -104,22 +101,6 @@ pub struct Costs {
     pub invalidate_fetched_4k: Cycles,
     /// A round trip to the user-space monitor.
     pub user_exit: Cycles,
-}
-
-/// A part of a duration, in thousandths: at most all of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Share(u16);
-
-impl Share {
-    /// `share` of one; all of it beyond, and nothing below zero.
-    pub fn of_one(share: f64) -> Self {
-        Self((share.clamp(0.0, 1.0) * 1000.0).round() as u16)
-    }
-
-    /// This part of a duration.
-    pub fn of(self, whole: Cycles) -> Cycles {
-        Cycles((u128::from(whole.0) * u128::from(self.0) / 1000) as u64)
-    }
 }
 
 impl Costs {
@@ -168,8 +149,7 @@ impl Costs {
             broadcast_share: Share::of_one(machine.invalidate.contention_slope),
             broadcast_victim,
             access: machine.caches.levels.first().map_or(Cycles(4), |level| level.latency),
-            lines_at_once: machine.caches.fill_buffers.max(1).into(),
-            walks_at_once: machine.walk.in_flight.max(1).into(),
+            fill_buffers: machine.caches.fill_buffers,
             walk: machine.walk,
             assist: sheet.assist_accessed,
             guest_fault: sheet.guest_fault,
@@ -187,14 +167,6 @@ impl Costs {
         LockCosts { local: self.lock_local, unlock: self.unlock, handoff: self.lock_handoff, sockets: self.sockets }
     }
 
-    /// Giving `mmu_lock` back while its line is here.
-    pub(crate) fn unlock_mmu(&self, mode: LockMode) -> Cycles {
-        match (self.mmu_lock, mode) {
-            (LockKind::ReadWrite, LockMode::Read) => self.lock_local,
-            (LockKind::Spin, _) | (LockKind::ReadWrite, LockMode::Write) => self.unlock,
-        }
-    }
-
     /// The longest window that hides no cross-processor event: nothing one processor does reaches another sooner. What costs nothing here does not exist on the
     /// machine: x86 has no broadcasts. Not longer than the longest with which contended runs end to the cycle as with the shortest (`cargo bench --bench scale`).
     pub fn window(&self) -> Cycles {
@@ -208,14 +180,6 @@ impl Costs {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_share_is_a_part_of_a_duration() {
-        assert_eq!(Share::of_one(0.47).of(Cycles(1000)), Cycles(470));
-        assert_eq!(Share::of_one(3.0).of(Cycles(u64::MAX)), Cycles(u64::MAX));
-        assert_eq!(Share::of_one(f64::NAN).of(Cycles(5)), Cycles(0));
-        assert_eq!(Share::default().of(Cycles(9)), Cycles(0));
-    }
 
     #[test]
     fn a_window_is_as_long_as_the_quickest_event_that_the_machine_has() {

@@ -168,6 +168,11 @@ impl SimLock {
         taken + costs.local
     }
 
+    /// What a holder takes to give it back while its line is here.
+    pub(crate) fn giving_back(&self, costs: LockCosts) -> Cycles {
+        if self.exclusive { costs.unlock } else { costs.local }
+    }
+
     /// Gives the lock back; those who may go on now are pushed onto `granted`. Returns when the actor itself goes on, or `None` when it did not
     /// hold the lock. A reader takes itself off the count: if other readers came or went meanwhile, the line has to come back first.
     pub(crate) fn release(
@@ -178,8 +183,8 @@ impl SimLock {
         granted: &mut Vec<Granted>,
     ) -> Option<Cycles> {
         let i = self.holders.iter().position(|&holder| holder == actor)?;
-        let takes = if self.exclusive { costs.unlock } else { costs.local };
-        let now = if self.line.last == Some(actor) { now } else { self.line.fetch(actor, now, costs) } + takes;
+        let here = if self.line.last == Some(actor) { now } else { self.line.fetch(actor, now, costs) };
+        let now = here + self.giving_back(costs);
         self.holders.swap_remove(i);
         while let Some(&next) = self.queue.front() {
             let may = match next.mode {

@@ -124,8 +124,8 @@ fn share_cores<A: Arch>(vcpus: &mut [Vcpu<A>], sockets: Option<SocketSpec>) {
     }
     for i in 0..vcpus.len() {
         let sibling = sockets.sibling(i).and_then(|sibling| vcpus.get(sibling));
-        let shared = sibling.is_some_and(|sibling| sibling.mode == Mode::Guest);
-        vcpus[i].speed = if shared { speed } else { 1000 };
+        let both = sibling.is_some_and(|sibling| sibling.mode == Mode::Guest);
+        vcpus[i].shared = both.then_some(speed);
     }
 }
 

@@ -182,7 +182,8 @@ impl<A: Arch> World<A> {
         let mut pace = Pace::new(asks, self.arch.two().geometry(), ask.level, costs);
         pace.slice = self.costs.tick_period.0;
         pace.begin = self.costs.lock_local.0;
-        pace.between = (flush + self.costs.unlock_mmu(ask.lock) + self.costs.reschedule).0;
+        let unlock = self.locks[LockId::MMU.0 as usize].giving_back(self.costs.lock());
+        pace.between = (flush + unlock + self.costs.reschedule).0;
         (work > Cycles::ZERO).then_some(pace)
     }
 

@@ -167,7 +167,7 @@ impl<A: Arch> Vcpu<A> {
             requests,
             current,
             // Each window says it anew.
-            speed: _,
+            shared: _,
             // Of judges, which keep nothing.
             probing: _,
             // Nothing at the end of a window, in a run that has not failed and that nobody records.

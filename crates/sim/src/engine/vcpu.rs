@@ -11,7 +11,7 @@ use mmu_core::tlb::{
 };
 use mmu_core::{
     Access, AccessKind, Cycles, Denial, FaultClass, Flush, Format, Gpa, Gva, Hpa, Level, Overlap, Perms, Privilege,
-    Purpose, Uncached,
+    Purpose, Share, Uncached,
 };
 
 use super::cleanliness::{Cleanliness, GuestCaches};
@@ -234,8 +234,8 @@ pub struct Vcpu<A: Arch> {
     pub(crate) guest_caches: GuestCaches,
     /// Translations of different sizes for one address may be cached here.
     pub(super) overlapped: bool,
-    /// How fast it runs guest code in this window, in thousandths: less than 1,000 while its core runs another vCPU too.
-    pub(crate) speed: u64,
+    /// How fast it runs guest code in this window, if its core runs another vCPU too.
+    pub(crate) shared: Option<Share>,
     /// Interruptions of this window, if somebody records.
     pub(super) served: Option<Vec<Served>>,
     pub(super) modified: Modified,
@@ -293,7 +293,7 @@ impl<A: Arch> Vcpu<A> {
             log: FlagLog::default(),
             guest_caches: GuestCaches::On,
             overlapped: false,
-            speed: 1000,
+            shared: None,
             served: None,
             modified: Modified::default(),
             stores: Stores::default(),
@@ -375,10 +375,15 @@ impl<A: Arch> Vcpu<A> {
             let outcome = self.access(&access, Privilege::User, view);
             if let Outcome::Done(at) | Outcome::LogFull(at) = outcome {
                 self.stats.accesses += 1;
-                self.reference(at, self.stats.walks != walks, self.stats.flag_updates != flags, view.costs);
+                let at_once = match (self.stats.walks != walks, self.stats.flag_updates != flags) {
+                    (_, true) => 1,
+                    (true, false) => view.costs.walk.in_flight,
+                    (false, false) => view.costs.fill_buffers,
+                };
+                self.reference(at, at_once, view.costs);
             }
-            if self.speed < 1000 {
-                self.clock = before + Cycles(self.clock.since(before).0 * 1000 / self.speed);
+            if let Some(speed) = self.shared {
+                self.clock = before + speed.stretches(self.clock.since(before));
             }
             match outcome {
                 Outcome::Done(_) => {}
@@ -406,18 +411,13 @@ impl<A: Arch> Vcpu<A> {
         }
     }
 
-    /// The line that an access reads or writes, from the cache that has it. What that takes beyond the first cache's latency overlaps with other accesses: as
-    /// many as there are fill buffers behind a hit in the TLB, as many as walks can be under way behind a walk. A walk that sets a flag does so by an assist,
-    /// which waits for all before it.
+    /// The line that an access reads or writes, from the cache that has it. What that takes beyond the first cache's latency overlaps with that of so many
+    /// accesses: as many as there are fill buffers behind a hit in the TLB, as many as walks can be under way behind a walk. A walk that sets a flag does so by
+    /// an assist, which waits for all before it.
     #[inline]
-    fn reference(&mut self, at: Hpa, walked: bool, flagged: bool, costs: &Costs) {
+    fn reference(&mut self, at: Hpa, at_once: u32, costs: &Costs) {
         let beyond = self.memory.access(at).latency.since(costs.access);
-        let at_once = match (walked, flagged) {
-            (_, true) => 1,
-            (true, false) => costs.walks_at_once,
-            (false, false) => costs.lines_at_once,
-        };
-        self.clock += Cycles(beyond.0 / at_once);
+        self.clock += Cycles(beyond.0 / u64::from(at_once.max(1)));
     }
 
     /// What a second-stage fault invalidates by itself where a denied access walks again (EPT violations, Intel SDM vol. 3, 29.4.3.1): what is cached for the

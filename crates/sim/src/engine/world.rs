@@ -568,6 +568,7 @@ impl<A: Arch> World<A> {
             Work::SplitChild => self.costs.split_child,
             // A line that nobody takes away; whoever spends it gets the line moved.
             Work::MmapLock | Work::PageStats => self.costs.lock_local,
+            // A full barrier takes as long as a locked operation.
             Work::NotifierCall => self.costs.visit + self.costs.lock_local.times(4),
             Work::GracePeriod => self.costs.rcu_expedited,
             Work::ColdLines(lines) => self.costs.cold_line.times(lines),

@@ -2,7 +2,7 @@
 
 use crate::common::{small_vm, x86};
 use mmu_core::machine::SocketSpec;
-use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Gpa, GpaRange, Gva, PageSize};
+use mmu_core::{AccessKind, ByteUnits, Bytes, Cycles, Gpa, GpaRange, Gva, PageSize, Share};
 use mmu_sim::engine::{GuestPaging, LockMode, Stopped, VcpuId, VcpuStats};
 use mmu_sim::experiment::{Populate, VmSpec, build_without_threads};
 use mmu_sim::protocols::aging::{AgingPolicy, clear_young};
@@ -58,7 +58,7 @@ fn lines(pages: Pages, accesses: &[(u64, AccessKind)]) -> (u64, VcpuStats) {
 fn lines_overlap_as_walks_do_and_an_access_that_sets_a_flag_waits_for_its_line() {
     let costs = x86().costs;
     let line = costs.cold_line.0 - costs.access.0;
-    let (walked, hit) = (line / costs.walks_at_once, line / costs.lines_at_once);
+    let (walked, hit) = (line / u64::from(costs.walk.in_flight), line / u64::from(costs.fill_buffers));
     let of = |pages, accesses: &[_]| {
         let (cycles, stats) = lines(pages, accesses);
         (stats.walks, stats.flag_updates, cycles)
@@ -80,12 +80,13 @@ fn two_vcpus_on_one_core_get_in_each_others_way() {
     let accesses: Vec<_> = (0..500).map(|page| (page << 12, READ)).collect();
     let sockets =
         |cores, shared_core_speed| Some(SocketSpec { number: 2, cores, line_transfer: Cycles(500), shared_core_speed });
+    let half = Some(Share::of_one(0.5));
     let finished = |vcpus, sockets| {
         run(vcpus, sockets, Pages::Young, &accesses).iter().map(|stats| stats.finished.0).collect::<Vec<_>>()
     };
     let alone = finished(1, None)[0];
-    assert_eq!(finished(4, sockets(2, Some(500))), [alone; 4], "each has a core");
-    assert_eq!(finished(4, sockets(1, Some(500))), [2 * alone; 4], "two on each of two cores");
+    assert_eq!(finished(4, sockets(2, half)), [alone; 4], "each has a core");
+    assert_eq!(finished(4, sockets(1, half)), [2 * alone; 4], "two on each of two cores");
     assert_eq!(finished(4, sockets(1, None)), [alone; 4], "the sheet has one thread for each core");
-    assert_eq!(finished(3, sockets(1, Some(500))), [2 * alone, alone, 2 * alone], "one has a core of its own");
+    assert_eq!(finished(3, sockets(1, half)), [2 * alone, alone, 2 * alone], "one has a core of its own");
 }
